@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# Compiled programs are kept between test runs: most of a run's time is XLA compiling.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+
+.PHONY: help demo test test-all lint types format clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo  ## Real ImageNet weights into ResNet18, trained on real photographs.
+	$(VENV)/bin/python -m train --source efficientnet_lite0 --target resnet18 --dataset elpv
+
+test: lint types  ## Lint, types and the default tests.
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-all: lint types  ## As test, with the slow sweeps.
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.test  ## Formatting and ruff's rules.
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+types: $(VENV)/.test  ## Static types.
+	$(VENV)/bin/pyright
+
+format: $(VENV)/.test  ## Rewrite the files as lint wants them.
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --editable '.[demo]'
+	@touch $@
+
+# torch goes first and alone, pinned: a later resolution then finds it installed and leaves it.
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@ $(VENV)/.demo
+
+clean:  ## Remove the environment and all caches.
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist
