@@ -1,0 +1,24 @@
+import os
+
+# Before jax is imported. Two devices let the sharding tests run on any machine; without the
+# optimizer XLA compiles the many small programs of the tests several times faster.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+)
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "float32")
+
+# The first example of a property compiles, so a deadline would measure the compiler.
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)

@@ -1,0 +1,37 @@
+"""What several test modules share: torchvision beside a CPU-only torch, and comparisons."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+
+
+def import_torchvision() -> ModuleType:
+    """Imports torchvision, also where its wheel's C++ operators cannot be loaded.
+
+    The wheel links CUDA; beside a CPU-only torch its operator library stays unloaded, and the
+    Python part then asks for two operators' schemas at import. Neither is called by a classifier.
+    """
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+
+        torchvision._schemas = library  # type: ignore[attr-defined]  # else they are dropped again
+    return torchvision
+
+
+def relative_error(actual: object, expected: object) -> float:
+    """Largest absolute difference over the largest expected magnitude."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30))
