@@ -1,0 +1,44 @@
+"""Small parameter trees that several test modules plan with."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tlv_jax import models
+
+VGG16_TO_RESNET18 = [0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9, 10, 10, 11, 12, 12]
+
+
+@functools.cache
+def shapes(name, num_classes=10):
+    """The variables of an architecture of the zoo as `jax.ShapeDtypeStruct`s."""
+    model = models.create(name, num_classes=num_classes)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def source_tree():
+    """A three-layer network with biases and a norm."""
+    return {
+        "conv1": {"kernel": normal(0, 3, 3, 3, 8), "bias": normal(1, 8)},
+        "bn1": {"scale": normal(2, 8), "bias": normal(3, 8)},
+        "conv2": {"kernel": normal(4, 3, 3, 8, 8), "bias": normal(5, 8)},
+        "conv10": {"kernel": normal(6, 1, 1, 8, 16), "bias": normal(7, 16)},
+        "fc": {"kernel": normal(8, 16, 20), "bias": normal(9, 20)},
+    }
+
+
+def target_tree():
+    """A smaller network, its kernels 5x5, with a norm of another width."""
+    return {
+        "conv1": {"kernel": normal(10, 5, 5, 3, 6), "bias": normal(11, 6)},
+        "bn1": {"scale": normal(12, 6), "bias": normal(13, 6)},
+        "conv2": {"kernel": normal(14, 3, 3, 6, 4), "bias": normal(15, 4)},
+        "fc": {"kernel": normal(16, 4, 2), "bias": normal(17, 2)},
+    }

@@ -1,0 +1,48 @@
+"""Carry pretrained weights into any other convolutional architecture.
+
+    new_params = tlv_jax.transfer(src_params, dst_params)
+
+The core: pure functions over parameter pytrees, on jax and numpy alone.
+"""
+
+from tlv_jax import rules
+from tlv_jax.crossover import crossover
+from tlv_jax.errors import (
+    NonFiniteSourceError,
+    NoSourceLayerError,
+    OptionError,
+    ParameterTreeError,
+    PlanMismatchError,
+    TLVError,
+)
+from tlv_jax.matching import match_by_index
+from tlv_jax.planning import plan_transfer
+from tlv_jax.report import LayerReport, TransferReport, report
+from tlv_jax.standardization import standardize_flat
+from tlv_jax.tracing import trace_layers
+from tlv_jax.transfer import apply_transfer, transfer
+from tlv_jax.types import Layer, LayerPair, TransferPlan, Untouched
+
+__all__ = [
+    "Layer",
+    "LayerPair",
+    "LayerReport",
+    "NoSourceLayerError",
+    "NonFiniteSourceError",
+    "OptionError",
+    "ParameterTreeError",
+    "PlanMismatchError",
+    "TLVError",
+    "TransferPlan",
+    "TransferReport",
+    "Untouched",
+    "apply_transfer",
+    "crossover",
+    "match_by_index",
+    "plan_transfer",
+    "report",
+    "rules",
+    "standardize_flat",
+    "trace_layers",
+    "transfer",
+]

@@ -1,0 +1,77 @@
+"""Name the leaves of any pytree by paths, and order those paths as a reader would."""
+
+import re
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from tlv_jax.errors import ParameterTreeError
+from tlv_jax.types import PyTree
+
+__all__ = ["array_leaves", "is_array", "leaf_path", "natural_key", "split_path"]
+
+# Boxes around one array, as NNX variables and Linen's partitioned parameters are, put these last.
+BOX_ATTRIBUTES = frozenset({"value", "raw_value", "get_value"})
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf has the shape and dtype of an array; `jax.ShapeDtypeStruct` has both."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def leaf_path(keys: tuple[Any, ...]) -> str:
+    """Joins JAX's key path by `/`: `(DictKey('conv1'), DictKey('kernel'))` -> `conv1/kernel`."""
+    if keys and isinstance(keys[-1], GetAttrKey) and keys[-1].name in BOX_ATTRIBUTES:
+        keys = keys[:-1]
+    return "/".join(_component(key) for key in keys)
+
+
+def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
+    """Returns the array leaves of a tree by path, in the tree's own order.
+
+    Args:
+      tree: any pytree; leaves that are not arrays are passed over.
+      name: what to call the tree in an error, `src_params` for example.
+
+    Raises:
+      ParameterTreeError: if there is no array, or two leaves have one path.
+    """
+    leaves: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_array(leaf):
+            continue
+        path = leaf_path(keys)
+        if path in leaves:
+            raise ParameterTreeError(
+                f"{name}: two leaves have the path {path!r}, so a plan cannot tell them apart. "
+                "Rename one of the keys."
+            )
+        leaves[path] = leaf
+    if not leaves:
+        raise ParameterTreeError(
+            f"{name}: expected a pytree of arrays, got a {type(tree).__name__} without any. Pass "
+            "the parameters, for example model.init(...)['params']."
+        )
+    return leaves
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """Splits a leaf's path into its module's, empty for a bare leaf, and its own name."""
+    module, _, name = path.rpartition("/")
+    return module, name
+
+
+def natural_key(path: str) -> tuple[tuple[int, int | str], ...]:
+    """Sorts numbers within a path by value: `layer2` before `layer10`."""
+    parts = re.findall(r"\d+|[^\d/.]+", path)
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts)
+
+
+def _component(key: Any) -> str:
+    match key:
+        case DictKey(key=name) | FlattenedIndexKey(key=name) | GetAttrKey(name=name):
+            return str(name)
+        case SequenceKey(idx=index):
+            return str(index)
+    return str(key)

@@ -1,0 +1,128 @@
+"""Turn a parameter tree into an ordered list of layers.
+
+Works on shapes alone. Kernels are told by their names and ranks: `kernel` and `w` hold
+`[*spatial, I, O]` (Flax, Haiku), `weight` holds `[O, I, *spatial]` (Equinox, torch); a leaf of
+another name counts as a layer by itself if it has two axes (dense) or four or five (conv).
+`trace_layers` needs no such conventions.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from tlv_jax.errors import ParameterTreeError
+from tlv_jax.execution_order import sort_modules
+from tlv_jax.paths import array_leaves, split_path
+from tlv_jax.types import Kind, Layer, PyTree
+
+__all__ = ["find_layers", "standardize_flat"]
+
+COLLECTIONS = ("params", "batch_stats")  # Linen's: one module has leaves in both
+CHANNELS_LAST = frozenset({"kernel", "w"})
+CHANNELS_FIRST = frozenset({"weight"})
+NORM_SCALES = frozenset({"scale", "weight"})
+BIASES = frozenset({"bias", "b", "offset"})
+STATISTICS = frozenset({"mean", "var"})
+# Attention projections [D, heads, D'] look like one-dimensional convs; only a trace can tell.
+ATTENTION = frozenset({"query", "key", "value", "out"})
+
+
+def standardize_flat(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer, ...]:
+    """Flattens to the layers of the given kinds, in order (TLVFC's `FlattenStandardization`).
+
+    Args:
+      layers: all layers of a tree in execution order.
+      kinds: which of `conv`, `dense` and `norm` take part.
+    """
+    return tuple(layer for layer in layers if layer.kind in kinds)
+
+
+def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str]:
+    """Lists the layers of a parameter tree.
+
+    Args:
+      tree: any pytree of arrays or `jax.ShapeDtypeStruct`s.
+      name: what to call the tree in an error.
+
+    Returns:
+      The layers in order, and in words how that order was found.
+
+    Raises:
+      ParameterTreeError: if the tree holds no array, or a layer with an axis of size 0.
+    """
+    modules: dict[str, dict[str, str]] = defaultdict(dict)
+    leaves = array_leaves(tree, name=name)
+    collections = any(path.startswith("params/") for path in leaves)
+    for path in leaves:
+        module, leaf_name = split_path(path)
+        if collections and path.split("/")[0] in COLLECTIONS:
+            module = module.partition("/")[2]
+        modules[module][leaf_name] = path
+    order, how = sort_modules([module for module in modules if module])
+    layers: list[Layer] = []
+    for module in [*order, *([""] if "" in modules else [])]:
+        layers.extend(_layers_of_module(module, modules[module], leaves))
+    for layer in layers:
+        if 0 in layer.shape:
+            raise ParameterTreeError(
+                f"{name}: leaf {layer.weight!r} of shape {leaves[layer.weight].shape} is empty. "
+                "Leave it out of the tree."
+            )
+    return tuple(layers), how
+
+
+def _layers_of_module(module: str, names: dict[str, str], leaves: dict[str, Any]) -> list[Layer]:
+    """The layers that one module's own leaves make up: none, one, or one a bare kernel."""
+    layers: list[Layer] = []
+    vectors = _vectors(names, leaves)
+    for name, path in names.items():
+        leaf = leaves[path]
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        named = name in CHANNELS_LAST | CHANNELS_FIRST | NORM_SCALES
+        kind = _kind(module, name, leaf.ndim)
+        if kind is None:
+            continue
+        axes = tuple(range(leaf.ndim))
+        if name in CHANNELS_FIRST and kind != "norm":
+            axes = (*axes[2:], 1, 0)
+        layers.append(
+            Layer(
+                path=_layer_path(module, path) if named else path,
+                kind=kind,
+                weight=path,
+                shape=tuple(int(leaf.shape[axis]) for axis in axes),
+                axes=axes,
+                vectors=vectors if named else (),
+            )
+        )
+    return layers
+
+
+def _layer_path(module: str, weight: str) -> str:
+    """The weight's module as the tree spells it, collection included."""
+    return split_path(weight)[0] or weight
+
+
+def _kind(module: str, name: str, ndim: int) -> Kind | None:
+    if name in NORM_SCALES and ndim == 1:
+        return "norm"
+    if name in CHANNELS_LAST | CHANNELS_FIRST:
+        if ndim == 3 and module.rpartition("/")[2] in ATTENTION:
+            return None
+        return "dense" if ndim == 2 else "conv" if ndim > 2 else None
+    if name in BIASES | STATISTICS | NORM_SCALES:
+        return None
+    return {2: "dense", 4: "conv", 5: "conv"}.get(ndim)  # type: ignore[return-value]
+
+
+def _vectors(names: dict[str, str], leaves: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Bias and running statistics of a module, by one name each."""
+    found = []
+    for name, path in names.items():
+        shape = leaves[path].shape
+        if name in BIASES | STATISTICS and max(shape, default=0) == leaves[path].size:
+            found.append(("bias" if name in BIASES else name, path))
+    return tuple(sorted(found))
