@@ -1,0 +1,76 @@
+"""Slow, obvious NumPy versions of what the library computes, to hold it to.
+
+Decisions on the published code's quirks, where the oracle follows the library and not the code:
+
+- Random choice is not modelled here; the library draws without replacement.
+- Interleaved choice starts at rank 0 where starting at rank 1 would come out short.
+- Two-tailed choice of an odd count takes its extra channel from the upper end when it keeps, and
+  drops the last source channel when it places (as recorded).
+- An axis that grows by an odd number has its extra row at the end.
+- Growing outputs while shrinking inputs places into the target's own kernel.
+"""
+
+import numpy as np
+
+
+def choose(variance, count, how):
+    order = list(np.argsort(variance, kind="stable"))
+    if how == "max":
+        return order[len(order) - count :]
+    if how == "min":
+        return order[:count]
+    if how == "two_tailed":
+        return order[: count // 2] + order[len(order) - (count - count // 2) :]
+    step = len(order) // count
+    chosen = order[1::step][:count]
+    return chosen if len(chosen) == count else order[0::step][:count]
+
+
+def resize(kernel, spatial, pool):
+    """`[*S, I, O] -> [*spatial, I, O]` for equal ranks, zero padding."""
+    for axis, size in enumerate(spatial):
+        window = kernel.shape[axis] - size + 1
+        if window > 1:
+            reduce = {"avg": np.mean, "max": np.max}[pool]
+            slices = [
+                reduce(np.take(kernel, range(i, i + window), axis), axis) for i in range(size)
+            ]
+            kernel = np.stack(slices, axis)
+    for axis, size in enumerate(spatial):
+        grow = size - kernel.shape[axis]
+        if grow > 0:
+            widths = [(0, 0)] * kernel.ndim
+            widths[axis] = (grow // 2, grow - grow // 2)
+            kernel = np.pad(kernel, widths)
+    return kernel
+
+
+def variance_rule(source, target, keep, remove, pool="avg"):
+    """The variance rule with zero padding and without the shuffle, filter by filter."""
+    *spatial, inputs, outputs = target.shape
+    source = resize(source, spatial, pool)
+    result = target.copy()
+    places = list(range(outputs))
+    if source.shape[-1] > outputs:
+        variance = [source[..., o].var() for o in range(source.shape[-1])]
+        source = source[..., choose(variance, outputs, keep)]
+    elif source.shape[-1] < outputs:
+        count = placed(source.shape[-1], remove)
+        places = choose([target[..., o].var() for o in range(outputs)], count, remove)
+    for o, place in enumerate(places):
+        filter_ = source[..., o]
+        if filter_.shape[-1] > inputs:
+            variance = [filter_[..., i].var() for i in range(filter_.shape[-1])]
+            filter_ = filter_[..., choose(variance, inputs, keep)]
+        slots = list(range(inputs))
+        if filter_.shape[-1] < inputs:
+            count = placed(filter_.shape[-1], remove)
+            variance = [target[..., i, place].var() for i in range(inputs)]
+            slots = choose(variance, count, remove)
+        for i, slot in enumerate(slots):
+            result[..., slot, place] = filter_[..., i]
+    return result
+
+
+def placed(count, remove):
+    return count - count % 2 if remove == "two_tailed" and count > 1 else count

@@ -1,0 +1,47 @@
+"""Feature crossover: a frozen pretrained network lends some of its features."""
+
+import jax
+import jax.numpy as jnp
+
+from tlv_jax.errors import OptionError, ParameterTreeError
+from tlv_jax.types import Array
+
+__all__ = ["crossover"]
+
+
+def crossover(
+    key: Array, features: Array, support_features: Array, rate: float | Array = 0.1
+) -> Array:
+    """Replaces each feature, with probability `rate`, by the same feature of the support network.
+
+    Source: TLVFC (2024), `uniform_crossover` in its published code. Departs from it by drawing for
+    each example on its own, where the published code draws one mask for the whole batch, and by
+    returning a new array where it writes into the forward pass's. No gradient reaches the support
+    features.
+
+    Args:
+      key: random key, consumed.
+      features: `[B, D]`, of the network in training.
+      support_features: `[B, D']`, of the frozen network on the same images. Where the widths
+        differ, the first `min(D, D')` features take part.
+      rate: probability in [0, 1] of replacing a feature.
+
+    Returns:
+      `[B, D]` in the dtype of `features`.
+
+    Raises:
+      ParameterTreeError: if the shapes are not `[B, D]` and `[B, D']`.
+      OptionError: if `rate` is a number outside [0, 1].
+    """
+    if features.ndim != 2 or support_features.ndim != 2 or len(features) != len(support_features):
+        raise ParameterTreeError(
+            "crossover: expected features [B, D] and support_features [B, D'] of the same images, "
+            f"got {features.shape} and {support_features.shape}. Pool and flatten them first."
+        )
+    if isinstance(rate, int | float) and not 0 <= rate <= 1:
+        raise OptionError(f"crossover: rate={rate} is not a probability in [0, 1].")
+    shared = min(features.shape[1], support_features.shape[1])
+    lent = jax.lax.stop_gradient(support_features[:, :shared]).astype(features.dtype)
+    lend = jax.random.bernoulli(key, rate, lent.shape)
+    crossed = jnp.where(lend, lent, features[:, :shared])
+    return jnp.concatenate([crossed, features[:, shared:]], axis=1)
