@@ -1,0 +1,72 @@
+import functools
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trees
+
+import tlv_jax
+from tlv_jax import rules
+
+
+def make(key, source, target, **options):
+    plan = tlv_jax.plan_transfer(source, target, **options)
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    return tlv_jax.report(plan, source, target, new), new
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "share"),
+    [
+        ((3, 3, 8, 8), (3, 3, 4, 4), 1.0),
+        ((3, 3, 4, 4), (3, 3, 8, 8), 1 / 4),
+        ((3, 3, 4, 4), (5, 5, 4, 4), 9 / 25),
+        ((1, 1, 4, 8), (3, 3, 8, 4), 1 / 18),
+        ((5, 5, 4, 4), (3, 3, 4, 4), 1.0),
+    ],
+)
+def test_the_share_counts_what_comes_from_the_source(key, source, target, share):
+    trees_of = [{"conv": {"kernel": trees.normal(i, *s)}} for i, s in enumerate((source, target))]
+    report, _ = make(key, *trees_of)
+    assert report.rows[0].share == pytest.approx(share)
+
+
+@pytest.mark.parametrize("rule", [rules.clip, functools.partial(rules.variance, pad="init")])
+def test_the_share_knows_any_rule(key, rule):
+    source = {"conv": {"kernel": trees.normal(0, 1, 1, 4, 4)}}
+    target = {"conv": {"kernel": trees.normal(1, 3, 3, 4, 4)}}
+    report, _ = make(key, source, target, rule=rule)
+    assert report.rows[0].share == pytest.approx(1 / 9)
+
+
+def test_rows_hold_names_shapes_and_spreads(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    report, new = make(key, source, target, kinds=("conv", "norm"))
+    rows = {row.target: row for row in report.rows}
+    assert set(rows) == {"conv1", "conv2", "bn1", "fc"}
+    row = rows["conv1"]
+    assert (row.source, row.source_shape, row.target_shape) == ("conv1", (3, 3, 3, 8), (5, 5, 3, 6))
+    assert row.std_before == pytest.approx(target["conv1"]["kernel"].std(), rel=1e-5)
+    assert row.std_after == pytest.approx(np.asarray(new["conv1"]["kernel"]).std(), rel=1e-5)
+    assert (rows["fc"].source, rows["fc"].share, rows["fc"].rule) == (None, 0.0, "statistics")
+    assert rows["bn1"].rule == "clip"
+
+
+def test_it_prints_as_a_table_and_writes_json(key):
+    report, _ = make(key, trees.source_tree(), trees.target_tree())
+    text = str(report)
+    assert text.splitlines()[0].split() == [
+        "target", "shape", "source", "shape", "from", "source", "std", "before", "std", "after",
+    ]  # fmt: skip
+    assert "untouched: 4 leaves" in text
+    record = json.loads(report.to_json())
+    assert [row["target"] for row in record["rows"]] == [row.target for row in report.rows]
+    assert record["untouched"][0]["reason"]
+
+
+def test_half_precision_targets_are_measured_in_float32(key):
+    target = {"conv": {"kernel": jnp.full((1, 1, 64, 64), 300, jnp.float16)}}
+    source = {"conv": {"kernel": np.full((1, 1, 64, 64), 0.5, np.float32)}}
+    report, _ = make(key, source, target)
+    assert report.rows[0].std_before == 0

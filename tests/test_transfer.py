@@ -1,0 +1,270 @@
+import contextlib
+import functools
+
+import chex
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trees
+from flax import nnx
+from flax.core import FrozenDict, freeze
+from jax.sharding import NamedSharding, PartitionSpec
+
+import tlv_jax
+from tlv_jax import rules
+from tlv_jax.kernels import shuffle_channels
+
+ALL = ("conv", "dense", "norm", "bias")
+exact = functools.partial(rules.variance, keep="max", remove="min", shuffle=False)
+
+
+def identity(key, source, target):
+    """A rule that can only serve equal shapes."""
+    assert source.shape == target.shape
+    return source
+
+
+def test_the_one_liner_keeps_structure_shapes_and_dtypes():
+    source, target = trees.source_tree(), trees.target_tree()
+    before = jax.tree.map(np.copy, target)
+    new = tlv_jax.transfer(source, target)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, target)
+    chex.assert_trees_all_equal(target, before)
+    chex.assert_tree_all_finite(new)
+    assert not np.array_equal(new["conv1"]["kernel"], target["conv1"]["kernel"])
+    assert new["bn1"]["scale"] is target["bn1"]["scale"]
+    assert not new["fc"]["bias"].any()
+
+
+def test_each_kernel_is_what_the_rule_makes_of_its_pair(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    plan = tlv_jax.plan_transfer(source, target, rule=exact)
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    for source_path, path in plan.pairs:
+        expected = exact(key, source[source_path]["kernel"], target[path]["kernel"])
+        np.testing.assert_array_equal(new[path]["kernel"], expected)
+
+
+def test_vectors_are_clipped(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    plan = tlv_jax.plan_transfer(source, target, kinds=ALL)
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    np.testing.assert_array_equal(new["bn1"]["scale"], source["bn1"]["scale"][1:7])
+    np.testing.assert_array_equal(new["bn1"]["bias"], source["bn1"]["bias"][1:7])
+    np.testing.assert_array_equal(new["conv1"]["bias"], source["conv1"]["bias"][1:7])
+    np.testing.assert_array_equal(new["fc"]["bias"], source["fc"]["bias"][9:11])
+
+
+def test_running_statistics_follow_their_norm(key):
+    def variables(seed, channels):
+        return {
+            "params": {"bn": {"scale": trees.normal(seed, channels), "bias": np.zeros(channels)}},
+            "batch_stats": {"bn": {"mean": trees.normal(1, channels), "var": np.ones(channels)}},
+        }
+
+    source, target = variables(0, 8), variables(10, 4)
+    plan = tlv_jax.plan_transfer(source, target, kinds=("norm",))
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    expected = source["batch_stats"]["bn"]["mean"][2:6]
+    np.testing.assert_array_equal(new["batch_stats"]["bn"]["mean"], expected)
+
+
+def test_a_transfer_into_itself_is_the_identity_without_shuffle(key):
+    source = trees.source_tree()
+    plan = tlv_jax.plan_transfer(source, source, rule=exact, kinds=ALL)
+    chex.assert_trees_all_equal(tlv_jax.apply_transfer(plan, key, source, source), source)
+
+
+class TestVariants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_applying_is_the_same_with_and_without_jit(self):
+        source, target = trees.source_tree(), trees.target_tree()
+        plan = tlv_jax.plan_transfer(source, target)
+        key = jax.random.key(3)
+        apply = self.variant(functools.partial(tlv_jax.apply_transfer, plan, check_finite=False))
+        chex.assert_trees_all_equal(
+            apply(key, source, target), tlv_jax.apply_transfer(plan, key, source, target)
+        )
+
+
+def test_a_second_call_with_other_weights_and_another_key_compiles_nothing(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    first = tlv_jax.transfer(source, target, key=key)
+    others = jax.tree.map(lambda leaf: leaf + 1, source)
+    other_key = jax.random.fold_in(key, 1)
+    with no_compilation():
+        second = tlv_jax.transfer(others, target, key=other_key)
+    assert not np.array_equal(first["conv1"]["kernel"], second["conv1"]["kernel"])
+
+
+def test_the_plan_can_be_a_static_argument_and_traces_once(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    apply = jax.jit(chex.assert_max_traces(n=1)(tlv_jax.apply_transfer), static_argnums=0)
+    for seed in range(3):
+        plan = tlv_jax.plan_transfer(source, target)
+        apply(plan, jax.random.fold_in(key, seed), source, target)
+
+
+def test_sixteen_seeds_in_one_call(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    plan = tlv_jax.plan_transfer(source, target)
+    keys = jax.random.split(key, 16)
+    apply = functools.partial(tlv_jax.apply_transfer, plan)
+    many = jax.vmap(apply, in_axes=(0, None, None))(keys, source, target)
+    assert many["conv1"]["kernel"].shape == (16, 5, 5, 3, 6)
+    assert len({np.asarray(kernel).tobytes() for kernel in many["conv1"]["kernel"]}) == 16
+    one = apply(keys[5], source, target)
+    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[5], many), one)
+
+
+def test_a_layer_draws_the_same_whatever_else_is_planned(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    plans = [tlv_jax.plan_transfer(source, target, kinds=kinds) for kinds in (("conv",), ALL)]
+    first, second = (tlv_jax.apply_transfer(plan, key, source, target) for plan in plans)
+    np.testing.assert_array_equal(first["conv2"]["kernel"], second["conv2"]["kernel"])
+
+
+def test_pairs_of_equal_shapes_are_fitted_in_one_batch(key):
+    calls = []
+
+    def counted(key, source, target):
+        calls.append(source.shape)
+        return source
+
+    tree = {f"conv{i}": {"kernel": trees.normal(i, 3, 3, 4, 4)} for i in range(7)}
+    plan = tlv_jax.plan_transfer(tree, tree, rule=counted)
+    calls.clear()
+    new = tlv_jax.apply_transfer(plan, key, tree, tree)
+    assert calls == [(3, 3, 4, 4)]
+    chex.assert_trees_all_equal(new, tree)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_target_keeps_its_dtype(key, dtype):
+    target = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), trees.target_tree())
+    new = tlv_jax.transfer(trees.source_tree(), target, key=key)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, target)
+    chex.assert_tree_all_finite(new)
+
+
+def test_a_frozen_dict_stays_one(key):
+    target = freeze(trees.target_tree())
+    assert isinstance(tlv_jax.transfer(trees.source_tree(), target, key=key), FrozenDict)
+
+
+def test_partitioning_metadata_stays(key):
+    target = trees.target_tree()
+    target["conv1"]["kernel"] = nn.Partitioned(target["conv1"]["kernel"], (None,) * 3 + ("data",))
+    new = tlv_jax.transfer(trees.source_tree(), target, key=key)
+    assert new["conv1"]["kernel"].names == (None, None, None, "data")
+
+
+def test_equinox_modules_are_transferred_in_their_own_layout(key):
+    keys = jax.random.split(key, 2)
+    source = eqx.nn.Sequential([eqx.nn.Conv2d(3, 8, 3, key=keys[0]), eqx.nn.Lambda(jax.nn.relu)])
+    target = eqx.nn.Sequential([eqx.nn.Conv2d(3, 4, 3, key=keys[1]), eqx.nn.Lambda(jax.nn.relu)])
+    plan = tlv_jax.plan_transfer(source, target, rule=exact, kinds=("conv", "bias"))
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    weight = np.asarray(source[0].weight)
+    kept = np.argsort(weight.var(axis=(1, 2, 3)))[4:]
+    np.testing.assert_array_equal(new[0].weight, weight[kept])
+    assert new[0].bias.shape == (4, 1, 1)
+    assert new(jnp.ones((3, 8, 8))).shape == (4, 6, 6)
+
+
+def test_nnx_states_are_transferred(key):
+    def state(features):
+        return nnx.state(nnx.Conv(3, features, (3, 3), rngs=nnx.Rngs(0)), nnx.Param)
+
+    source, target = state(8), state(4)
+    new = tlv_jax.transfer(source, target, key=key)
+    assert isinstance(new, nnx.State)
+    assert jax.tree.structure(new) == jax.tree.structure(target)
+    assert not np.array_equal(jax.tree.leaves(new)[1], jax.tree.leaves(target)[1])
+
+
+def test_sharded_parameters_give_the_same_result(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec(None, None, None, "data"))
+    expected = tlv_jax.transfer(source, target, key=key)
+    for tree in (source, target):
+        tree["conv2"]["kernel"] = jax.device_put(tree["conv2"]["kernel"], rows)
+    chex.assert_trees_all_close(tlv_jax.transfer(source, target, key=key), expected, rtol=1e-6)
+
+
+def test_scanned_blocks_are_transferred_step_by_step(key):
+    def stacked(params, images):
+        def block(images, kernel):
+            dimensions = ("NHWC", "HWIO", "NHWC")
+            convolve = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=dimensions)
+            return convolve(images, kernel, (1, 1), "SAME"), None
+
+        return jax.lax.scan(block, images, params["blocks"])[0]
+
+    target = {"blocks": trees.normal(0, 3, 3, 3, 4, 4)}
+    source = {f"conv{i}": {"kernel": trees.normal(i + 1, 3, 3, 4, 4)} for i in range(3)}
+    layers = tlv_jax.trace_layers(stacked, target, jnp.zeros((1, 5, 5, 4)))
+    plan = tlv_jax.plan_transfer(source, target, dst_layers=layers, rule=identity)
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    expected = np.stack([source[f"conv{i}"]["kernel"] for i in range(3)])
+    np.testing.assert_array_equal(new["blocks"], expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_sources_that_are_not_finite_are_refused(key, bad):
+    source = trees.source_tree()
+    source["conv10"]["kernel"][0, 0, 0, :2] = bad
+    with pytest.raises(tlv_jax.NonFiniteSourceError, match="'conv10/kernel' has 2 values"):
+        tlv_jax.transfer(source, trees.target_tree(), key=key)
+
+
+def test_the_check_can_be_waived_and_ignores_what_the_plan_does_not_read(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    source["bn1"]["scale"][0] = np.nan
+    chex.assert_tree_all_finite(tlv_jax.transfer(source, target, key=key))
+    source["conv10"]["kernel"][:] = np.nan
+    plan = tlv_jax.plan_transfer(source, target)
+    new = tlv_jax.apply_transfer(plan, key, source, target, check_finite=False)
+    assert np.isnan(new["conv2"]["kernel"]).any()
+
+
+@pytest.mark.parametrize("side", ["src_params", "dst_params"])
+@pytest.mark.parametrize("change", ["missing", "reshaped"])
+def test_a_plan_for_other_trees_is_refused(key, side, change):
+    trees_by_side = {"src_params": trees.source_tree(), "dst_params": trees.target_tree()}
+    plan = tlv_jax.plan_transfer(*trees_by_side.values())
+    if change == "missing":
+        del trees_by_side[side]["conv1"]
+    else:
+        trees_by_side[side]["conv1"]["kernel"] = np.zeros((1, 1, 3, 5), np.float32)
+    found = "no such leaf" if change == "missing" else r"\(1, 1, 3, 5\)"
+    with pytest.raises(tlv_jax.PlanMismatchError, match=f"{side}.*'conv1/kernel'.*found {found}"):
+        tlv_jax.apply_transfer(plan, key, *trees_by_side.values())
+
+
+def test_the_shuffle_is_unlike_for_unlike_filters(key):
+    kernel = jnp.broadcast_to(jnp.arange(8.0)[:, None], (1, 1, 8, 6))
+    shuffled = np.asarray(shuffle_channels(key, kernel))
+    assert len({shuffled[..., o].tobytes() for o in range(6)}) > 1
+    assert (np.sort(shuffled, axis=2) == np.asarray(kernel)).all()
+
+
+@contextlib.contextmanager
+def no_compilation():
+    """Fails if XLA compiles anything inside."""
+    compiled = []
+
+    def listen(event, *_, **__):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled

@@ -1,0 +1,222 @@
+"""Decide who gives what to whom, from shapes alone."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import jax
+
+from tlv_jax import rules
+from tlv_jax.errors import NoSourceLayerError, OptionError, ParameterTreeError, PlanMismatchError
+from tlv_jax.matching import Match, match_by_index
+from tlv_jax.paths import array_leaves
+from tlv_jax.standardization import find_layers, standardize_flat
+from tlv_jax.types import Layer, LayerPair, PyTree, Rule, TransferPlan, Untouched
+
+__all__ = ["Standardize", "plan_transfer"]
+
+Standardize = Callable[[Sequence[Layer], Sequence[str]], tuple[Layer, ...]]
+KINDS = ("conv", "dense", "norm", "bias")
+HEADS = ("statistics", "keep")
+TRACED = "order of execution, traced"
+
+
+def plan_transfer(
+    src_params: PyTree,
+    dst_params: PyTree,
+    *,
+    src_layers: Sequence[Layer] | None = None,
+    dst_layers: Sequence[Layer] | None = None,
+    standardize: Standardize = standardize_flat,
+    match: Match = match_by_index,
+    rule: Rule = rules.variance,
+    head: Literal["statistics", "keep"] = "statistics",
+    kinds: Sequence[str] = ("conv",),
+) -> TransferPlan:
+    """Plans a transfer from the shapes of two parameter trees. Nothing is allocated on a device.
+
+    The defaults are TLVFC's published method: flat standardization, index matching, the variance
+    rule with interleaved choice and shuffle, heads from statistics.
+
+    Args:
+      src_params: pretrained parameters, any pytree of arrays or `jax.ShapeDtypeStruct`s.
+      dst_params: the target's own initial parameters, likewise.
+      src_layers: the source's layers as `trace_layers` returns them, for exact order. Without it
+        they are found in the tree by name; `plan.source_order` says how they were ordered.
+      dst_layers: the target's layers, likewise.
+      standardize: `(layers, kinds) -> layers` for the matcher.
+      match: `(source layers, target layers) -> pairs`.
+      rule: fits a kernel, `(key, source, target) -> kernel`; see `tlv_jax.rules`.
+      head: `statistics` draws each target dense layer that has no source from the pooled mean and
+        standard deviation of the source's dense layers, its bias zero; `keep` leaves it as it is.
+      kinds: what is carried over, of `conv`, `dense`, `norm` and `bias`. Vectors (biases; scale,
+        bias and running statistics of norms) are fitted by `tlv_jax.rules.clip`, as in DPIAT;
+        `bias` means those of matched convs and dense layers.
+
+    Returns:
+      A frozen, hashable plan.
+
+    Raises:
+      ParameterTreeError: if a tree holds no arrays, or the target no layer of `kinds`.
+      NoSourceLayerError: if the source has no layer of any kind that the target asks for.
+      OptionError: for an unknown kind or head, or a rule that does not return the target's shape.
+    """
+    _check_options(head, kinds)
+    source_leaves = array_leaves(src_params, name="src_params")
+    target_leaves = array_leaves(dst_params, name="dst_params")
+    source_all, source_order = _layers(src_layers, src_params, source_leaves, "src_params")
+    target_all, target_order = _layers(dst_layers, dst_params, target_leaves, "dst_params")
+    source, target = standardize(source_all, kinds), standardize(target_all, kinds)
+    pairs = match(source, target)
+    if not pairs:
+        _raise_no_pairs(source_all, target, target_all, kinds)
+    bound = rules.bind(rule)
+    _check_rule(bound, pairs)
+
+    matched = {pair.target.path for pair in pairs}
+    drawn_from = tuple(layer for layer in source_all if layer.kind == "dense")
+    drawn = tuple(
+        layer for layer in target_all if layer.kind == "dense" and layer.path not in matched
+    )
+    if head == "keep" or not drawn_from:
+        drawn, drawn_from = (), ()
+    biases = "bias" in kinds
+    read = [leaf for pair in pairs for leaf in _fitted_leaves(pair, biases)]
+    replaced = [target for _, target in read]
+    replaced += [path for layer in drawn for path in _drawn_leaves(layer)]
+    replaced = list(dict.fromkeys(replaced))
+    reasons = _reasons(target_all, matched, kinds, head, {layer.kind for layer in source})
+    return TransferPlan(
+        layer_pairs=tuple(pairs),
+        rule=bound,
+        biases=biases,
+        drawn=drawn,
+        drawn_from=drawn_from if drawn else (),
+        untouched=tuple(
+            Untouched(path, reasons.get(path, "not a kernel, norm or bias of a layer"))
+            for path in target_leaves
+            if path not in set(replaced)
+        ),
+        source_leaves=_shapes(
+            source_leaves,
+            [source for source, _ in read] + [layer.weight for layer in drawn_from if drawn],
+        ),
+        target_leaves=_shapes(target_leaves, replaced),
+        source_order=source_order,
+        target_order=target_order,
+    )
+
+
+def _fitted_leaves(pair: LayerPair, biases: bool) -> list[tuple[str, str]]:
+    """The `(source leaf, target leaf)` pairs that fitting one pair of layers reads and replaces."""
+    return [(pair.source.weight, pair.target.weight), *fitted_vectors(pair, biases)]
+
+
+def fitted_vectors(pair: LayerPair, biases: bool) -> list[tuple[str, str]]:
+    """The vectors of a pair that both sides have, as `(source leaf, target leaf)`."""
+    if pair.target.kind != "norm" and not biases:
+        return []
+    source = dict(pair.source.vectors)
+    return [(source[name], path) for name, path in pair.target.vectors if name in source]
+
+
+def _drawn_leaves(layer: Layer) -> list[str]:
+    return [layer.weight, *(path for name, path in layer.vectors if name == "bias")]
+
+
+def _check_options(head: str, kinds: Sequence[str]) -> None:
+    if head not in HEADS:
+        raise OptionError(f"head={head!r} is not known; expected one of {', '.join(HEADS)}.")
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
+        raise OptionError(
+            f"kinds={kinds!r}: expected a sequence of some of {', '.join(KINDS)}, "
+            "for example ('conv', 'norm')."
+        )
+
+
+def _layers(
+    traced: Sequence[Layer] | None, tree: PyTree, leaves: dict[str, Any], name: str
+) -> tuple[tuple[Layer, ...], str]:
+    """The layers of a tree in order, and how that order was found."""
+    if traced is None:
+        return find_layers(tree, name=name)
+    for layer in traced:
+        if layer.weight not in leaves:
+            raise PlanMismatchError(
+                f"{name}: the traced layer {layer.path!r} has its weight at {layer.weight!r}, "
+                "which the tree does not have. Trace the function with this very tree."
+            )
+    return tuple(traced), TRACED
+
+
+def _check_rule(rule: rules.BoundRule, pairs: Iterable[LayerPair]) -> None:
+    """Tries the rule on one pair of each combination of ranks, without running it."""
+    tried: set[tuple[int, int]] = set()
+    for pair in pairs:
+        ranks = len(pair.source.shape), len(pair.target.shape)
+        if pair.target.kind == "norm" or ranks in tried:
+            continue
+        tried.add(ranks)
+        source, target = (
+            jax.ShapeDtypeStruct(layer.shape, "float32") for layer in (pair.source, pair.target)
+        )
+        fitted = jax.eval_shape(rule, jax.eval_shape(lambda: jax.random.key(0)), source, target)
+        if getattr(fitted, "shape", None) != target.shape:
+            raise OptionError(
+                f"rule {rule} returned {getattr(fitted, 'shape', fitted)!r} for source "
+                f"{pair.source.path!r} {source.shape} and target {pair.target.path!r} "
+                f"{target.shape}; expected an array of the target's shape."
+            )
+
+
+def _raise_no_pairs(
+    source: Sequence[Layer], wanted: Sequence[Layer], target: Sequence[Layer], kinds: Sequence[str]
+) -> None:
+    names = ", ".join(kinds)
+    if not wanted:
+        raise ParameterTreeError(
+            f"dst_params: expected layers of the kinds {names}, found "
+            f"{_count_kinds(target)}. Pass other `kinds`, or `dst_layers` from trace_layers."
+        )
+    raise NoSourceLayerError(
+        f"Target layer {wanted[0].path!r} is a {wanted[0].kind}, but the source has no layer of "
+        f"the kinds {names} to give (it has {_count_kinds(source)}). Pass other `kinds`, or "
+        "`src_layers` from trace_layers if the source's kernels have unusual names."
+    )
+
+
+def _count_kinds(layers: Sequence[Layer]) -> str:
+    kinds = [layer.kind for layer in layers]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))) or "no layers"
+
+
+def _reasons(
+    target: Sequence[Layer],
+    matched: set[str],
+    kinds: Sequence[str],
+    head: str,
+    source_kinds: set[str],
+) -> dict[str, str]:
+    """Why each leaf of the target's layers would stay as it is."""
+    reasons = {}
+    for layer in target:
+        own = rest = "the matching gives it no source"
+        if layer.path in matched:
+            rest = "the source layer has no such vector"
+            if layer.kind != "norm" and "bias" not in kinds:
+                rest = "biases are not carried over (no 'bias' in kinds)"
+        elif layer.kind == "dense" and head == "keep":
+            own = rest = "head='keep'"
+        elif layer.kind == "dense" and "dense" not in kinds:
+            own = rest = "the source has no dense layers to draw it from"
+        elif layer.kind not in kinds:
+            own = rest = f"{layer.kind} layers are not carried over (no {layer.kind!r} in kinds)"
+        elif layer.kind not in source_kinds:
+            own = rest = f"the source has no {layer.kind} layers"
+        reasons |= {layer.weight: own} | {path: rest for _, path in layer.vectors}
+    return reasons
+
+
+def _shapes(
+    leaves: dict[str, Any], paths: Iterable[str]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((path, tuple(leaves[path].shape)) for path in dict.fromkeys(paths))

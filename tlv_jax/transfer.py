@@ -1,0 +1,181 @@
+"""Carry out a plan on arrays."""
+
+import functools
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from tlv_jax import heads, rules
+from tlv_jax.errors import NonFiniteSourceError, PlanMismatchError
+from tlv_jax.paths import array_leaves, is_array, leaf_path
+from tlv_jax.planning import fitted_vectors, plan_transfer
+from tlv_jax.types import Array, Layer, LayerPair, PyTree, TransferPlan
+
+__all__ = ["apply_transfer", "stored_kernel", "transfer"]
+
+Leaves = dict[str, Any]
+
+
+def transfer(
+    src_params: PyTree,
+    dst_params: PyTree,
+    *,
+    key: Array | None = None,
+    plan: TransferPlan | None = None,
+) -> PyTree:
+    """Initializes one network from the pretrained weights of another: the one-liner.
+
+    Compiles once for a pair of architectures; further calls with other weights and keys compile
+    nothing.
+
+    Args:
+      src_params: pretrained parameters, any pytree of arrays; a kernel is `[*spatial, I, O]`, or
+        `[O, I, *spatial]` if its leaf is named `weight`.
+      dst_params: the target's own initial parameters, likewise. Not written to.
+      key: random key; `jax.random.key(0)` if None.
+      plan: who gives what to whom; `plan_transfer(src_params, dst_params)` if None.
+
+    Returns:
+      A new tree of the structure, shapes and dtypes of `dst_params`. Leaves that the plan leaves
+      untouched are those of `dst_params` itself.
+
+    Raises:
+      TLVError: as `plan_transfer` and `apply_transfer`.
+    """
+    if plan is None:
+        plan = plan_transfer(src_params, dst_params)
+    if key is None:
+        key = jax.random.key(0)
+    return apply_transfer(plan, key, src_params, dst_params)
+
+
+def apply_transfer(
+    plan: TransferPlan,
+    key: Array,
+    src_params: PyTree,
+    dst_params: PyTree,
+    *,
+    check_finite: bool = True,
+) -> PyTree:
+    """Applies a plan. Pure; works under `jit` (plan static or closed over) and `vmap` over keys.
+
+    Each layer draws from `fold_in(key, hash of its path)`, so its answer does not depend on which
+    other layers are in the plan. Pairs of equal shapes are fitted in one batch, so that compile
+    time grows with the number of distinct shapes.
+
+    Args:
+      plan: from `plan_transfer`, for trees of these shapes.
+      key: random key, consumed.
+      src_params: the source's parameters.
+      dst_params: the target's own parameters; not written to.
+      check_finite: refuse NaN and infinity in the source. Cannot be checked, and is not, where the
+        source is traced.
+
+    Returns:
+      A new tree of the structure, shapes and dtypes of `dst_params`.
+
+    Raises:
+      PlanMismatchError: if a leaf that the plan names is missing or of another shape.
+      NonFiniteSourceError: if a source leaf that the plan reads is not finite.
+    """
+    source = _named(plan.source_leaves, src_params, "src_params")
+    target = _named(plan.target_leaves, dst_params, "dst_params")
+    if check_finite:
+        _check_finite(source)
+    fitted = _fit_leaves(plan, key, source, target)
+
+    def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
+        return fitted.get(leaf_path(keys), leaf) if is_array(leaf) else leaf
+
+    return jax.tree_util.tree_map_with_path(replace, dst_params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) -> Leaves:
+    """Returns the replaced leaves of the target by path."""
+    fitted = dict(target)
+    for pairs in _batches(plan):
+        keys = jnp.stack([_layer_key(key, pair.target) for pair in pairs])
+        sources = jnp.stack([stored_kernel(pair.source, source) for pair in pairs])
+        targets = jnp.stack([stored_kernel(pair.target, target) for pair in pairs])
+        rule = rules.clip if pairs[0].target.kind == "norm" else plan.rule
+        for pair, kernel in zip(pairs, jax.vmap(rule)(keys, sources, targets), strict=True):
+            _store(pair.target, kernel, fitted)
+    for pair in plan.layer_pairs:
+        for source_path, path in fitted_vectors(pair, plan.biases):
+            # Reshaped, since Equinox keeps a bias as [O, 1, 1].
+            vector = rules.clip(key, source[source_path].reshape(-1), target[path].reshape(-1))
+            fitted[path] = vector.reshape(target[path].shape)
+    if plan.drawn:
+        pooled = [stored_kernel(layer, source) for layer in plan.drawn_from]
+        mean, spread = heads.pooled_statistics(pooled, len(plan.drawn))
+        for layer in plan.drawn:
+            kernel = stored_kernel(layer, target)
+            kernel = heads.draw_dense(_layer_key(key, layer), kernel, mean, spread)
+            _store(layer, kernel, fitted)
+            for name, path in layer.vectors:
+                if name == "bias":
+                    fitted[path] = jnp.zeros_like(target[path])
+    return fitted
+
+
+def _batches(plan: TransferPlan) -> list[list[LayerPair]]:
+    """Groups the pairs whose fitting is the same program."""
+    batches = defaultdict(list)
+    for pair in plan.layer_pairs:
+        batches[pair.source.shape, pair.target.shape, pair.target.kind].append(pair)
+    return list(batches.values())
+
+
+def stored_kernel(layer: Layer, leaves: Mapping[str, Array]) -> Array:
+    """Takes a layer's kernel out of its leaf, `[*spatial, I, O]`, of a norm its scale `[C]`."""
+    stored = jnp.asarray(leaves[layer.weight])[layer.index]
+    return stored.transpose(layer.axes).reshape(layer.shape)
+
+
+def _store(layer: Layer, kernel: Array, leaves: Leaves) -> None:
+    """Puts a kernel back as its leaf stores it; the inverse of `stored_kernel`."""
+    leaf = leaves[layer.weight]
+    permuted = tuple(leaf.shape[len(layer.index) :][axis] for axis in layer.axes)
+    stored = kernel.reshape(permuted).transpose(np.argsort(layer.axes)).astype(leaf.dtype)
+    leaves[layer.weight] = leaf.at[layer.index].set(stored) if layer.index else stored
+
+
+def _layer_key(key: Array, layer: Layer) -> Array:
+    return jax.random.fold_in(key, zlib.crc32(layer.path.encode()))
+
+
+def _named(expected: tuple[tuple[str, tuple[int, ...]], ...], tree: PyTree, name: str) -> Leaves:
+    """The leaves of a tree that a plan names, checked against the shapes that it was made for."""
+    leaves = array_leaves(tree, name=name)
+    for path, shape in expected:
+        found = tuple(leaves[path].shape) if path in leaves else "no such leaf"
+        if found != shape:
+            raise PlanMismatchError(
+                f"{name}: the plan expects leaf {path!r} of shape {shape}, found {found}. Make a "
+                "plan for these very trees with plan_transfer(src_params, dst_params)."
+            )
+    return {path: leaves[path] for path, _ in expected}
+
+
+def _check_finite(source: Leaves) -> None:
+    concrete = {path: leaf for path, leaf in source.items() if not isinstance(leaf, Tracer)}
+    for path, finite in jax.device_get(_all_finite(concrete)).items():
+        if not finite:
+            count = int(jnp.sum(~jnp.isfinite(source[path])))
+            raise NonFiniteSourceError(
+                f"src_params: leaf {path!r} has {count} values that are NaN or infinite; a "
+                "transfer would spread them. Load the checkpoint again, or pass "
+                "check_finite=False to apply_transfer to carry them over."
+            )
+
+
+@jax.jit
+def _all_finite(leaves: Leaves) -> dict[str, Array]:
+    return {path: jnp.all(jnp.isfinite(leaf)) for path, leaf in leaves.items()}
