@@ -1,0 +1,344 @@
+"""Read a model's layers off its jaxpr, in the order in which it executes them.
+
+A parameter is followed from the function's arguments through casts, transposes and the like to the
+operation that consumes it. A convolution or matrix product makes it a kernel, whose axes' meaning
+the operation's dimension numbers tell; arithmetic with an activation makes it a scale or bias.
+Calls (`jit`, `remat`, custom derivatives) are entered, loops of `jax.lax.scan` unrolled.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from tlv_jax.errors import ParameterTreeError
+from tlv_jax.paths import array_leaves, is_array, leaf_path
+from tlv_jax.standardization import find_layers
+from tlv_jax.types import Layer, PyTree
+
+__all__ = ["trace_layers"]
+
+# The value of a parameter's elements may change in these, their places do not.
+ELEMENTWISE = frozenset(
+    {"abs", "add", "convert_element_type", "copy", "div", "exp", "max", "min", "mul", "neg"}
+    | {"optimization_barrier", "reduce_precision", "sharding_constraint", "sqrt", "sub", "tanh"}
+)
+
+
+def trace_layers(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> tuple[Layer, ...]:
+    """Lists the layers that a function uses, in the order of their first use.
+
+    Nothing is computed: arguments may be `jax.ShapeDtypeStruct`s.
+
+    Args:
+      fn: any JAX function `fn(params, *inputs)`, for example a model's `apply`.
+      params: the tree of parameters that the plan will be made for. Leaves that are not arrays are
+        handed on as they are.
+      *inputs: the function's other arguments, batch axis included.
+
+    Returns:
+      The layers, with kernels as `[*spatial, I, O]`, feature groups, strides, the layers that feed
+      each one, and how often it is called. A parameter that `jax.lax.scan` stacks gives one layer
+      for each step. Layers that the function does not use are not listed.
+
+    Raises:
+      ParameterTreeError: if `params` holds no array, or the function uses none of it as a kernel.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    named = array_leaves(params, name="params")
+    arrays = [leaf for _, leaf in leaves if is_array(leaf)]
+
+    def call(arrays: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        remaining = iter(arrays)
+        filled = [next(remaining) if is_array(leaf) else leaf for _, leaf in leaves]
+        return fn(jax.tree_util.tree_unflatten(tree, filled), *inputs)
+
+    closed = jax.make_jaxpr(call)(arrays, inputs)
+    paths = [leaf_path(keys) for keys, leaf in leaves if is_array(leaf)]
+    views = [
+        _Value(leaves=(path,), view=_View(path, tuple(range(len(named[path].shape)))))
+        for path in paths
+    ]
+    activations = [_Value(active=True)] * (len(closed.jaxpr.invars) - len(views))
+    tracer = _Tracer(named, find_layers(params, name="params")[0])
+    tracer.run(closed.jaxpr, [*views, *activations])
+    if not any(layer.kind != "norm" for layer in tracer.layers.values()):
+        raise ParameterTreeError(
+            "trace_layers: the function convolves or multiplies with none of the "
+            f"{len(paths)} arrays in params ({', '.join(paths[:3])}, ...). Pass the parameters as "
+            "the function's first argument, not inside a closure."
+        )
+    return tuple(tracer.layers.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """A parameter as a value of the program sees it.
+
+    Attributes:
+      leaf: the parameter's path.
+      axes: for each axis of the value the axis of the unstacked leaf behind it, None for one of
+        size 1 that the leaf does not have.
+      index: position along the leading axes that `scan` has taken off.
+    """
+
+    leaf: str
+    axes: tuple[int | None, ...]
+    index: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """What is known of a value in the program.
+
+    Attributes:
+      active: whether it depends on the function's inputs.
+      leaves: paths of the parameters that it depends on, if it is not active.
+      view: the parameter whose elements it holds, where that can still be told.
+      feeds: paths of the layers whose outputs reach it with no other layer between.
+    """
+
+    active: bool = False
+    leaves: tuple[str, ...] = ()
+    view: _View | None = None
+    feeds: tuple[str, ...] = ()
+
+
+class _Tracer:
+    """Walks a jaxpr and gathers the layers that it meets in `layers`, by path."""
+
+    def __init__(self, leaves: Mapping[str, Any], known: Iterable[Layer]) -> None:
+        self.leaves = leaves
+        self.known = {layer.weight: layer for layer in known}
+        self.owner = {path: layer for layer in known for path in _leaf_paths(layer)}
+        self.layers: dict[str, Layer] = {}
+
+    def run(self, jaxpr: core.Jaxpr, arguments: Sequence[_Value]) -> list[_Value]:
+        """Follows the arguments through the program and returns its results."""
+        environment = dict(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(atom: Any) -> _Value:
+            return _Value() if isinstance(atom, core.Literal) else environment.get(atom, _Value())
+
+        for equation in jaxpr.eqns:
+            results = self._equation(equation, [read(atom) for atom in equation.invars])
+            environment.update(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation: Any, operands: list[_Value]) -> list[_Value]:
+        name = equation.primitive.name
+        count = len(equation.outvars)
+        if name == "scan":
+            return self._scan(equation, operands)
+        if name == "while":
+            return self._while(equation, operands)
+        if name == "cond":
+            branches = [
+                self.run(branch.jaxpr, operands[1:]) for branch in equation.params["branches"]
+            ]
+            return [_merge(values) for values in zip(*branches, strict=True)]
+        inner = _inner_jaxpr(equation)
+        if inner is not None and len(inner.invars) == len(operands):
+            return self.run(inner, operands)
+        if name in ("conv_general_dilated", "dot_general"):
+            used = self._kernel(equation, operands)
+            if used is not None:
+                return [used]
+        if any(operand.active for operand in operands):
+            return [self._touch(operands)] * count
+        return [_combine(equation, operands)] * count
+
+    def _scan(self, equation: Any, operands: list[_Value]) -> list[_Value]:
+        """Unrolls a loop over stacked parameters; any other is walked once."""
+        body = equation.params["jaxpr"].jaxpr
+        consts, carries = equation.params["num_consts"], equation.params["num_carry"]
+        stacked = operands[consts + carries :]
+        steps = equation.params["length"] if any(value.view for value in stacked) else 1
+        carry = operands[consts : consts + carries]
+        results: list[list[_Value]] = []
+        for step in range(steps):
+            sliced = [_take_step(value, step) for value in stacked]
+            out = self.run(body, [*operands[:consts], *carry, *sliced])
+            carry = out[:carries]
+            results.append(out[carries:])
+        outputs = [_merge(values) for values in zip(*results, strict=True)]
+        return [*carry, *outputs]
+
+    def _while(self, equation: Any, operands: list[_Value]) -> list[_Value]:
+        """Walks the body of a loop once; its condition has no layers."""
+        condition = equation.params["cond_nconsts"]
+        return self.run(equation.params["body_jaxpr"].jaxpr, operands[condition:])
+
+    def _kernel(self, equation: Any, operands: list[_Value]) -> _Value | None:
+        """Records the layer if one operand is a parameter's kernel and the other an activation."""
+        sides = [side for side in (0, 1) if operands[side].view and not operands[side].active]
+        if len(sides) != 1 or not operands[1 - sides[0]].active:
+            return None
+        side, view = sides[0], operands[sides[0]].view
+        assert view is not None
+        shapes = [variable.aval.shape for variable in equation.invars]
+        if equation.primitive.name == "conv_general_dilated":
+            if side != 1:
+                return None
+            kernel = _conv_kernel(equation.params, shapes[1])
+        else:
+            kernel = _dot_kernel(equation.params["dimension_numbers"], side, shapes[side])
+        if kernel is None or any(view.axes[axis] is None for axis in kernel.axes):
+            return None
+        feeds = operands[1 - side].feeds
+        return self._record(view, kernel, feeds)
+
+    def _record(self, view: _View, kernel: "_Kernel", feeds: tuple[str, ...]) -> _Value:
+        known = self.known.get(view.leaf)
+        steps = "".join(f"[{step}]" for step in view.index)
+        path = (known.path if known else view.leaf) + steps
+        if path in self.layers:
+            layer = self.layers[path]
+            feeds = tuple(dict.fromkeys((*layer.inputs, *feeds)))
+            self.layers[path] = dataclasses.replace(layer, calls=layer.calls + 1, inputs=feeds)
+        else:
+            self.layers[path] = Layer(
+                path=path,
+                kind=kernel.kind,
+                weight=view.leaf,
+                shape=kernel.shape,
+                axes=tuple(view.axes[axis] for axis in kernel.axes),  # type: ignore[misc]
+                index=view.index,
+                vectors=() if view.index or not known else known.vectors,
+                groups=kernel.groups,
+                strides=kernel.strides,
+                inputs=feeds,
+            )
+        return _Value(active=True, feeds=(path,))
+
+    def _touch(self, operands: list[_Value]) -> _Value:
+        """Arithmetic of an activation; with a norm's parameters it makes that norm a layer."""
+        feeds = _feeds(operands)
+        for path in dict.fromkeys(path for value in operands for path in value.leaves):
+            layer = self.owner.get(path)
+            if layer is None or layer.kind != "norm":
+                continue
+            if layer.path not in self.layers:
+                self.layers[layer.path] = dataclasses.replace(layer, inputs=feeds)
+            feeds = (layer.path,)
+        return _Value(active=True, feeds=self._nearest(feeds))
+
+    def _nearest(self, feeds: tuple[str, ...]) -> tuple[str, ...]:
+        """Drops what reaches a value only through a norm among `feeds`.
+
+        A norm is several operations, and the activation enters more than one of them.
+        """
+        behind = {
+            path
+            for norm in feeds
+            if self.layers[norm].kind == "norm"
+            for path in self.layers[norm].inputs
+        }
+        return tuple(path for path in feeds if path not in behind)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """A kernel as an operation uses it; `axes` orders its axes as `[*spatial, I, O]`."""
+
+    kind: Any
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    groups: int = 1
+    strides: tuple[int, ...] = ()
+
+
+def _conv_kernel(params: Mapping[str, Any], shape: tuple[int, ...]) -> _Kernel | None:
+    if params["batch_group_count"] != 1:
+        return None  # only gradients are computed so
+    output, inputs, *spatial = params["dimension_numbers"].rhs_spec
+    axes = (*spatial, inputs, output)
+    return _Kernel(
+        "conv",
+        axes,
+        tuple(shape[axis] for axis in axes),
+        groups=params["feature_group_count"],
+        strides=tuple(params["window_strides"]),
+    )
+
+
+def _dot_kernel(dimensions: Any, side: int, shape: tuple[int, ...]) -> _Kernel | None:
+    contracted, batched = (pair[side] for pair in dimensions)
+    if batched:
+        return None
+    free = tuple(axis for axis in range(len(shape)) if axis not in contracted)
+    sizes = (
+        math.prod(shape[axis] for axis in contracted),
+        math.prod(shape[axis] for axis in free),
+    )
+    return _Kernel("dense", (*contracted, *free), sizes)
+
+
+def _combine(equation: Any, operands: list[_Value]) -> _Value:
+    """A value of parameters alone; it stays a view if the elements keep their identity."""
+    leaves = tuple(dict.fromkeys(path for value in operands for path in value.leaves))
+    shape = equation.outvars[0].aval.shape
+    for variable, value in zip(equation.invars, operands, strict=True):
+        if value.view is not None:
+            axes = _view_axes(equation, value.view.axes, variable.aval.shape, shape)
+            if axes is not None:
+                return _Value(leaves=leaves, view=dataclasses.replace(value.view, axes=axes))
+    return _Value(leaves=leaves)
+
+
+def _view_axes(
+    equation: Any, axes: tuple[int | None, ...], before: tuple[int, ...], after: tuple[int, ...]
+) -> tuple[int | None, ...] | None:
+    """The leaf axes behind a view after one more operation, None where they are lost."""
+    name = equation.primitive.name
+    if name == "transpose":
+        return tuple(axes[axis] for axis in equation.params["permutation"])
+    if name in ELEMENTWISE or name == "rev":
+        return axes if before == after else None
+    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+        kept = [axis for axis, size in zip(axes, before, strict=True) if size != 1]
+        if [size for size in before if size != 1] != [size for size in after if size != 1]:
+            return None
+        ones = [axis for axis, size in zip(axes, before, strict=True) if size == 1]
+        large, small = iter(kept), iter(ones)
+        return tuple(next(large) if size != 1 else next(small, None) for size in after)
+    return None
+
+
+def _take_step(value: _Value, step: int) -> _Value:
+    """One step's slice of what `scan` loops over."""
+    if value.view is None or value.view.axes[0] != 0:
+        return dataclasses.replace(value, view=None)
+    axes = tuple(None if axis is None else axis - 1 for axis in value.view.axes[1:])
+    view = _View(value.view.leaf, axes, (*value.view.index, step))
+    return dataclasses.replace(value, view=view)
+
+
+def _merge(values: Sequence[_Value]) -> _Value:
+    """One value that may be any of several."""
+    return _Value(
+        active=any(value.active for value in values),
+        leaves=tuple(dict.fromkeys(path for value in values for path in value.leaves)),
+        feeds=_feeds(values),
+    )
+
+
+def _feeds(values: Iterable[_Value]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(path for value in values for path in value.feeds))
+
+
+def _inner_jaxpr(equation: Any) -> core.Jaxpr | None:
+    """The program that a call runs: `jit`, `remat`, custom derivatives and their like."""
+    for value in equation.params.values():
+        if isinstance(value, core.ClosedJaxpr):
+            return value.jaxpr
+        if isinstance(value, core.Jaxpr):
+            return value
+    return None
+
+
+def _leaf_paths(layer: Layer) -> list[str]:
+    return [layer.weight, *(path for _, path in layer.vectors)]
