@@ -6,7 +6,6 @@ output channel, `[*spatial, I]`. Variances are those of a population (divided by
 in float32.
 """
 
-import functools
 import math
 
 import jax
@@ -32,28 +31,23 @@ def chosen_outputs(key: Array, kernel: Array, count: int, *, select: Select) -> 
     return select(key, variance, count)
 
 
-def chosen_inputs(key: Array, filter_: Array, count: int, *, select: Select) -> Array:
-    """Chooses `count` inputs of one filter by their pixels' variance. `[*spatial, I] -> [count]`.
+def chosen_inputs(key: Array, kernel: Array, count: int, *, select: Select) -> Array:
+    """Chooses inputs of each filter by their pixels' variance. `[*spatial, I, O] -> [count, O]`.
 
     A 1x1 kernel has one pixel an input, and so no variance: the choice is then a tie, which goes by
     position.
     """
-    variance = jnp.var(filter_.astype(jnp.float32), axis=range(filter_.ndim - 1))
-    return select(key, variance, count)
+    variance = jnp.var(kernel.astype(jnp.float32), axis=range(kernel.ndim - 2))
+    return select(key, variance.T, count).T
 
 
 def keep_inputs(key: Array, kernel: Array, count: int, *, select: Select) -> Array:
     """Keeps inputs for each filter on its own. `[*spatial, I, O] -> [*spatial, count, O]`."""
-
-    def keep(key: Array, filter_: Array) -> Array:
-        return filter_[..., chosen_inputs(key, filter_, count, select=select)]
-
-    keys = jax.random.split(key, kernel.shape[-1])
-    return jax.vmap(keep, in_axes=(0, -1), out_axes=-1)(keys, kernel)
+    return _take_inputs(kernel, chosen_inputs(key, kernel, count, select=select))
 
 
 def place_inputs(key: Array, target: Array, source: Array, *, select: Select) -> Array:
-    """Puts the source's inputs over chosen inputs of the target, filter by filter.
+    """Puts the source's inputs over chosen inputs of the target, for each filter on its own.
 
     Args:
       key: consumed.
@@ -64,22 +58,24 @@ def place_inputs(key: Array, target: Array, source: Array, *, select: Select) ->
     Returns:
       `[*spatial, I', O]`.
     """
-
-    def place(key: Array, target: Array, source: Array) -> Array:
-        slots = chosen_inputs(key, target, source.shape[-1], select=select)
-        return target.at[..., slots].set(source, unique_indices=True)
-
-    keys = jax.random.split(key, source.shape[-1])
-    return jax.vmap(place, in_axes=(0, -1, -1), out_axes=-1)(keys, target, source)
+    slots = chosen_inputs(key, target, source.shape[-2], select=select)
+    filters = jnp.arange(target.shape[-1])[None]
+    return target.at[..., slots, filters].set(source, unique_indices=True)
 
 
 def shuffle_channels(key: Array, kernel: Array) -> Array:
-    """Permutes the outputs, then the inputs of each filter on its own. Shape unchanged."""
-    key_outputs, key_inputs = jax.random.split(key)
-    kernel = jax.random.permutation(key_outputs, kernel, axis=-1)
-    permute = functools.partial(jax.random.permutation, axis=-1)
-    keys = jax.random.split(key_inputs, kernel.shape[-1])
-    return jax.vmap(permute, in_axes=(0, -1), out_axes=-1)(keys, kernel)
+    """Permutes the outputs, and the inputs of each filter on its own. Shape unchanged."""
+    inputs, outputs = kernel.shape[-2:]
+    # One draw for both: compiling a generator takes longer than anything else here.
+    noise = jax.random.uniform(key, (inputs + 1, outputs))
+    kernel = kernel[..., jnp.argsort(noise[-1])]
+    return _take_inputs(kernel, jnp.argsort(noise[:-1], axis=0))
+
+
+def _take_inputs(kernel: Array, chosen: Array) -> Array:
+    """Takes the inputs `chosen [count, O]` of each filter. `-> [*spatial, count, O]`."""
+    chosen = chosen.reshape((1,) * (kernel.ndim - 2) + chosen.shape)
+    return jnp.take_along_axis(kernel, chosen, axis=-2)
 
 
 def resize_spatial(

@@ -1,19 +1,18 @@
 """Measure what a transfer did, layer by layer."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from tlv_jax.paths import array_leaves
+from tlv_jax.paths import array_leaves, is_array
 from tlv_jax.plan_text import untouched_table
-from tlv_jax.rules import clip
 from tlv_jax.tables import format_table
-from tlv_jax.transfer import stored_kernel
-from tlv_jax.types import Array, Layer, PyTree, Rule, TransferPlan, Untouched
+from tlv_jax.transfer import apply_transfer, stored_kernel
+from tlv_jax.types import Array, Layer, PyTree, TransferPlan, Untouched
 
 __all__ = ["LayerReport", "TransferReport", "report"]
 
@@ -84,49 +83,51 @@ def report(
       dst_params: the target's parameters before.
       new_params: what `apply_transfer` returned.
     """
-    source = array_leaves(src_params, name="src_params")
     before = array_leaves(dst_params, name="dst_params")
     after = array_leaves(new_params, name="new_params")
-    shares: dict[tuple[Rule, tuple[int, ...], tuple[int, ...]], float] = {}
-    rows = []
-    for pair in plan.layer_pairs:
-        rule = clip if pair.target.kind == "norm" else plan.rule
-        # Which elements come from the source depends on values, how many on shapes alone.
-        case = (rule, pair.source.shape, pair.target.shape)
-        if case not in shares:
-            old = stored_kernel(pair.target, before)
-            shares[case] = float(_share(rule, stored_kernel(pair.source, source), old))
-        rows.append(_row(pair.target, pair.source, rule, shares[case], before, after))
-    rows += [_row(layer, None, "statistics", 0.0, before, after) for layer in plan.drawn]
+    shares = _shares(plan, src_params, dst_params)
+    rows = [
+        _row(pair.target, pair.source, shares[pair.target.path], plan, before, after)
+        for pair in plan.layer_pairs
+    ]
+    rows += [_row(layer, None, 0.0, plan, before, after) for layer in plan.drawn]
     return TransferReport(tuple(rows), plan.untouched)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _share(rule: Rule, source: Array, target: Array) -> Array:
-    """The part of the fitted kernel's elements that move when the source's weights do."""
+def _shares(plan: TransferPlan, src_params: PyTree, dst_params: PyTree) -> dict[str, float]:
+    """The part of each fitted kernel that comes from the source, by the target's path.
 
-    def fit(source: Array) -> Array:
-        return rule(jax.random.key(0), source, target)
-
-    _, moved = jax.jvp(fit, (source,), (jnp.ones_like(source),))
-    return jnp.mean(moved != 0)
+    The transfer is carried out once more with a source of NaN, and the NaN that arrive are counted:
+    exact for every rule that moves, pools or scales weights, and it compiles nothing.
+    """
+    marked = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype) if is_array(leaf) else leaf, src_params
+    )
+    with jax.debug_nans(False):
+        new = apply_transfer(plan, jax.random.key(0), marked, dst_params, check_finite=False)
+        leaves = array_leaves(new, name="dst_params")
+        return {
+            pair.target.path: float(jnp.isnan(stored_kernel(pair.target, leaves)).mean())
+            for pair in plan.layer_pairs
+        }
 
 
 def _row(
     target: Layer,
     source: Layer | None,
-    rule: Rule | str,
     share: float,
+    plan: TransferPlan,
     before: Mapping[str, Array],
     after: Mapping[str, Array],
 ) -> LayerReport:
+    rule = str(plan.rule) if source else "statistics"
     old, new = stored_kernel(target, before), stored_kernel(target, after)
     return LayerReport(
         target=target.path,
         source=source.path if source else None,
         target_shape=target.shape,
         source_shape=source.shape if source else None,
-        rule=str(getattr(rule, "__name__", rule)),
+        rule="clip" if target.kind == "norm" else rule,
         share=share,
         std_before=float(jnp.std(old.astype(jnp.float32))),
         std_after=float(jnp.std(new.astype(jnp.float32))),

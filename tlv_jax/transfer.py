@@ -100,8 +100,9 @@ def apply_transfer(
 def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) -> Leaves:
     """Returns the replaced leaves of the target by path."""
     fitted = dict(target)
+    layer_keys = _layer_keys(key, plan)
     for pairs in _batches(plan):
-        keys = jnp.stack([_layer_key(key, pair.target) for pair in pairs])
+        keys = jnp.stack([layer_keys[pair.target.path] for pair in pairs])
         sources = jnp.stack([stored_kernel(pair.source, source) for pair in pairs])
         targets = jnp.stack([stored_kernel(pair.target, target) for pair in pairs])
         rule = rules.clip if pairs[0].target.kind == "norm" else plan.rule
@@ -117,7 +118,7 @@ def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) 
         mean, spread = heads.pooled_statistics(pooled, len(plan.drawn))
         for layer in plan.drawn:
             kernel = stored_kernel(layer, target)
-            kernel = heads.draw_dense(_layer_key(key, layer), kernel, mean, spread)
+            kernel = heads.draw_dense(layer_keys[layer.path], kernel, mean, spread)
             _store(layer, kernel, fitted)
             for name, path in layer.vectors:
                 if name == "bias":
@@ -147,8 +148,12 @@ def _store(layer: Layer, kernel: Array, leaves: Leaves) -> None:
     leaves[layer.weight] = leaf.at[layer.index].set(stored) if layer.index else stored
 
 
-def _layer_key(key: Array, layer: Layer) -> Array:
-    return jax.random.fold_in(key, zlib.crc32(layer.path.encode()))
+def _layer_keys(key: Array, plan: TransferPlan) -> dict[str, Array]:
+    """A key for each target layer, from a hash of its path that is the same in every process."""
+    paths = [layer.path for layer in (*(pair.target for pair in plan.layer_pairs), *plan.drawn)]
+    hashes = np.array([zlib.crc32(path.encode()) for path in paths], np.uint32)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, hashes)
+    return dict(zip(paths, keys, strict=True))
 
 
 def _named(expected: tuple[tuple[str, tuple[int, ...]], ...], tree: PyTree, name: str) -> Leaves:
