@@ -1,0 +1,83 @@
+"""Flax Linen twins of torchvision's classifiers.
+
+Every network here is called the same way:
+
+    model = models.create("resnet18", num_classes=10)
+    variables = model.init(key, images)                    # images [B, H, W, C]
+    logits = model.apply(variables, images)                # [B, N]
+    features = model.apply(variables, images, method="features")    # [B, D]
+    logits = model.apply(variables, features, method="head")        # [B, N]
+    logits, updated = model.apply(
+        variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+    )
+
+Submodules are named as in the checkpoints: the path `layer1.0/downsample.0`, joined by dots, is
+torch's module.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from tlv_jax.errors import OptionError
+from tlv_jax.models import efficientnet_lite, resnet, vgg
+from tlv_jax.models.batch_norm import BatchNorm
+from tlv_jax.models.efficientnet_lite import EfficientNetLite
+from tlv_jax.models.images import ImageError
+from tlv_jax.models.resnet import ResNet
+from tlv_jax.models.vgg import VGG
+
+__all__ = ["VGG", "BatchNorm", "EfficientNetLite", "ImageError", "ResNet", "create", "names"]
+
+_FAMILIES: tuple[tuple[Callable[..., nn.Module], Mapping[str, Any]], ...] = (
+    (VGG, vgg.VARIANTS),
+    (ResNet, resnet.VARIANTS),
+    (EfficientNetLite, efficientnet_lite.VARIANTS),
+)
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> nn.Module:
+    """Builds an architecture; draws and loads no weights.
+
+    Args:
+      name: one of `names()`, spelled as torchvision spells it.
+      num_classes: size of the last layer.
+      in_channels: of the images.
+      dtype: of the computation, for example `jnp.bfloat16`.
+      param_dtype: of the parameters. Batch statistics are float32 in any case.
+
+    Returns:
+      A Linen module with the methods `__call__`, `features` and `head`.
+
+    Raises:
+      OptionError: for a name that is not known, with the closest ones, or for a size below 1.
+    """
+    for option, size in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if size < 1:
+            raise OptionError(f"{option}={size!r} for {name!r}, expected at least 1.")
+    for family, variants in _FAMILIES:
+        if name in variants:
+            return family(
+                variants[name],
+                num_classes=num_classes,
+                in_channels=in_channels,
+                dtype=dtype,
+                param_dtype=param_dtype,
+            )
+    close = difflib.get_close_matches(name, names()) or names()
+    raise OptionError(f"No architecture is called {name!r}. Did you mean {', '.join(close)}?")
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `create` knows."""
+    return tuple(name for _, variants in _FAMILIES for name in variants)

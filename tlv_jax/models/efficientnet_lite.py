@@ -1,0 +1,216 @@
+"""EfficientNet-Lite 0, 1 and 2.
+
+EfficientNet ("Rethinking Model Scaling for Convolutional Neural Networks", arXiv 1905.11946)
+without squeeze-and-excitation, with ReLU6, and with a stem, a head, and first and last stages that
+do not scale. Names are those of the `efficientnet_pytorch` family of checkpoints.
+
+Shapes: images `[B, H, W, C]`; `D` is 1280; `N` is `num_classes`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tlv_jax.models.batch_norm import BatchNorm
+from tlv_jax.models.images import check_images
+from tlv_jax.models.layers import he_normal_fan_out, uniform_within
+
+__all__ = ["VARIANTS", "EfficientNetLite", "EfficientNetLiteConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientNetLiteConfig:
+    """What tells one EfficientNet-Lite from another.
+
+    Attributes:
+      width: multiplies the stages' channels.
+      depth: multiplies the stages' repeats.
+      dropout: rate before the last layer; with `train=True` it needs the rng "dropout".
+    """
+
+    width: float
+    depth: float
+    dropout: float
+
+
+VARIANTS: Mapping[str, EfficientNetLiteConfig] = MappingProxyType(
+    {
+        "efficientnet_lite0": EfficientNetLiteConfig(1.0, 1.0, 0.2),
+        "efficientnet_lite1": EfficientNetLiteConfig(1.0, 1.1, 0.2),
+        "efficientnet_lite2": EfficientNetLiteConfig(1.1, 1.2, 0.3),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """One inverted residual block: kernel size, stride, expansion of the inputs, outputs."""
+
+    kernel: int
+    stride: int
+    expansion: int
+    width: int
+
+
+# One line a stage: repeats, then the first block, whose stride its repeats do not have.
+_STAGES = (
+    (1, BlockConfig(kernel=3, stride=1, expansion=1, width=16)),
+    (2, BlockConfig(kernel=3, stride=2, expansion=6, width=24)),
+    (2, BlockConfig(kernel=5, stride=2, expansion=6, width=40)),
+    (3, BlockConfig(kernel=3, stride=2, expansion=6, width=80)),
+    (3, BlockConfig(kernel=5, stride=1, expansion=6, width=112)),
+    (4, BlockConfig(kernel=5, stride=2, expansion=6, width=192)),
+    (1, BlockConfig(kernel=3, stride=1, expansion=6, width=320)),
+)
+_STEM_WIDTH, _HEAD_WIDTH = 32, 1280
+_DROP_CONNECT = 0.2
+
+
+def _blocks(config: EfficientNetLiteConfig) -> Iterator[BlockConfig]:
+    for stage, (repeats, first) in enumerate(_STAGES):
+        if 0 < stage < len(_STAGES) - 1:
+            repeats = math.ceil(repeats * config.depth)
+        first = dataclasses.replace(first, width=_round_width(first.width * config.width))
+        yield first
+        for _ in range(repeats - 1):
+            yield dataclasses.replace(first, stride=1)
+
+
+def _round_width(width: float) -> int:
+    """The nearest multiple of 8, but never less than nine tenths of `width`."""
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * width else rounded + 8
+
+
+class EfficientNetLite(nn.Module):
+    """An EfficientNet-Lite whose parameters carry the checkpoints' names (`_blocks.0/_bn1`).
+
+    Attributes:
+      config: one of `VARIANTS`.
+      num_classes: size of the last layer.
+      in_channels: of the images.
+      dtype: of the computation.
+      param_dtype: of the parameters; batch statistics stay float32.
+    """
+
+    config: EfficientNetLiteConfig
+    num_classes: int = 1000
+    in_channels: int = 3
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:  # noqa: D102
+        self.drop = nn.Dropout(self.config.dropout)
+        self._fc = nn.Dense(
+            self.num_classes,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=uniform_within(self.num_classes**-0.5),
+        )
+
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Classifies images. `[B, H, W, C] -> [B, N]`."""
+        return self.head(self.features(images, train=train), train=train)
+
+    @nn.compact
+    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
+
+        With `train=True` the residual branches are dropped at random, image by image, which needs
+        the rng "dropout".
+
+        Raises:
+          ImageError: for images of another channel count.
+        """
+        check_images(images, channels=self.in_channels)
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        outputs = _conv(_STEM_WIDTH, 3, stride=2, name="_conv_stem", **types)(images)
+        outputs = nn.relu6(_norm("_bn0", **types)(outputs, train=train))
+        blocks = tuple(_blocks(self.config))
+        for number, block in enumerate(blocks):
+            drop = _DROP_CONNECT * number / len(blocks)
+            layer = Block(block, drop_connect=drop, name=f"_blocks.{number}", **types)
+            outputs = layer(outputs, train=train)
+        outputs = _conv(_HEAD_WIDTH, 1, name="_conv_head", **types)(outputs)
+        outputs = nn.relu6(_norm("_bn1", **types)(outputs, train=train))
+        return outputs.mean((1, 2))
+
+    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
+        """Dropout and the last layer. `[B, D] -> [B, N]`."""
+        return self._fc(self.drop(features, deterministic=not train))
+
+
+class Block(nn.Module):
+    """An inverted residual block: expand, filter each channel, project.
+
+    Attributes:
+      config: its sizes.
+      drop_connect: rate at which an image's residual branch is dropped in training.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+    """
+
+    config: BlockConfig
+    drop_connect: float
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
+        """`[B, H, W, I] -> [B, H / stride, W / stride, width]`."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        config, width = self.config, inputs.shape[-1] * self.config.expansion
+        outputs = inputs
+        if config.expansion != 1:
+            outputs = _conv(width, 1, name="_expand_conv", **types)(outputs)
+            outputs = nn.relu6(_norm("_bn0", **types)(outputs, train=train))
+        depthwise = _conv(
+            width,
+            config.kernel,
+            stride=config.stride,
+            groups=width,
+            name="_depthwise_conv",
+            **types,
+        )
+        outputs = nn.relu6(_norm("_bn1", **types)(depthwise(outputs), train=train))
+        outputs = _conv(config.width, 1, name="_project_conv", **types)(outputs)
+        outputs = _norm("_bn2", **types)(outputs, train=train)
+        if outputs.shape != inputs.shape:
+            return outputs
+        drop = nn.Dropout(self.drop_connect, broadcast_dims=(1, 2, 3))
+        return drop(outputs, deterministic=not train) + inputs
+
+
+def _conv(
+    width: int,
+    size: int,
+    *,
+    name: str,
+    dtype: Any,
+    param_dtype: Any,
+    stride: int = 1,
+    groups: int = 1,
+) -> nn.Conv:
+    return nn.Conv(
+        width,
+        (size, size),
+        strides=stride,
+        # TensorFlow's padding, in which the weights were trained: uneven where a stride is 2.
+        padding="SAME",
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        kernel_init=he_normal_fan_out,
+        name=name,
+    )
+
+
+def _norm(name: str, *, dtype: Any, param_dtype: Any) -> BatchNorm:
+    return BatchNorm(momentum=0.01, epsilon=1e-3, dtype=dtype, param_dtype=param_dtype, name=name)
