@@ -1,0 +1,102 @@
+"""Read a state dict from disk, whatever the format, without torch."""
+
+import json
+import mmap
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from importers.errors import FileFormatError
+from importers.torch_files import is_legacy, read_legacy, read_zip
+
+__all__ = ["read_state_dict"]
+
+ZIP_MAGIC = b"PK\x03\x04"
+SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads the tensors of a `.pth`, `.pt` or `.safetensors` file.
+
+    The format is told by the content: torch's zip format, its older one from before torch 1.6, or
+    safetensors. Nothing in the file is ever executed.
+
+    Args:
+      path: of a file that holds one flat state dict.
+
+    Returns:
+      Read-only arrays by name, in the file's order which for safetensors is that
+      of the bytes. They are views into the memory-mapped file, which is read as they are used:
+      copy them before the file changes. bfloat16 tensors come as `ml_dtypes.bfloat16`, JAX's own.
+
+    Raises:
+      FileFormatError: if the file is missing, empty, damaged, or of no known format.
+      UnsafeFileError: if a pickle in it asks for anything but tensors.
+    """
+    path = Path(path)
+    data = _map(path)
+    if data[:4] == ZIP_MAGIC:
+        return read_zip(path, data)
+    if is_legacy(data):
+        return read_legacy(path, data)
+    if len(data) > 8 and data[8:9] == b"{":
+        return _read_safetensors(path, data)
+    raise FileFormatError(
+        f"{path}: expected a file of torch.save or safetensors, found one that begins with "
+        f"{data[:8]!r}. Give the path of a .pth, .pt or .safetensors file."
+    )
+
+
+def _map(path: Path) -> mmap.mmap:
+    if path.is_dir():
+        raise FileFormatError(f"{path}: expected a checkpoint file, found a directory.")
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise FileFormatError(
+                    f"{path}: the file is empty (0 bytes), likely a broken download. Get it again."
+                )
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _read_safetensors(path: Path, data: mmap.mmap) -> dict[str, np.ndarray]:
+    """Lets the package validate the header, then maps the tensors: its NumPy side lacks bf16."""
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise FileFormatError(
+            f"{path}: expected a safetensors file, found a damaged one ({error}). Get it again."
+        ) from error
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise FileFormatError(
+                f"{path}: tensor {name!r} has dtype {entry['dtype']}, expected one of "
+                f"{', '.join(SAFETENSORS_DTYPES)}. Save it as one of them."
+            )
+        begin, end = entry["data_offsets"]
+        count = (end - begin) // np.dtype(dtype).itemsize
+        flat = np.frombuffer(data, dtype, count, start + begin)
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors

@@ -1,0 +1,187 @@
+"""Read the files that `torch.save` writes, with NumPy alone.
+
+Both formats are a pickle that describes the tensors, and the raw bytes of the storages that they
+are views of: the zip format keeps them in entries of their own, the one from before torch 1.6
+appends them to the pickle.
+"""
+
+import io
+import mmap
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from importers.errors import FileFormatError
+from importers.pickles import PickleError, Storage, Tensor, Unpickler
+
+__all__ = ["is_legacy", "read_legacy", "read_zip"]
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
+LOCAL_HEADER = 30  # bytes before the name in a zip entry's local header
+MOST_REPEATED = 1 << 20  # elements that a tensor may make of fewer stored ones, by stride 0
+
+Data = mmap.mmap
+Locate = Callable[[Storage], tuple[int, int]]
+"""Finds the bytes of a storage in the file, as `(offset, size)`."""
+
+
+def is_legacy(data: Data) -> bool:
+    """Whether a file begins as `torch.save` did before torch 1.6."""
+    return data[:2] == b"\x80\x02" and LEGACY_MAGIC.to_bytes(10, "little") in data[:32]
+
+
+def read_zip(path: Path, data: Data) -> dict[str, np.ndarray]:
+    """Reads torch's zip format; see `read_state_dict`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    names = [entry.filename for entry in entries]
+    pickles = [name for name in names if name.endswith("/data.pkl")]
+    if len(pickles) != 1 or len(set(names)) != len(names):
+        raise FileFormatError(
+            f"{path}: expected a file of torch.save, found a zip archive with {len(names)} "
+            f"entries, {len(pickles)} of them called data.pkl. Give the .pth file itself."
+        )
+    root = pickles[0].removesuffix("data.pkl")
+    places = {entry.filename.removeprefix(root): _place(path, data, entry) for entry in entries}
+    if "byteorder" in places and _slice(data, places["byteorder"]) != b"little":
+        raise _big_endian(path)
+
+    def locate(storage: Storage) -> tuple[int, int]:
+        try:
+            return places[f"data/{storage.key}"]
+        except KeyError:
+            raise _damaged(path, f"storage {storage.key!r} is missing") from None
+
+    description = io.BytesIO(_slice(data, places["data.pkl"]))
+    return _build(path, data, _load(path, description), locate)
+
+
+def read_legacy(path: Path, data: Data) -> dict[str, np.ndarray]:
+    """Reads the format from before torch 1.6; see `read_state_dict`."""
+    data.seek(0)
+    if _load(path, data) != LEGACY_MAGIC or _load(path, data) != LEGACY_PROTOCOL:
+        raise _damaged(path, "wrong magic number or protocol")
+    system = _load(path, data)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise _big_endian(path)
+    unpickler = Unpickler(data)
+    tensors = _load(path, data, unpickler)
+    keys = _load(path, data)
+    if not isinstance(keys, list):
+        raise _damaged(path, "the list of storages is missing")
+    places = {}
+    offset = data.tell()
+    for key in keys:
+        storage = unpickler.storages.get(key) if isinstance(key, str) else None
+        if storage is None:
+            raise _damaged(path, f"storage {key!r} belongs to no tensor")
+        count = int.from_bytes(data[offset : offset + 8], "little")
+        places[key] = (offset + 8, count * storage.dtype.itemsize)
+        offset = sum(places[key])
+
+    def locate(storage: Storage) -> tuple[int, int]:
+        if storage.key not in places:
+            raise _damaged(path, f"storage {storage.key!r} is missing")
+        return places[storage.key]
+
+    return _build(path, data, tensors, locate)
+
+
+def _load(path: Path, file: io.BytesIO | Data, unpickler: Unpickler | None = None) -> object:
+    try:
+        return (unpickler or Unpickler(file)).load()
+    except PickleError as error:
+        raise error.for_file(path) from error
+
+
+def _build(path: Path, data: Data, loaded: object, locate: Locate) -> dict[str, np.ndarray]:
+    """Turns the described tensors into views of the file."""
+    if not isinstance(loaded, dict) or not loaded:
+        raise FileFormatError(
+            f"{path}: expected a state dict of tensors by name, found "
+            f"{'an empty one' if loaded == {} else type(loaded).__name__}. Save model.state_dict()."
+        )
+    tensors = {}
+    for name, value in loaded.items():
+        if not isinstance(value, Tensor):
+            nested = isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+            advice = f"Save the part under {name!r} by itself." if nested else "Leave it out."
+            raise FileFormatError(
+                f"{path}: key {name!r} holds {_describe(value)}, expected a tensor. {advice}"
+            )
+        tensors[str(name)] = _view(path, data, str(name), value, locate(value.storage))
+    return tensors
+
+
+def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, int]) -> np.ndarray:
+    offset, size = place
+    storage = tensor.storage
+    available = min(size, len(data) - offset) // storage.dtype.itemsize
+    if storage.count > available:
+        raise _damaged(
+            path, f"tensor {name!r} needs {storage.count} elements, {max(available, 0)} are there"
+        )
+    elements = int(np.prod(tensor.shape, dtype=object))
+    last = tensor.offset + sum(
+        (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
+    )
+    inside = elements == 0 or last < storage.count
+    if not inside or elements > max(storage.count, MOST_REPEATED):
+        raise _damaged(
+            path,
+            f"tensor {name!r} of shape {tensor.shape} and strides {tensor.strides} from "
+            f"{tensor.offset} on does not lie in its storage of {storage.count} elements",
+        )
+    if elements == 0:
+        return np.empty(tensor.shape, storage.dtype)
+    flat = np.frombuffer(data, storage.dtype, storage.count, offset)
+    strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(
+        flat[tensor.offset :], tensor.shape, strides, writeable=False
+    )
+
+
+def _place(path: Path, data: Data, entry: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where a zip entry's bytes lie, as `(offset, size)`."""
+    # torch never compresses; so a small file cannot unfold into a large one.
+    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+        raise FileFormatError(
+            f"{path}: entry {entry.filename!r} is compressed, which torch.save never does. Unpack "
+            "the archive and zip it again without compression, or get the original file."
+        )
+    header = data[entry.header_offset : entry.header_offset + LOCAL_HEADER]
+    # The local header's own lengths count: torch pads the extra field to align the data.
+    skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    offset = entry.header_offset + LOCAL_HEADER + skipped
+    if header[:4] != b"PK\x03\x04" or offset + entry.file_size > len(data):
+        raise _damaged(path, f"entry {entry.filename!r} ends after the file")
+    return offset, entry.file_size
+
+
+def _slice(data: Data, place: tuple[int, int]) -> bytes:
+    offset, size = place
+    return data[offset : offset + size]
+
+
+def _describe(value: object) -> str:
+    text = repr(value) if isinstance(value, int | float | str) else ""
+    return f"{type(value).__name__} {text[:40]}".strip()
+
+
+def _damaged(path: Path, what: str) -> FileFormatError:
+    return FileFormatError(
+        f"{path}: expected a file of torch.save, found a damaged one ({what}). Get it again."
+    )
+
+
+def _big_endian(path: Path) -> FileFormatError:
+    return FileFormatError(
+        f"{path}: expected little-endian data, found a file of a big-endian machine. Save it again "
+        "on a little-endian one."
+    )

