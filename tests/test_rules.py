@@ -1,0 +1,190 @@
+"""The tables, and the strict conversion that they drive."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import traverse_util
+from helpers import import_torchvision
+
+import importers
+from importers.conversion import match_keys
+from importers.rules import IGNORED, Rule
+from tlv_jax import models
+from tlv_jax.errors import OptionError
+
+torchvision = import_torchvision()
+
+
+def network(name, **sizes):
+    return getattr(torchvision.models, name)(weights=None, **sizes)
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    """The tensors of a ResNet18 with ten classes; copy the dict before changing it."""
+    torch.manual_seed(0)
+    return network("resnet18", num_classes=10).state_dict()
+
+
+def message_of(name, state_dict):
+    with pytest.raises(importers.StateDictError) as error:
+        importers.convert(name, state_dict)
+    assert isinstance(error.value, importers.CheckpointError)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "target"),
+    [
+        ("layer3.11.conv2.weight", "params/layer3.11/conv2/kernel"),
+        ("layer3.11.conv2.weights", None),
+        ("module.layer3.11.conv2.weight", None),
+    ],
+)
+def test_rule_matches_whole_keys(key, target):
+    rule = Rule(r"layer(\d)\.(\d+)\.conv(\d)\.weight", r"params/layer\1.\2/conv\3/kernel")
+    assert rule.target_of(key) == target
+
+
+@pytest.mark.parametrize(
+    ("key", "ignored"),
+    [
+        ("num_batches_tracked", True),
+        ("layer1.0.bn1.num_batches_tracked", True),
+        ("layer1.0.bn1.running_var", False),
+        ("num_batches_tracked.weight", False),
+    ],
+)
+def test_only_the_counters_are_ignored(key, ignored):
+    assert bool(IGNORED.fullmatch(key)) is ignored
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in models.names() if not name.startswith("efficientnet")]
+)
+def test_every_key_of_torchvision_fills_one_leaf(name):
+    with torch.device("meta"):
+        tensors = network(name).state_dict()
+    # Stand-ins of the right shapes that take no memory.
+    arrays = {key: np.broadcast_to(np.float16(0), tuple(t.shape)) for key, t in tensors.items()}
+    counted = {key: array for key, array in arrays.items() if not IGNORED.fullmatch(key)}
+    match = match_keys(name, counted)
+    assert match.problems == ()
+    assert match.score == 1
+    assert len(match.places) == len(counted)
+
+
+def test_values_arrive_where_they_belong_and_are_copies(state_dict):
+    params, batch_stats = importers.convert("resnet18", state_dict)
+    kernel = params["layer2.0"]["downsample.0"]["kernel"]
+    expected = state_dict["layer2.0.downsample.0.weight"].numpy()
+    np.testing.assert_array_equal(kernel, expected.transpose(2, 3, 1, 0))
+    variance = batch_stats["layer2.0"]["downsample.1"]["var"]
+    np.testing.assert_array_equal(variance, state_dict["layer2.0.downsample.1.running_var"])
+    for path, leaf in traverse_util.flatten_dict(params | batch_stats).items():
+        assert type(leaf) is np.ndarray, path
+        assert leaf.flags.c_contiguous, path
+    bias = params["fc"]["bias"]
+    assert not np.shares_memory(bias, state_dict["fc.bias"].numpy())
+
+
+def test_classes_and_channels_are_taken_from_the_state_dict(state_dict):
+    grey = dict(state_dict)
+    grey["conv1.weight"] = grey["conv1.weight"].sum(1, keepdim=True)
+    params, _ = importers.convert("resnet18", grey)
+    assert params["conv1"]["kernel"].shape == (7, 7, 1, 64)
+    assert params["fc"]["kernel"].shape == (512, 10)
+
+
+def test_counters_may_be_missing(state_dict):
+    lean = {key: tensor for key, tensor in state_dict.items() if not IGNORED.fullmatch(key)}
+    assert len(lean) < len(state_dict)
+    full = importers.convert("resnet18", state_dict)
+    np.testing.assert_equal(importers.convert("resnet18", lean), full)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "expected"),
+    [
+        (torch.float32, None, jnp.float32),
+        (torch.float16, None, jnp.float16),
+        (torch.bfloat16, None, jnp.bfloat16),
+        (torch.float16, jnp.float32, jnp.float32),
+        (torch.float32, jnp.bfloat16, jnp.bfloat16),
+    ],
+)
+def test_dtype_is_kept_unless_another_is_asked(state_dict, stored, asked, expected):
+    tensors = {key: tensor.to(stored) for key, tensor in state_dict.items()}
+    params, batch_stats = importers.convert("resnet18", tensors, param_dtype=asked)
+    assert params["conv1"]["kernel"].dtype == expected
+    assert batch_stats["bn1"]["var"].dtype == np.float32
+    rounded = tensors["fc.bias"].to(torch.float32).numpy()
+    np.testing.assert_array_equal(params["fc"]["bias"], rounded.astype(expected))
+
+
+def test_tensors_that_require_gradients_are_read(state_dict):
+    trained = {key: torch.nn.Parameter(t) for key, t in state_dict.items() if t.is_floating_point()}
+    params, _ = importers.convert("resnet18", trained)
+    np.testing.assert_array_equal(params["fc"]["bias"], state_dict["fc.bias"])
+
+
+def test_all_problems_are_told_at_once(state_dict):
+    broken = dict(state_dict)
+    del broken["bn1.running_var"]
+    del broken["layer1.0.conv1.weight"]
+    broken["layer1.0.conv9.weight"] = torch.zeros(3)
+    broken["layer2.0.conv1.weight"] = torch.zeros(128, 64, 5, 3)
+    broken["layer2.0.bn1.weight"] = torch.zeros(128, dtype=torch.int32)
+    message = message_of("resnet18", broken)
+    for line in (
+        "'resnet18': 5 problems",
+        "bn1.running_var: found nothing, expected it to fill batch_stats/bn1/var of shape (64,)",
+        "layer1.0.conv1.weight: found nothing, expected it to fill params/layer1.0/conv1/kernel",
+        "layer1.0.conv9.weight: found float32 of shape (3,), expected no such key",
+        "layer2.0.conv1.weight: found float32 of shape (128, 64, 5, 3), expected shape "
+        "(128, 64, 3, 3)",
+        "layer2.0.bn1.weight: found int32 of shape (128,), expected floating point",
+    ):
+        assert line in message
+
+
+@pytest.mark.parametrize("shape", [(), (512,), (10, 512, 1, 1), (10, 511)])
+def test_head_of_another_shape_is_one_problem(state_dict, shape):
+    message = message_of("resnet18", {**state_dict, "fc.weight": torch.zeros(shape)})
+    assert f"fc.weight: found float32 of shape {shape}" in message
+    assert "layer" not in message
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [("resnet50", "resnet18"), ("resnet34", "resnet18"), ("vgg11", "resnet18")],
+)
+def test_architecture_that_fits_is_named(state_dict, asked, given):
+    assert f"fit {given!r} best (100% of them)" in message_of(asked, state_dict)
+
+
+def test_width_tells_architectures_of_the_same_keys_apart():
+    with torch.device("meta"):
+        tensors = network("wide_resnet50_2").state_dict()
+    arrays = {key: np.broadcast_to(np.float32(0), tuple(t.shape)) for key, t in tensors.items()}
+    assert "fit 'wide_resnet50_2' best" in message_of("resnet50", arrays)
+
+
+def test_common_prefix_is_pointed_out(state_dict):
+    wrapped = {f"module.{key}": tensor for key, tensor in state_dict.items()}
+    assert "begin with 'module.': remove that prefix" in message_of("resnet18", wrapped)
+
+
+def test_a_checkpoint_around_the_weights_is_pointed_out(state_dict):
+    message = message_of("resnet18", {"state_dict": state_dict, "epoch": 3})
+    assert "checkpoint['state_dict']" in message
+
+
+def test_empty_state_dict_misses_everything():
+    assert "'resnet18': 102 problems" in message_of("resnet18", {})
+
+
+def test_unknown_architecture_is_refused():
+    with pytest.raises(OptionError, match="Did you mean resnet18"):
+        importers.convert("resnet_18", {})
