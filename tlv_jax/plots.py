@@ -1,0 +1,53 @@
+"""Draw learning curves. Needs matplotlib, which is optional and imported late."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["available", "save_curves"]
+
+PANELS = (
+    ("loss", "cross-entropy (nats)"),
+    ("accuracy", "accuracy"),
+    ("balanced_accuracy", "balanced accuracy"),
+)
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def save_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draws loss, accuracy and balanced accuracy over epochs, and saves them as an image.
+
+    Args:
+      runs: for each run one record an epoch, with the keys `epoch`, and `train_` and `validation_`
+        before each of `loss`, `accuracy` and `balanced_accuracy`.
+      path: of the image; its suffix gives the format.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    # The figure is made without pyplot, which would keep it alive and may want a display.
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (metric, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for number, (name, records) in enumerate(runs.items()):
+            epochs = [record["epoch"] for record in records]
+            for split, style in (("train", "--"), ("validation", "-")):
+                values = [record[f"{split}_{metric}"] for record in records]
+                axes.plot(epochs, values, style, marker="o", markersize=3, color=f"C{number}",
+                          label=f"{name}, {split}")  # fmt: skip
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4,
+                  frameon=False)  # fmt: skip
+    figure.savefig(path, dpi=150)

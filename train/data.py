@@ -1,0 +1,107 @@
+"""Labelled images in memory, and how they are split and batched.
+
+Shapes: `N` images, `[N, H, W, C]` uint8 with one size for all; labels `[N]` int32.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from tlv_jax.errors import TLVError
+
+__all__ = [
+    "DataError",
+    "LabelledImages",
+    "Splits",
+    "eval_batches",
+    "stratified_split",
+    "train_order",
+]
+
+
+class DataError(TLVError, ValueError):
+    """A data set is missing, damaged, or too small for the settings."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """A set of images that all fit into memory; a pytree, in NumPy or on the devices.
+
+    Attributes:
+      images: uint8 `[N, H, W, C]`; C is 1 for grey images, which a network sees as three equal
+        channels.
+      labels: int32 `[N]`.
+    """
+
+    images: Any
+    labels: Any
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: np.ndarray) -> "LabelledImages":
+        return LabelledImages(self.images[rows], self.labels[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """One data set in three parts, with the names of its classes in the order of the labels."""
+
+    train: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages
+    classes: tuple[str, ...]
+
+
+def stratified_split(
+    labels: np.ndarray, shares: tuple[float, ...], *, seed: int
+) -> tuple[np.ndarray, ...]:
+    """Splits at random so that every part has each class in the same proportion.
+
+    Args:
+      labels: int `[N]`.
+      shares: of each part but the last, which gets the rest.
+      seed: the same seed gives the same split.
+
+    Returns:
+      Sorted row numbers of each part, `len(shares) + 1` arrays.
+    """
+    generator = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[] for _ in range(len(shares) + 1)]
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        cuts = np.round(np.cumsum(shares) * len(rows)).astype(int)
+        for part, chosen in zip(parts, np.split(rows, cuts), strict=True):
+            part.append(chosen)
+    return tuple(np.sort(np.concatenate(part)) for part in parts)
+
+
+def train_order(key: jax.Array, epoch: int, size: int, batch_size: int) -> np.ndarray:
+    """The rows of every batch of one epoch, `[steps, batch_size]`; a last short batch is left out.
+
+    Depends on the key and the epoch alone, so a resumed run sees the batches it would have seen.
+
+    Raises:
+      DataError: if there are fewer images than a batch holds.
+    """
+    if size < batch_size:
+        raise DataError(
+            f"There are {size} training images, fewer than batch_size={batch_size}. Lower it."
+        )
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), size))
+    steps = size // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+
+
+def eval_batches(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Covers all rows once, as `(rows, real)`, each `[batch_size]`; the last batch is padded.
+
+    `real` is False where a row only fills up the batch.
+    """
+    for start in range(0, size, batch_size):
+        rows = np.arange(start, start + batch_size)
+        yield np.minimum(rows, size - 1).astype(np.int32), rows < size

@@ -1,0 +1,131 @@
+"""The run folder: settings, metrics, tables and curves."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tlv_jax import plots
+from train.config import Config, ConfigError
+from train.metrics import Summary
+
+__all__ = ["RunResult", "open_run_folder", "result_table", "write_epochs", "write_results"]
+
+CONFIG_FILE = "config.json"
+NOT_COMPARED = ("resume", "out", "name")  # a run may be moved, and resuming it is no change
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How one training went.
+
+    Attributes:
+      name: `transferred` or `he`.
+      test: of the test images, with the weights that were best on the validation images.
+      best_epoch: whose weights these are, counted from 1.
+      seconds: wall-clock time of training and validation, compilation included.
+      epochs: one record an epoch, as in `metrics.jsonl`.
+    """
+
+    name: str
+    test: Summary
+    best_epoch: int
+    seconds: float
+    epochs: tuple[Mapping[str, Any], ...]
+
+
+def open_run_folder(config: Config) -> Path:
+    """Creates the run folder, or finds the one to resume.
+
+    A folder that is there already is not written to without `config.resume`: the new one gets a
+    number behind its name.
+
+    Raises:
+      ConfigError: if there is nothing to resume, or it was started with other settings.
+    """
+    folder = config.folder
+    settings = _settings(config)
+    if config.resume:
+        if not (folder / CONFIG_FILE).is_file():
+            raise ConfigError(f"There is no run to resume in {folder}. Leave --resume out.")
+        started = json.loads((folder / CONFIG_FILE).read_text())
+        changed = [name for name in settings if settings[name] != started.get(name)]
+        if changed := [name for name in changed if name not in NOT_COMPARED]:
+            was = ", ".join(f"{name}={started.get(name)!r}" for name in changed)
+            raise ConfigError(
+                f"The run in {folder} was started with {was}. Resume it with the same settings, or "
+                "start another with --name."
+            )
+        return folder
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = config.folder.with_name(f"{config.folder.name}-{number}")
+    folder.mkdir(parents=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=1))
+    return folder
+
+
+def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `metrics.jsonl`, one record a line, and the last record as TensorBoard events."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Written whole each time: a run that was killed between this and its checkpoint repeats an
+    # epoch, which would otherwise stand here twice.
+    lines = "".join(json.dumps(record) + "\n" for record in epochs)
+    (folder / "metrics.jsonl").write_text(lines)
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:  # optional: the metrics are in metrics.jsonl as well
+        return
+    last = epochs[-1]
+    with SummaryWriter(str(folder), purge_step=last["epoch"]) as writer:
+        for name, value in last.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, last["epoch"])
+
+
+def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
+    """Writes `results.json` and, where matplotlib is installed, `curves.png`."""
+    records = [
+        {
+            "name": run.name,
+            "test": run.test._asdict(),
+            "best_epoch": run.best_epoch,
+            "seconds": run.seconds,
+        }
+        for run in runs
+    ]
+    (folder / "results.json").write_text(json.dumps(records, indent=1))
+    if plots.available():
+        plots.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
+
+
+def result_table(runs: Sequence[RunResult], title: str) -> Table:
+    """The runs side by side, as a table for the console."""
+    table = Table(title=title)
+    table.add_column("initialization")
+    for column in ("accuracy", "balanced accuracy", "loss", "best epoch", "seconds"):
+        table.add_column(column, justify="right")
+    for run in runs:
+        table.add_row(
+            run.name,
+            f"{run.test.accuracy:.3f}",
+            f"{run.test.balanced_accuracy:.3f}",
+            f"{run.test.loss:.3f}",
+            str(run.best_epoch),
+            f"{run.seconds:.0f}",
+        )
+    return table
+
+
+def print_table(console: Console, runs: Sequence[RunResult], title: str) -> None:
+    """Prints `result_table`."""
+    console.print(result_table(runs, title))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
