@@ -7,10 +7,15 @@ os.environ.setdefault(
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
 )
 
+from pathlib import Path
+
 import hypothesis
 import jax
 import pytest
 
+# Programs are kept between test runs, and between tests that build the same one anew.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "float32")
 
