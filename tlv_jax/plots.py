@@ -37,17 +37,18 @@ def save_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     # The figure is made without pyplot, which would keep it alive and may want a display.
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (metric, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+    panels = figure.subplots(1, len(PANELS))
+    for axes, (metric, label) in zip(panels, PANELS, strict=True):
         for number, (name, records) in enumerate(runs.items()):
             epochs = [record["epoch"] for record in records]
             for split, style in (("train", "--"), ("validation", "-")):
                 values = [record[f"{split}_{metric}"] for record in records]
-                axes.plot(epochs, values, style, marker="o", markersize=3, color=f"C{number}",
-                          label=f"{name}, {split}")  # fmt: skip
+                looks = {"color": f"C{number}", "marker": "o", "markersize": 3}
+                axes.plot(epochs, values, style, label=f"{name}, {split}", **looks)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4,
-                  frameon=False)  # fmt: skip
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)

@@ -90,8 +90,8 @@ def load_cifar(
         np.concatenate([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
     )
-    file, key = archive.meta
-    return train, _images(read(file), archive), tuple(read(file)[key])
+    meta, names = archive.meta
+    return train, _images(read(archive.test), archive), tuple(_value(read(meta), names))
 
 
 def _reader(archive: Archive, data_dir: Path | None) -> Callable[[str], Any]:
@@ -123,10 +123,21 @@ def _member(packed: Path, name: str) -> bytes:
 
 
 def _images(batch: Any, archive: Archive) -> LabelledImages:
-    data, labels = np.asarray(batch["data"]), np.asarray(batch[archive.labels], np.int32)
+    data = np.asarray(_value(batch, "data"))
+    labels = np.asarray(_value(batch, archive.labels), np.int32)
     # Stored as [N, 3 * 32 * 32], colour by colour.
     images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return LabelledImages(np.ascontiguousarray(images, np.uint8), labels)
+
+
+def _value(batch: Mapping[str, Any], key: str) -> Any:
+    try:
+        return batch[key]
+    except KeyError:
+        raise DataError(
+            f"A file of CIFAR has the keys {sorted(map(str, batch))}, expected {key!r} among them. "
+            "Give the folder of the data set that is asked for."
+        ) from None
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,0 +1,57 @@
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from train.checkpoints import METRIC, open_checkpoints, restore, save
+from train.step import initial_state
+
+OPTIMIZER = optax.adamw(1e-3)
+PLACE = SingleDeviceSharding(jax.devices()[0])
+
+
+def state_at(step):
+    params = {"conv": {"kernel": jnp.full((2, 2), float(step), jnp.bfloat16)}}
+    state = initial_state(params, {"bn": {"mean": jnp.ones(2) * step}}, OPTIMIZER)
+    return state.replace(step=jnp.int32(step))
+
+
+def save_all(folder, scores):
+    with open_checkpoints(folder) as manager:
+        for step, score in scores.items():
+            save(manager, state_at(step), {"epochs": [step]}, {METRIC: score})
+
+
+def test_nothing_to_restore_is_none(tmp_path):
+    with open_checkpoints(tmp_path) as manager:
+        assert restore(manager, state_at(0), PLACE) is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [({1: 0.1, 2: 0.9, 3: 0.4}, 2), ({1: 0.5}, 1), ({1: 0.1, 2: 0.2, 3: 0.3}, 3)],
+)
+def test_the_best_and_the_last_are_kept_whole(tmp_path, scores, best):
+    save_all(tmp_path, scores)
+    last = max(scores)
+    with open_checkpoints(tmp_path) as manager:
+        assert set(manager.all_steps()) == {best, last}
+        for step, is_best in ((last, False), (best, True)):
+            state, progress = restore(manager, state_at(0), PLACE, best=is_best)
+            chex.assert_trees_all_equal(state, state_at(step))
+            chex.assert_trees_all_equal_dtypes(state, state_at(step))
+            assert progress == {"epochs": [step]}
+
+
+def test_a_save_that_was_killed_is_passed_over(tmp_path):
+    save_all(tmp_path, {1: 0.5})
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "state").write_bytes(b"half")
+    with open_checkpoints(tmp_path) as manager:
+        state, _ = restore(manager, state_at(0), PLACE)
+        assert int(state.step) == 1
+        save(manager, state_at(2), {"epochs": [2]}, {METRIC: 0.6})
+        assert manager.latest_step() == 2

@@ -1,0 +1,85 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from train.__main__ import main
+from train.config import DATASETS, Config, ConfigError, resolve
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_dataset_s_defaults_fill_what_is_left_out(dataset):
+    config = resolve(Config(dataset=dataset))
+    assert (config.image_size, config.epochs) == DATASETS[dataset]
+
+
+def test_what_is_given_stays():
+    config = resolve(Config(image_size=40, epochs=3))
+    assert (config.image_size, config.epochs) == (40, 3)
+
+
+def test_the_published_settings_are_the_defaults():
+    config = Config()
+    assert (config.learning_rate, config.weight_decay, config.batch_size) == (1e-4, 5e-4, 128)
+    assert dataclasses.astuple(config.transfer)[:5] == (
+        "interleaved", "random", "zero", "avg", True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("image_size", 0),
+        ("epochs", 0),
+        ("batch_size", -1),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -1.0),
+        ("crossover_rate", 1.5),
+    ],
+)
+def test_impossible_numbers_are_refused(setting, value):
+    with pytest.raises(ConfigError, match=f"{setting}={value}"):
+        resolve(dataclasses.replace(Config(), **{setting: value}))
+
+
+def test_help_names_every_setting_without_waiting_for_flax():
+    code = (
+        "import sys; from train.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'flax' not in sys.modules and 'orbax' not in sys.modules"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for field in dataclasses.fields(Config):
+        assert field.name.replace("_", "-") in shown
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--epochs", "many"], ["--dataset", "imagenet"], ["--unknown", "1"]]
+)
+def test_wrong_flags_end_with_a_usage_error(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_an_unreachable_source_is_one_sentence_and_no_traceback(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TLV_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr("importers.weights._TORCHVISION", "http://127.0.0.1:9/")
+    assert main(["--source", "vgg16", "--dataset", "cifar10", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: Could not get http://127.0.0.1:9/vgg16-397923af.pth")
+    assert "give its path instead" in error
+    assert "Traceback" not in error
+
+
+def test_an_unknown_architecture_is_told_with_close_names(capsys, tmp_path):
+    assert main(["--source", "resnet19", "--out", str(tmp_path)]) == 1
+    assert "resnet18" in capsys.readouterr().err

@@ -1,0 +1,203 @@
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tlv_jax.models import BatchNorm
+from train.data import LabelledImages
+from train.step import (
+    Support,
+    Task,
+    initial_state,
+    learning_rate,
+    make_eval_step,
+    make_optimizer,
+    make_train_step,
+)
+
+
+class Net(nn.Module):
+    """A small network with the methods that every model of the zoo has."""
+
+    width: int = 8
+
+    def setup(self):
+        self.conv, self.norm = nn.Conv(self.width, (3, 3)), BatchNorm()
+        self.dense = nn.Dense(2)
+
+    def features(self, images, *, train=False):
+        return nn.relu(self.norm(self.conv(images), train=train)).mean((1, 2))
+
+    def head(self, features, *, train=False):
+        return self.dense(features)
+
+    def __call__(self, images, *, train=False):
+        return self.head(self.features(images, train=train), train=train)
+
+
+TASK = Task(Net(), (0.5,) * 3, (0.5,) * 3, jnp.dtype("float32"))
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Bright images of class 1, dark ones of class 0."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(32, dtype=np.int32) % 2
+    base = generator.integers(0, 128, (32, 8, 8, 3)) + 120 * labels[:, None, None, None]
+    return LabelledImages(jnp.asarray(base, jnp.uint8), jnp.asarray(labels))
+
+
+@pytest.fixture(scope="module")
+def start():
+    variables = TASK.model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    optimizer = make_optimizer(1e-2, 5e-4, STEPS)
+    state = initial_state(variables["params"], variables["batch_stats"], optimizer)
+    return state, optimizer
+
+
+@pytest.fixture(scope="module")
+def lender():
+    model = Net(width=5)
+    return model, model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
+
+
+def rows(step):
+    return jnp.arange(16, dtype=jnp.int32) + 16 * (step % 2)
+
+
+def test_training_learns_a_learnable_task(key, images, start):
+    state, optimizer = start
+    step = jax.jit(make_train_step(TASK, optimizer, None))
+    tallies = []
+    for number in range(STEPS):
+        state, tally = step(state, key, rows(number), images, None)
+        tallies.append(float(tally.loss) / 16)
+    assert int(state.step) == STEPS
+    assert np.mean(tallies[-4:]) < 0.6 * np.mean(tallies[:4])
+    everything = jnp.arange(32, dtype=jnp.int32)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    tested = make_eval_step(TASK)(variables, everything, jnp.ones(32, bool), images)
+    assert tested.correct.sum() > 28
+
+
+@pytest.mark.parametrize("wrap", [chex.assert_max_traces(n=1)], ids=["one trace"])
+def test_every_step_runs_the_same_program(key, images, start, wrap):
+    state, optimizer = start
+    step = jax.jit(wrap(make_train_step(TASK, optimizer, None)))
+    for number in range(3):
+        state, _ = step(state, key, rows(number), images, None)
+
+
+def test_the_same_key_and_state_give_the_same_step(key, images, start, lender):
+    state, optimizer = start
+    step = jax.jit(make_train_step(TASK, optimizer, Support(lender[0], 0.5)))
+    first, again, other = (
+        step(state, k, rows(0), images, lender[1])[0].params for k in (key, key, jax.random.key(7))
+    )
+    chex.assert_trees_all_equal(first, again)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(first, other)
+
+
+def test_later_steps_draw_anew(key, images, start):
+    state, optimizer = start
+    step = jax.jit(make_train_step(TASK, optimizer, None))
+    first, _ = step(state, key, rows(0), images, None)
+    second, _ = step(state.replace(step=state.step + 1), key, rows(0), images, None)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(first.params, second.params)
+
+
+def test_crossover_changes_training_and_not_evaluation(key, images, start, lender):
+    state, optimizer = start
+    plain = jax.jit(make_train_step(TASK, optimizer, None))
+    crossed = jax.jit(make_train_step(TASK, optimizer, Support(lender[0], 1.0)))
+    without, _ = plain(state, key, rows(0), images, None)
+    with_, _ = crossed(state, key, rows(0), images, lender[1])
+    gradient = lambda after: after.params["conv"]["kernel"] - state.params["conv"]["kernel"]  # noqa: E731
+    # Every one of the first five features is lent, so those filters get decay and no gradient.
+    assert np.abs(gradient(with_)[..., :5]).max() < 1e-4 < np.abs(gradient(without)[..., :5]).max()
+    assert np.abs(gradient(with_)[..., 5:]).max() > 1e-3
+
+
+def test_the_support_network_sees_the_target_s_own_images(key, images, start):
+    state, optimizer = start
+    # A support network equal to the target lends in evaluation mode what the target has.
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    step = jax.jit(make_train_step(TASK, optimizer, Support(TASK.model, 1.0)))
+    _, tally = step(state, key, rows(0), images, variables)
+    keys = jax.random.split(jax.random.fold_in(key, 0), 4)
+    from train.augment import augment, normalize
+
+    seen = normalize(augment(keys[0], images.images[rows(0)]), TASK.mean, TASK.std, TASK.dtype)
+    logits = TASK.model.apply(variables, seen)
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, images.labels[rows(0)])
+    assert float(tally.loss) == pytest.approx(float(expected.sum()), rel=1e-5)
+
+
+def test_batch_statistics_are_updated(key, images, start):
+    state, optimizer = start
+    after, _ = jax.jit(make_train_step(TASK, optimizer, None))(state, key, rows(0), images, None)
+    assert np.abs(after.batch_stats["norm"]["mean"]).max() > 0
+
+
+def test_the_state_can_be_donated(key, images, start):
+    state, optimizer = start
+    state = jax.tree.map(jnp.copy, state)
+    step = jax.jit(make_train_step(TASK, optimizer, None), donate_argnums=0)
+    after, _ = step(state, key, rows(0), images, None)
+    assert state.params["conv"]["kernel"].is_deleted()
+    chex.assert_tree_all_finite(after.params)
+
+
+def test_two_devices_give_what_one_gives(key, images, start, lender):
+    state, optimizer = start
+    step = jax.jit(make_train_step(TASK, optimizer, Support(lender[0], 0.3)))
+    alone, tally = step(state, key, rows(0), images, lender[1])
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    put = functools.partial(jax.device_put, device=replicated)
+    split = jax.device_put(rows(0), NamedSharding(mesh, PartitionSpec("data")))
+    both, both_tally = step(put(state), put(key), split, put(images), put(lender[1]))
+    np.testing.assert_allclose(both_tally.loss, tally.loss, rtol=1e-5)
+    chex.assert_trees_all_close(both.batch_stats, alone.batch_stats, rtol=1e-5, atol=1e-6)
+    # Adam's first moments are the gradients; the parameters move by their signs alone.
+    chex.assert_trees_all_close(both.opt_state[0].mu, alone.opt_state[0].mu, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 57])
+def test_the_schedule_is_torch_s_multi_step(steps):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1e-3)
+    milestones = [int(0.6 * steps), int(0.8 * steps)]
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=milestones)
+    schedule = learning_rate(1e-3, steps)
+    for step in range(steps):
+        if step:  # torch reaches a milestone by stepping, and so never the 0th
+            expected = optimizer.param_groups[0]["lr"]
+            assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_optimizer_is_torch_s_adamw():
+    values = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    gradients = np.random.default_rng(1).standard_normal((5, 4, 3)).astype(np.float32)
+    parameter = torch.nn.Parameter(torch.from_numpy(values.copy()))
+    theirs = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=5e-2)
+    ours = make_optimizer(1e-2, 5e-2, 1000)
+    params, state = jnp.asarray(values), ours.init(jnp.asarray(values))
+    for gradient in gradients:
+        parameter.grad = torch.from_numpy(gradient)
+        theirs.step()
+        updates, state = ours.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
