@@ -21,7 +21,7 @@ __all__ = ["cache_folder", "download"]
 
 CHUNK = 1 << 20
 STALE_LOCK_S = 15.0  # a living download touches its lock far more often
-LOCAL_FILES = "Where the network is closed, get the file elsewhere and give its path instead."
+REMEDY = "Where the network is closed, get the file elsewhere and give its path instead."
 
 
 def cache_folder() -> Path:
@@ -38,6 +38,7 @@ def download(
     cache: str | os.PathLike[str] | None = None,
     timeout: float = 30.0,
     progress: bool = True,
+    remedy: str = REMEDY,
 ) -> Path:
     """Returns the local path of a published file, downloading it if it is not there yet.
 
@@ -52,6 +53,7 @@ def download(
       cache: folder to keep it in; `cache_folder()` if None.
       timeout: seconds without an answer or a byte after which to give up.
       progress: show a progress bar on standard error, where that is a terminal.
+      remedy: the sentence of an error that says how to do without the download.
 
     Raises:
       DownloadError: if the file cannot be reached, breaks off, or is not the published one.
@@ -69,11 +71,11 @@ def download(
                 partial.unlink()
                 raise DownloadError(
                     f"{url} gave a file that does not have the digest {digest}: it is damaged or "
-                    f"not the published one, and was deleted. Try again. {LOCAL_FILES}"
+                    f"not the published one, and was deleted. Try again. {remedy}"
                 )
             partial.replace(path)
     except (OSError, HTTPException) as error:
-        raise DownloadError(f"Could not get {url} ({_reason(error)}). {LOCAL_FILES}") from error
+        raise DownloadError(f"Could not get {url} ({_reason(error)}). {remedy}") from error
     return path
 
 

@@ -116,7 +116,12 @@ def locate(weights: Weights) -> Path:
       CheckpointError: where a download fails.
     """
     if weights.package is None:
-        return download(weights.url, digest=f"sha256:{weights.sha256_prefix}")
+        return download(
+            weights.url,
+            digest=f"sha256:{weights.sha256_prefix}",
+            remedy="Where the network is closed, get the file elsewhere and give its path: "
+            "importers.load(name, path), or --source-weights PATH on the command line.",
+        )
     # Found without importing the package: it is only a carrier of one file.
     spec = importlib.util.find_spec(weights.package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:

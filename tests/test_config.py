@@ -76,7 +76,7 @@ def test_an_unreachable_source_is_one_sentence_and_no_traceback(capsys, monkeypa
     assert main(["--source", "vgg16", "--dataset", "cifar10", "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: Could not get http://127.0.0.1:9/vgg16-397923af.pth")
-    assert "give its path instead" in error
+    assert "--source-weights PATH" in error
     assert "Traceback" not in error
 
 

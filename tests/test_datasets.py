@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import io
 import os
@@ -9,6 +10,7 @@ import pytest
 from elpv_dataset.utils import load_dataset as load_elpv
 from PIL import Image
 
+from importers.errors import DownloadError
 from train.cifar import ARCHIVES, load_cifar
 from train.config import Config
 from train.data import DataError
@@ -165,6 +167,14 @@ def test_files_of_the_other_cifar_are_told_apart(tmp_path):
 def test_a_missing_folder_is_told_with_the_flag(tmp_path, dataset):
     with pytest.raises(DataError, match="--data-dir"):
         load_dataset(Config(dataset=dataset, data_dir=tmp_path / "none", image_size=8))
+
+
+def test_cifar_that_cannot_be_reached_is_told_with_the_flag(monkeypatch, tmp_path):
+    monkeypatch.setenv("TLV_JAX_CACHE", str(tmp_path))
+    nowhere = dataclasses.replace(ARCHIVES["cifar10"], url="http://127.0.0.1:9/cifar.tar.gz")
+    monkeypatch.setattr("train.cifar.ARCHIVES", {"cifar10": nowhere})
+    with pytest.raises(DownloadError, match=r"get http://127\.0\.0\.1:9/cifar.*--data-dir FOLDER"):
+        load_cifar("cifar10", None)
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):

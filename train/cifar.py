@@ -107,7 +107,12 @@ def _reader(archive: Archive, data_dir: Path | None) -> Callable[[str], Any]:
                 f"Leave --data-dir out to download it from {archive.url}."
             )
     else:
-        packed = download(archive.url, digest=f"md5:{archive.md5}")
+        packed = download(
+            archive.url,
+            digest=f"md5:{archive.md5}",
+            remedy="Where the network is closed, get the file elsewhere and give its folder with "
+            "--data-dir FOLDER.",
+        )
     return lambda file: _unpickle(_member(packed, f"{archive.folder}/{file}"), f"{packed}:{file}")
 
 
