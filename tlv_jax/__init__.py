@@ -16,12 +16,13 @@ from tlv_jax.errors import (
     TLVError,
 )
 from tlv_jax.matching import match_by_index
+from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import plan_transfer
 from tlv_jax.report import LayerReport, TransferReport, report
 from tlv_jax.standardization import standardize_flat
 from tlv_jax.tracing import trace_layers
 from tlv_jax.transfer import apply_transfer, transfer
-from tlv_jax.types import Layer, LayerPair, TransferPlan, Untouched
+from tlv_jax.types import Layer, LayerPair, Untouched
 
 __all__ = [
     "Layer",

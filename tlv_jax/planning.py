@@ -9,8 +9,9 @@ from tlv_jax import rules
 from tlv_jax.errors import NoSourceLayerError, OptionError, ParameterTreeError, PlanMismatchError
 from tlv_jax.matching import Match, match_by_index
 from tlv_jax.paths import array_leaves
+from tlv_jax.plan import TransferPlan
 from tlv_jax.standardization import find_layers, standardize_flat
-from tlv_jax.types import Layer, LayerPair, PyTree, Rule, TransferPlan, Untouched
+from tlv_jax.types import Layer, LayerPair, PyTree, Rule, Untouched
 
 __all__ = ["Standardize", "plan_transfer"]
 

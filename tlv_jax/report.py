@@ -3,16 +3,17 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax.paths import array_leaves, is_array
-from tlv_jax.plan_text import untouched_table
+from tlv_jax.plan import TransferPlan, untouched_table
 from tlv_jax.tables import format_table
 from tlv_jax.transfer import apply_transfer, stored_kernel
-from tlv_jax.types import Array, Layer, PyTree, TransferPlan, Untouched
+from tlv_jax.types import Array, Layer, PyTree, Untouched
 
 __all__ = ["LayerReport", "TransferReport", "report"]
 
@@ -100,9 +101,13 @@ def _shares(plan: TransferPlan, src_params: PyTree, dst_params: PyTree) -> dict[
     The transfer is carried out once more with a source of NaN, and the NaN that arrive are counted:
     exact for every rule that moves, pools or scales weights, and it compiles nothing.
     """
-    marked = jax.tree.map(
-        lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype) if is_array(leaf) else leaf, src_params
-    )
+
+    def mark(leaf: Any) -> Any:
+        if is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            return np.full(leaf.shape, np.nan, leaf.dtype)
+        return leaf
+
+    marked = jax.tree.map(mark, src_params)
     with jax.debug_nans(False):
         new = apply_transfer(plan, jax.random.key(0), marked, dst_params, check_finite=False)
         leaves = array_leaves(new, name="dst_params")

@@ -14,8 +14,9 @@ from jax.core import Tracer
 from tlv_jax import heads, rules
 from tlv_jax.errors import NonFiniteSourceError, PlanMismatchError
 from tlv_jax.paths import array_leaves, is_array, leaf_path
+from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors, plan_transfer
-from tlv_jax.types import Array, Layer, LayerPair, PyTree, TransferPlan
+from tlv_jax.types import Array, Layer, LayerPair, PyTree
 
 __all__ = ["apply_transfer", "stored_kernel", "transfer"]
 

@@ -1,4 +1,4 @@
-"""The records that planning hands to applying.
+"""The records that plans are made of.
 
 All are frozen and hashable, hold Python values alone and never an array, so that a plan can be a
 static argument of `jax.jit`. Letters: `I` input channels, `O` output channels, `C` channels of a
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jax
 
-__all__ = ["Array", "Kind", "Layer", "LayerPair", "PyTree", "Rule", "TransferPlan", "Untouched"]
+__all__ = ["Array", "Kind", "Layer", "LayerPair", "PyTree", "Rule", "Untouched"]
 
 Array = jax.Array
 PyTree = Any
@@ -69,67 +69,3 @@ class Untouched:
 
     path: str
     reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TransferPlan:
-    """Who gives what to whom. Made by `plan_transfer`, consumed by `apply_transfer`.
-
-    Hashable and compared by value, so it can be a static argument of `jax.jit`; `print` shows it as
-    a table.
-
-    Attributes:
-      layer_pairs: the matched layers, in the target's order.
-      rule: fits one kernel into another's shape; its settings are bound by `BoundRule`.
-      biases: whether the biases of matched layers are fitted too.
-      drawn: target dense layers that are drawn from the source's pooled statistics.
-      drawn_from: the source dense layers that are pooled for it.
-      untouched: every other leaf of the target, with the reason.
-      source_leaves: `(path, shape)` of each source leaf that the plan reads.
-      target_leaves: `(path, shape)` of each target leaf that the plan replaces.
-      source_order: how the order of the source's layers was found.
-      target_order: how the order of the target's layers was found.
-    """
-
-    layer_pairs: tuple[LayerPair, ...]
-    rule: Rule
-    biases: bool
-    drawn: tuple[Layer, ...]
-    drawn_from: tuple[Layer, ...]
-    untouched: tuple[Untouched, ...]
-    source_leaves: tuple[tuple[str, tuple[int, ...]], ...]
-    target_leaves: tuple[tuple[str, tuple[int, ...]], ...]
-    source_order: str
-    target_order: str
-
-    @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The matched layers as `(source path, target path)`, in the target's order."""
-        return tuple((pair.source.path, pair.target.path) for pair in self.layer_pairs)
-
-    def __str__(self) -> str:
-        from tlv_jax import plan_text
-
-        return plan_text.plan_table(self)
-
-    def to_json(self) -> str:
-        """Returns the plan as JSON text; `TransferPlan.from_json` reads it back.
-
-        Raises:
-          OptionError: if the rule is not one of `tlv_jax.rules`, or a setting of it is not a
-            number, a string or a boolean.
-        """
-        from tlv_jax import plan_text
-
-        return plan_text.plan_to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> "TransferPlan":
-        """Reads what `to_json` wrote.
-
-        Raises:
-          OptionError: if the text is not a plan, or was written by another version.
-        """
-        from tlv_jax import plan_text
-
-        return plan_text.plan_from_json(text)

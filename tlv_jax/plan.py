@@ -1,4 +1,4 @@
-"""Write a plan as a table and as JSON, and read the JSON back."""
+"""The plan: who gives what to whom, as a record, as a table, and as JSON."""
 
 import dataclasses
 import json
@@ -8,27 +8,85 @@ from typing import Any
 from tlv_jax import rules
 from tlv_jax.errors import OptionError
 from tlv_jax.tables import format_table
-from tlv_jax.types import Layer, LayerPair, TransferPlan, Untouched
+from tlv_jax.types import Layer, LayerPair, Rule, Untouched
 
-__all__ = ["describe_kernel", "plan_from_json", "plan_table", "plan_to_json", "untouched_table"]
+__all__ = ["TransferPlan", "untouched_table"]
 
 FORMAT = "tlv_jax.TransferPlan/1"
 SHOWN = 3  # leaves listed for one reason before the rest is only counted
 
 
-def plan_table(plan: TransferPlan) -> str:
+@dataclasses.dataclass(frozen=True)
+class TransferPlan:
+    """Who gives what to whom. Made by `plan_transfer`, consumed by `apply_transfer`.
+
+    Hashable and compared by value, so it can be a static argument of `jax.jit`; `print` shows it as
+    a table.
+
+    Attributes:
+      layer_pairs: the matched layers, in the target's order.
+      rule: fits one kernel into another's shape; its settings are bound by `BoundRule`.
+      biases: whether the biases of matched layers are fitted too.
+      drawn: target dense layers that are drawn from the source's pooled statistics.
+      drawn_from: the source dense layers that are pooled for it.
+      untouched: every other leaf of the target, with the reason.
+      source_leaves: `(path, shape)` of each source leaf that the plan reads.
+      target_leaves: `(path, shape)` of each target leaf that the plan replaces.
+      source_order: how the order of the source's layers was found.
+      target_order: how the order of the target's layers was found.
+    """
+
+    layer_pairs: tuple[LayerPair, ...]
+    rule: Rule
+    biases: bool
+    drawn: tuple[Layer, ...]
+    drawn_from: tuple[Layer, ...]
+    untouched: tuple[Untouched, ...]
+    source_leaves: tuple[tuple[str, tuple[int, ...]], ...]
+    target_leaves: tuple[tuple[str, tuple[int, ...]], ...]
+    source_order: str
+    target_order: str
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The matched layers as `(source path, target path)`, in the target's order."""
+        return tuple((pair.source.path, pair.target.path) for pair in self.layer_pairs)
+
+    def __str__(self) -> str:
+        return _plan_table(self)
+
+    def to_json(self) -> str:
+        """Returns the plan as JSON text; `TransferPlan.from_json` reads it back.
+
+        Raises:
+          OptionError: if the rule is not one of `tlv_jax.rules`, or a setting of it is not a
+            number, a string or a boolean.
+        """
+        return _plan_to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TransferPlan":
+        """Reads what `to_json` wrote.
+
+        Raises:
+          OptionError: if the text is not a plan, or was written by another version.
+        """
+        return _plan_from_json(text)
+
+
+def _plan_table(plan: TransferPlan) -> str:
     """The plan as text: one row a target layer, then what is drawn and what stays."""
     rows = [
         (
             pair.target.path,
-            describe_kernel(pair.target),
+            _describe_kernel(pair.target),
             pair.source.path,
-            describe_kernel(pair.source),
+            _describe_kernel(pair.source),
         )
         for pair in plan.layer_pairs
     ]
     rows += [
-        (layer.path, describe_kernel(layer), "drawn from statistics", "") for layer in plan.drawn
+        (layer.path, _describe_kernel(layer), "drawn from statistics", "") for layer in plan.drawn
     ]
     table = format_table(("target", "kernel", "source", "kernel"), rows)
     return "\n".join(
@@ -55,7 +113,7 @@ def untouched_table(untouched: tuple[Untouched, ...]) -> str:
     return "\n".join(lines)
 
 
-def describe_kernel(layer: Layer) -> str:
+def _describe_kernel(layer: Layer) -> str:
     """`3x3, 64 -> 128` for a kernel, `128` for a norm."""
     if layer.kind == "norm":
         return str(layer.shape[0])
@@ -64,8 +122,7 @@ def describe_kernel(layer: Layer) -> str:
     return f"{size}, {inputs} -> {outputs}" if size else f"{inputs} -> {outputs}"
 
 
-def plan_to_json(plan: TransferPlan) -> str:
-    """See `TransferPlan.to_json`."""
+def _plan_to_json(plan: TransferPlan) -> str:
     rule = plan.rule
     known = isinstance(rule, rules.BoundRule) and _library_rules().get(
         getattr(rule.function, "__name__", "")
@@ -83,8 +140,7 @@ def plan_to_json(plan: TransferPlan) -> str:
         raise OptionError(f"rule {rule}: a setting does not fit into JSON ({error}).") from error
 
 
-def plan_from_json(text: str) -> TransferPlan:
-    """See `TransferPlan.from_json`."""
+def _plan_from_json(text: str) -> TransferPlan:
     try:
         record = json.loads(text)
         found = record.pop("format")
