@@ -3,8 +3,11 @@
 import contextlib
 import hashlib
 import os
+import re
+import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
@@ -16,11 +19,17 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from importers.errors import DownloadError
+from tlv_jax.errors import OptionError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 __all__ = ["cache_folder", "download"]
 
 CHUNK = 1 << 20
-STALE_LOCK_S = 15.0  # a living download touches its lock far more often
+WAIT_S = 0.05  # between two looks at a lock that another download holds
 REMEDY = "Where the network is closed, get the file elsewhere and give its path instead."
 
 
@@ -43,44 +52,80 @@ def download(
     """Returns the local path of a published file, downloading it if it is not there yet.
 
     A file in the cache is used without a request if its digest is right. A broken download is
-    resumed where the server can; a second process that wants the same file waits for the first.
+    resumed where the server can; whoever else wants the same file meanwhile waits for the first.
     The file appears under its name only when it is whole and checked.
 
     Args:
       url: of the file.
-      digest: what it must hash to, `sha256:` or `md5:` and the first hexadecimal digits or all.
-      name: of the file in the cache; the URL's last part if None.
+      digest: what it must hash to: `sha256:` or `md5:` and at least the first 8 hexadecimal digits.
+      name: of the file in the cache; the last part of the URL's path if None.
       cache: folder to keep it in; `cache_folder()` if None.
       timeout: seconds without an answer or a byte after which to give up.
       progress: show a progress bar on standard error, where that is a terminal.
       remedy: the sentence of an error that says how to do without the download.
 
     Raises:
+      OptionError: if the digest or the URL is not of the form above.
       DownloadError: if the file cannot be reached, breaks off, or is not the published one.
     """
+    digest = _checked_digest(digest)
     folder = Path(cache) if cache is not None else cache_folder()
-    path = folder / (name or url.rpartition("/")[2])
+    path = folder / _file_name(url, name)
     try:
+        # Before the lock, so that a cache that cannot be written to serves as well.
+        if _matches(path, digest):
+            return path
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock")) as touch:
-            if path.exists() and _matches(path, digest):
-                return path
-            partial = path.with_name(path.name + ".part")
-            _fetch(url, partial, timeout, progress, touch)
-            if not _matches(partial, digest):
-                partial.unlink()
-                raise DownloadError(
-                    f"{url} gave a file that does not have the digest {digest}: it is damaged or "
-                    f"not the published one, and was deleted. Try again. {remedy}"
-                )
-            partial.replace(path)
+        with _locked(path.with_name(path.name + ".lock")):
+            if not _matches(path, digest):
+                partial = path.with_name(path.name + ".part")
+                _obtain(url, partial, digest, timeout, progress, remedy)
+                partial.replace(path)
     except (OSError, HTTPException) as error:
         raise DownloadError(f"Could not get {url} ({_reason(error)}). {remedy}") from error
     return path
 
 
-def _fetch(url: str, partial: Path, timeout: float, progress: bool, touch: "_Touch") -> None:
-    """Downloads to `partial`, going on from what an earlier try left there."""
+def _checked_digest(digest: str) -> str:
+    # A digest of no digits would accept any file.
+    if not re.fullmatch(r"sha256:[0-9a-f]{8,64}|md5:[0-9a-f]{8,32}", digest.lower()):
+        raise OptionError(
+            f"digest={digest!r}: expected 'sha256:' or 'md5:' and at least 8 hexadecimal digits, "
+            "as in 'sha256:397923af'."
+        )
+    return digest.lower()
+
+
+def _file_name(url: str, name: str | None) -> str:
+    parts = urllib.parse.urlsplit(url)
+    name = name or parts.path.rpartition("/")[2]
+    if parts.scheme not in ("http", "https") or not name:
+        raise OptionError(
+            f"url={url!r}: expected the http or https address of a file. Give its `name` too where "
+            "the address ends without one."
+        )
+    return name
+
+
+def _obtain(
+    url: str, partial: Path, digest: str, timeout: float, progress: bool, remedy: str
+) -> None:
+    """Leaves the published file at `partial`."""
+    while True:
+        resumed = _fetch(url, partial, timeout, progress)
+        if _matches(partial, digest):
+            return
+        partial.unlink()
+        # What an earlier try left may be of another file: that is no fault of this one.
+        if not resumed:
+            raise DownloadError(
+                f"{url} gave a file that does not have the digest {digest}: it is damaged or "
+                f"not the published one, and was deleted. Try again. {remedy}"
+            )
+
+
+def _fetch(url: str, partial: Path, timeout: float, progress: bool) -> bool:
+    """Downloads to `partial`; returns whether it went on from what an earlier try left there."""
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "tlv_jax"})
     if have:
@@ -89,22 +134,18 @@ def _fetch(url: str, partial: Path, timeout: float, progress: bool, touch: "_Tou
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
-        if not have or error.code != 416:  # 416: there is nothing after what we have
-            raise
-        partial.unlink()
-        return _fetch(url, partial, timeout, progress, touch)
+        if have and error.code == 416:  # there is nothing after what we have
+            return True
+        raise
     with response:
-        resumed = response.status == 206
+        resumed = have > 0 and response.status == 206
         with partial.open("ab" if resumed else "wb") as file:
-            _copy(response, file, have if resumed else 0, progress, touch)
-    return None
+            _copy(response, file, have if resumed else 0, progress)
+    return resumed
 
 
-def _copy(
-    response: HTTPResponse, file: BinaryIO, have: int, progress: bool, touch: "_Touch"
-) -> None:
-    length = response.headers.get("Content-Length")
-    total = have + int(length) if length else None
+def _copy(response: HTTPResponse, file: BinaryIO, have: int, progress: bool) -> None:
+    total = None if response.length is None else have + response.length
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     console = Console(stderr=True)
     bar = Progress(*columns, console=console, disable=not progress or not console.is_terminal)
@@ -114,44 +155,57 @@ def _copy(
         while chunk := response.read1(CHUNK):
             file.write(chunk)
             bar.advance(task, len(chunk))
-            touch()
     if total is not None and file.tell() < total:
         raise ConnectionError(f"broke off after {file.tell()} of {total} bytes")
 
 
 def _matches(path: Path, digest: str) -> bool:
+    if not path.exists():
+        return False
     algorithm, _, expected = digest.partition(":")
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest().startswith(expected)
 
 
-class _Touch:
-    """Keeps a lock fresh."""
-
-    def __init__(self, lock: Path) -> None:
-        self.lock = lock
-
-    def __call__(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self.lock)
-
-
 @contextlib.contextmanager
-def _locked(lock: Path) -> Iterator[_Touch]:
-    """Holds a lock file; takes over one whose holder was killed."""
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock file. The system frees it with its holder, however that ends."""
     while True:
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+        if _try_lock(descriptor) and _is_at(descriptor, path):
             break
-        except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - lock.stat().st_mtime > STALE_LOCK_S:
-                    lock.unlink()
-            time.sleep(0.05)
+        os.close(descriptor)
+        time.sleep(WAIT_S)
     try:
-        yield _Touch(lock)
+        yield
     finally:
-        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows deletes no open file
+            path.unlink()
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some network file systems have no locks. The digest guards the result there too.
+        return True
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one there: its last holder has deleted it otherwise."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def _reason(error: Exception) -> str:

@@ -159,7 +159,8 @@ class Unpickler(_PythonUnpickler):
         try:
             return ALLOWED[module, name]
         except KeyError:
-            raise PickleError(f"{module}.{name}", unsafe=True) from None
+            # Quoted and cut: the name is the file's own, and may steer a terminal or fill it.
+            raise PickleError(repr(f"{module}.{name}"[:200]), unsafe=True) from None
 
     def persistent_load(self, pid: Any) -> Storage:
         """Describes a storage: `("storage", type, key, device, count[, view])`."""

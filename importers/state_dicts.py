@@ -3,7 +3,9 @@
 import json
 import mmap
 import os
+import stat
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +22,9 @@ SAFETENSORS_DTYPES = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -39,9 +44,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       path: of a file that holds one flat state dict.
 
     Returns:
-      Read-only arrays by name, in the file's order which for safetensors is that
-      of the bytes. They are views into the memory-mapped file, which is read as they are used:
-      copy them before the file changes. bfloat16 tensors come as `ml_dtypes.bfloat16`, JAX's own.
+      Read-only arrays by name, in the file's order, which for safetensors is that of the bytes.
+      They are views into the memory-mapped file, which is read as they are used: copy them before
+      the file changes. bfloat16 tensors come as `ml_dtypes.bfloat16`, JAX's own.
 
     Raises:
       FileFormatError: if the file is missing, empty, damaged, or of no known format.
@@ -62,31 +67,44 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _map(path: Path) -> mmap.mmap:
-    if path.is_dir():
-        raise FileFormatError(f"{path}: expected a checkpoint file, found a directory.")
     try:
+        # Looked at before it is opened: to open a named pipe waits for someone to write to it.
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a directory" if path.is_dir() else "something that is no regular file"
+            raise FileFormatError(
+                f"{path}: expected a checkpoint file, found {kind}. Give the path of a .pth, .pt "
+                "or .safetensors file."
+            )
+        if found.st_size == 0:
+            raise FileFormatError(
+                f"{path}: the file is empty (0 bytes), likely a broken download. Get it again."
+            )
         with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise FileFormatError(
-                    f"{path}: the file is empty (0 bytes), likely a broken download. Get it again."
-                )
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path}: there is no such file. Check the path.") from error
     except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise FileFormatError(
+            f"{path}: cannot be read ({error.strerror}). Check the file's permissions."
+        ) from error
 
 
 def _read_safetensors(path: Path, data: mmap.mmap) -> dict[str, np.ndarray]:
     """Lets the package validate the header, then maps the tensors: its NumPy side lacks bf16."""
+    start = 8 + int.from_bytes(data[:8], "little")
     try:
         with safe_open(path, framework="numpy"):
             pass
-    except SafetensorError as error:
-        raise FileFormatError(
-            f"{path}: expected a safetensors file, found a damaged one ({error}). Get it again."
-        ) from error
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
+        header = json.loads(data[8:start], object_pairs_hook=_without_duplicates)
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
     header.pop("__metadata__", None)
+    if not header:
+        raise FileFormatError(
+            f"{path}: expected a state dict of tensors by name, found an empty one. Save "
+            "model.state_dict()."
+        )
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
@@ -98,5 +116,22 @@ def _read_safetensors(path: Path, data: mmap.mmap) -> dict[str, np.ndarray]:
         begin, end = entry["data_offsets"]
         count = (end - begin) // np.dtype(dtype).itemsize
         flat = np.frombuffer(data, dtype, count, start + begin)
-        tensors[name] = flat.reshape(entry["shape"])
+        try:
+            tensors[name] = flat.reshape(entry["shape"])
+        except (ValueError, OverflowError) as error:
+            # An empty tensor's other axes may be of any length, and axes of length 1 any number.
+            raise _damaged(path, f"tensor {name!r}: {error}") from error
     return tensors
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("its header has a name twice")
+    return entries
+
+
+def _damaged(path: Path, what: str) -> FileFormatError:
+    return FileFormatError(
+        f"{path}: expected a safetensors file, found a damaged one ({what}). Get it again."
+    )

@@ -6,7 +6,9 @@ appends them to the pickle.
 """
 
 import io
+import math
 import mmap
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +32,7 @@ Locate = Callable[[Storage], tuple[int, int]]
 
 def is_legacy(data: Data) -> bool:
     """Whether a file begins as `torch.save` did before torch 1.6."""
-    return data[:2] == b"\x80\x02" and LEGACY_MAGIC.to_bytes(10, "little") in data[:32]
+    return data[:1] == b"\x80" and LEGACY_MAGIC.to_bytes(10, "little") in data[:32]
 
 
 def read_zip(path: Path, data: Data) -> dict[str, np.ndarray]:
@@ -48,7 +50,11 @@ def read_zip(path: Path, data: Data) -> dict[str, np.ndarray]:
             f"entries, {len(pickles)} of them called data.pkl. Give the .pth file itself."
         )
     root = pickles[0].removesuffix("data.pkl")
-    places = {entry.filename.removeprefix(root): _place(path, data, entry) for entry in entries}
+    places = {
+        entry.filename.removeprefix(root): _place(path, data, entry)
+        for entry in entries
+        if entry.filename.startswith(root)
+    }
     if "byteorder" in places and _slice(data, places["byteorder"]) != b"little":
         raise _big_endian(path)
 
@@ -109,30 +115,40 @@ def _build(path: Path, data: Data, loaded: object, locate: Locate) -> dict[str, 
         )
     tensors = {}
     for name, value in loaded.items():
+        if not isinstance(name, str):
+            raise FileFormatError(
+                f"{path}: expected a state dict of tensors by name, found the key {name!r}, which "
+                "is no text. Save model.state_dict()."
+            )
         if not isinstance(value, Tensor):
             nested = isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
             advice = f"Save the part under {name!r} by itself." if nested else "Leave it out."
             raise FileFormatError(
                 f"{path}: key {name!r} holds {_describe(value)}, expected a tensor. {advice}"
             )
-        tensors[str(name)] = _view(path, data, str(name), value, locate(value.storage))
+        tensors[name] = _view(path, data, name, value, locate(value.storage))
     return tensors
 
 
 def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, int]) -> np.ndarray:
     offset, size = place
     storage = tensor.storage
-    available = min(size, len(data) - offset) // storage.dtype.itemsize
-    if storage.count > available:
+    itemsize = storage.dtype.itemsize
+    available = max(min(size, len(data) - offset), 0) // itemsize
+    # A storage that is longer than described would shift all that follow it in the old format.
+    if storage.count != available:
         raise _damaged(
-            path, f"tensor {name!r} needs {storage.count} elements, {max(available, 0)} are there"
+            path, f"tensor {name!r} needs {storage.count} elements, {available} are there"
         )
-    elements = int(np.prod(tensor.shape, dtype=object))
+    elements = math.prod(tensor.shape)
+    extent = math.prod(n for n in tensor.shape if n) * itemsize
     last = tensor.offset + sum(
         (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
     )
     inside = elements == 0 or last < storage.count
-    if not inside or elements > max(storage.count, MOST_REPEATED):
+    # NumPy can hold no array of a larger extent, even where another axis of it is empty.
+    holdable = extent <= sys.maxsize and elements <= max(storage.count, MOST_REPEATED)
+    if not (inside and holdable):
         raise _damaged(
             path,
             f"tensor {name!r} of shape {tensor.shape} and strides {tensor.strides} from "
@@ -141,7 +157,11 @@ def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, i
     if elements == 0:
         return np.empty(tensor.shape, storage.dtype)
     flat = np.frombuffer(data, storage.dtype, storage.count, offset)
-    strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
+    # The stride of an axis of length 1 is never used, and may be too large for NumPy.
+    strides = [
+        (stride if n > 1 else 1) * itemsize
+        for n, stride in zip(tensor.shape, tensor.strides, strict=True)
+    ]
     return np.lib.stride_tricks.as_strided(
         flat[tensor.offset :], tensor.shape, strides, writeable=False
     )
@@ -155,6 +175,8 @@ def _place(path: Path, data: Data, entry: zipfile.ZipInfo) -> tuple[int, int]:
             f"{path}: entry {entry.filename!r} is compressed, which torch.save never does. Unpack "
             "the archive and zip it again without compression, or get the original file."
         )
+    if entry.header_offset < 0:
+        raise _damaged(path, f"entry {entry.filename!r} begins before the file")
     header = data[entry.header_offset : entry.header_offset + LOCAL_HEADER]
     # The local header's own lengths count: torch pads the extra field to align the data.
     skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")

@@ -2,13 +2,18 @@ import concurrent.futures
 import hashlib
 import http.server
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from importers.downloads import cache_folder, download
+from importers.downloads import _locked, cache_folder, download
 from importers.errors import DownloadError
+from tlv_jax import OptionError
 
 CONTENT = bytes(range(256)) * 400
 DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -32,7 +37,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if start >= len(content):
                 return self.send_error(416)
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content) - start))
+        if self.path != "/lengthless":
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         if self.path in ("/truncated", "/rangeless") and first:
             return self.wfile.write(content[start : len(content) // 2])
@@ -41,6 +47,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.server.released.wait(5)
         if self.path == "/slow":
             time.sleep(0.3)
+        if self.path == "/held":
+            self.server.released.wait(5)
         self.wfile.write(content[start:])
 
     def log_message(self, *_):
@@ -126,11 +134,78 @@ def test_two_at_once_download_once(server, tmp_path):
     assert paths.pop().read_bytes() == CONTENT
 
 
-def test_the_lock_of_a_killed_process_is_taken_over(server, tmp_path):
-    lock = tmp_path / "file.lock"
-    lock.touch()
-    os.utime(lock, (0, 0))
+def test_the_lock_of_a_killed_process_is_free(server, tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from importers.downloads import _locked\n"
+        "with _locked(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "file.lock")]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as holder:
+        holder.stdout.readline()
+        holder.send_signal(signal.SIGKILL)
+    assert (tmp_path / "file.lock").exists()
     assert fetch(server, "file", tmp_path).read_bytes() == CONTENT
+
+
+def test_a_lock_that_is_held_is_never_taken_however_old(server, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(fetch, server, "held", tmp_path)
+        while not (server.asked and (tmp_path / "held.lock").exists()):
+            time.sleep(0.01)
+        os.utime(tmp_path / "held.lock", (0, 0))
+        second = pool.submit(fetch, server, "held", tmp_path)
+        time.sleep(0.3)
+        assert len(server.asked) == 1
+        assert not second.done()
+        server.released.set()
+        assert first.result() == second.result()
+    assert len(server.asked) == 1
+
+
+def test_a_whole_file_is_used_while_its_lock_is_held(server, tmp_path):
+    path = fetch(server, "file", tmp_path)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, _locked(tmp_path / "file.lock"):
+        assert pool.submit(fetch, server, "file", tmp_path).result(timeout=5) == path
+    assert len(server.asked) == 1
+
+
+def test_a_partial_file_of_another_version_does_not_spoil_the_download(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(b"of an older version")
+    assert fetch(server, "file", tmp_path).read_bytes() == CONTENT
+    assert [asked for _, asked in server.asked] == ["bytes=19-", None]
+
+
+def test_a_whole_partial_file_is_not_downloaded_again(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    assert fetch(server, "file", tmp_path).read_bytes() == CONTENT
+    assert [asked for _, asked in server.asked] == [f"bytes={len(CONTENT)}-"]
+
+
+def test_a_server_that_does_not_tell_the_length(server, tmp_path):
+    assert fetch(server, "lengthless", tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "digest", ["sha256", "sha256:", "md5:", "sha256:abc", "sha256:nothexad", "sha1:397923af", ""]
+)
+def test_a_digest_that_could_accept_any_file_is_refused(tmp_path, digest):
+    (tmp_path / "file").write_bytes(b"anything")
+    with pytest.raises(OptionError, match="at least 8 hexadecimal digits"):
+        download("http://127.0.0.1:9/file", digest=digest, cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [("nonsense", None), ("nonsense", "f"), ("file:///etc/hosts", None), ("http://host/", None)],
+)
+def test_an_address_of_no_file_is_refused(tmp_path, url, name):
+    with pytest.raises(OptionError, match="expected the http or https address"):
+        download(url, digest=DIGEST, name=name, cache=tmp_path)
+
+
+def test_the_query_of_an_address_is_no_part_of_the_name(server, tmp_path):
+    assert fetch(server, "file?download=1", tmp_path) == tmp_path / "file"
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])

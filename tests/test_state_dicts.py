@@ -1,11 +1,9 @@
-import collections
 import importlib.util
-import io
+import json
 import os
 import pickle
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import hypothesis
@@ -51,8 +49,9 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path, name, zipped):
     path = save(tmp_path / "t.pth", {name: TENSORS[name]}, zipped)
     (array,) = read_state_dict(path).values()
     expected = TENSORS[name].detach().numpy()
-    assert array.dtype == expected.dtype
-    np.testing.assert_array_equal(array, expected)
+    assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
+    assert array.tobytes() == expected.tobytes()
+    assert array.strides == expected.strides
 
 
 @both_formats
@@ -92,7 +91,10 @@ def test_real_weights_in_the_old_format_equal_torch_s_reading():
     arrays = read_state_dict(path)
     assert len(arrays) == 296
     assert list(arrays) == list(expected)
-    assert all(np.array_equal(arrays[name], expected[name]) for name in arrays)
+    for name, array in arrays.items():
+        assert array.dtype == expected[name].numpy().dtype
+        assert array.shape == tuple(expected[name].shape)
+        assert array.tobytes() == expected[name].numpy().tobytes()
 
 
 def test_the_arrays_are_read_only(tmp_path):
@@ -161,7 +163,7 @@ def test_what_is_no_flat_state_dict_is_refused(tmp_path, value, message, zipped)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "there is no such file"),
         (b"", "empty"),
         (b"<html>404</html>", "expected a file of torch.save or safetensors"),
         (b"\x20\0\0\0\0\0\0\0{not json", "damaged"),
@@ -180,115 +182,48 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, content, message):
 
 
 def test_a_directory_is_refused(tmp_path):
-    with pytest.raises(FileFormatError, match="directory"):
+    with pytest.raises(FileFormatError, match="found a directory"):
         read_state_dict(tmp_path)
 
 
-def rezip(path, change):
-    """Writes a zip checkpoint anew with other entries."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content, how in change(entries):
-            archive.writestr(name, content, compress_type=how)
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileFormatError, match="no regular file"):
+        read_state_dict(tmp_path / "pipe")
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda e: [(n, c, zipfile.ZIP_DEFLATED) for n, c in e.items()], "compressed"),
-        (lambda e: [(n, c, 0) for n, c in e.items() if "data/0" not in n], "'0' is missing"),
-        (lambda e: [(n, c[:4] if "data/0" in n else c, 0) for n, c in e.items()], "1 are there"),
-        (lambda e: [(n, b"big" if "order" in n else c, 0) for n, c in e.items()], "big-endian"),
-        (lambda e: [(n, c, 0) for n, c in e.items()] * 2, "data.pkl"),
-        (lambda e: [("readme", b"", 0)], "0 of them called data.pkl"),
-    ],
-    ids=["deflated", "missing", "short", "endian", "duplicate", "other"],
-)
-def test_damaged_archives_are_refused(tmp_path, change, message):
-    path = save(tmp_path / "t.pth", {"w": torch.ones(100)}, ZIP)
-    rezip(path, change)
-    with pytest.raises(FileFormatError, match=message):
-        read_state_dict(path)
-
-
-def craft(tmp_path, arguments, count=4):
-    """A zip checkpoint whose one tensor is described by hand."""
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol=2)
-
-    class Rebuild:
-        def __reduce__(self):
-            return torch._utils._rebuild_tensor_v2, (
-                Held(),
-                *arguments,
-                False,
-                collections.OrderedDict(),
-            )
-
-    class Held:
-        pass
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value):
-            if isinstance(value, Held):
-                return ("storage", torch.FloatStorage, "0", "cpu", count)
-            return None
-
-    pickler = Pickler(buffer, protocol=2)
-    pickler.dump({"w": Rebuild()})
-    path = tmp_path / "t.pth"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/data.pkl", buffer.getvalue())
-        archive.writestr("a/data/0", bytes(16))
+def write_safetensors(path, header, body=b""):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + body)
     return path
 
 
-def test_a_hand_made_tensor_reads(tmp_path):
-    assert read_state_dict(craft(tmp_path, (0, (2, 2), (2, 1))))["w"].shape == (2, 2)
+@pytest.mark.parametrize("dtype", ["U16", "U32", "U64"])
+def test_safetensors_of_unsigned_numbers(tmp_path, dtype):
+    size = int(dtype[1:]) // 8
+    header = {"n": {"dtype": dtype, "shape": [], "data_offsets": [0, size]}}
+    path = write_safetensors(tmp_path / "t", header, (7).to_bytes(size, "little"))
+    assert read_state_dict(path)["n"] == 7
 
 
-@pytest.mark.parametrize(
-    ("arguments", "count"),
-    [
-        ((1, (2, 2), (2, 1)), 4),
-        ((0, (2, 2), (3, 1)), 4),
-        ((-1, (2,), (1,)), 4),
-        ((0, (2,), (-1,)), 4),
-        ((0, (2, 2), (1,)), 4),
-        ((0, (1 << 40,), (0,)), 4),
-        ((0, (1,) * 40, (1,) * 40), 4),
-        ((0, (2,), (1,)), 1 << 40),
-        ((0, (True,), (1,)), 4),
-    ],
-    ids=["offset", "strides", "negative", "backwards", "axes", "repeated", "deep", "long", "bool"],
-)  # fmt: skip
-def test_tensors_outside_their_storage_are_refused(tmp_path, arguments, count):
-    with pytest.raises(FileFormatError, match="damaged"):
-        read_state_dict(craft(tmp_path, arguments, count))
-
-
-HOSTILE = {
-    "memo slot beyond memory": b"\x80\x02}r\xff\xff\xff\x7f.",
-    "nested beyond recursion": b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".",
-    "key that takes forever to hash": b"\x80\x02}N" + b"q\x00h\x00\x86" * 60 + b"Ns.",
-    "attributes of a function": b"\x80\x02ctorch._utils\n_rebuild_tensor\n}X\x01\0\0\0aNsb.",
-    "made by class": b"\x80\x02ccollections\nOrderedDict\n)\x81.",
-    "nothing": b"\x80\x02.",
-    "no end": b"\x80\x02}",
-    "very long text": b"\x80\x02X\xff\xff\xff\x7fabc.",
-    "unknown instruction": b"\x80\x02\xfe.",
+ENTRY = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+BAD_SAFETENSORS = {
+    "empty": ({}, b"", "found an empty one"),
+    "duplicate": (b"{" + ENTRY + b"," + ENTRY + b"}", bytes(4), "a name twice"),
+    "short": (b"{" + ENTRY + b"}", bytes(3), "damaged"),
+    "nested": (b'{"a":' + b"[" * 100_000, b"", "damaged"),
+    "wide": ({"a": {"dtype": "F32", "shape": [0, 1 << 62], "data_offsets": [0, 0]}}, b"", "'a'"),
+    "beyond": ({"a": {"dtype": "F32", "shape": [0, 1 << 63], "data_offsets": [0, 0]}}, b"", "'a'"),
+    "deep": ({"a": {"dtype": "F32", "shape": [1] * 70, "data_offsets": [0, 4]}}, bytes(4), "'a'"),
+    "complex": ({"a": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}, bytes(8), "C64"),
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pickles_are_refused_at_once(tmp_path, name):
-    path = tmp_path / "t.pth"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/data.pkl", HOSTILE[name])
-    with pytest.raises(CheckpointError):
-        read_state_dict(path)
+@pytest.mark.parametrize("name", BAD_SAFETENSORS)
+def test_bad_safetensors_are_refused(tmp_path, name):
+    header, body, message = BAD_SAFETENSORS[name]
+    with pytest.raises(FileFormatError, match=message):
+        read_state_dict(write_safetensors(tmp_path / "t", header, body))
 
 
 @pytest.fixture(scope="module")
@@ -296,8 +231,10 @@ def valid_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("valid")
     state = {"a.weight": torch.ones(2, 3), "a.bias": torch.zeros(2), "n": torch.tensor(3)}
     safetensors.torch.save_file(state, folder / "s")
-    files = [save(folder / "z", state, ZIP), save(folder / "l", state, LEGACY), folder / "s"]
-    return [file.read_bytes() for file in files]
+    save(folder / "zip", state, ZIP)
+    save(folder / "legacy", state, LEGACY)
+    (folder / "s").rename(folder / "safetensors")
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def check_mutation(path, content, edits, cut):
@@ -312,27 +249,24 @@ def check_mutation(path, content, edits, cut):
     assert sum(array.size for array in arrays.values()) < 1 << 22
 
 
-mutations = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8)
+damage = hypothesis.given(
+    edits=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8),
+    cut=st.just(0) | st.integers(0, 1 << 16),
+)
+every_format = pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+shared_folder = [hypothesis.HealthCheck.function_scoped_fixture]
 
 
-@hypothesis.settings(
-    max_examples=300,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-@hypothesis.given(
-    which=st.integers(0, 2), edits=mutations, cut=st.just(0) | st.integers(0, 1 << 16)
-)
-def test_damage_gives_a_typed_error_or_arrays(tmp_path, valid_files, which, edits, cut):
-    check_mutation(tmp_path / "t", valid_files[which], edits, cut)
+@every_format
+@hypothesis.settings(max_examples=200, suppress_health_check=shared_folder)
+@damage
+def test_damage_gives_a_typed_error_or_arrays(tmp_path, valid_files, kind, edits, cut):
+    check_mutation(tmp_path / "t", valid_files[kind], edits, cut)
 
 
 @pytest.mark.slow
-@hypothesis.settings(
-    max_examples=20_000,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-@hypothesis.given(
-    which=st.integers(0, 2), edits=mutations, cut=st.just(0) | st.integers(0, 1 << 16)
-)
-def test_damage_gives_a_typed_error_or_arrays_at_length(tmp_path, valid_files, which, edits, cut):
-    check_mutation(tmp_path / "t", valid_files[which], edits, cut)
+@every_format
+@hypothesis.settings(max_examples=7_000, suppress_health_check=shared_folder)
+@damage
+def test_damage_gives_a_typed_error_or_arrays_at_length(tmp_path, valid_files, kind, edits, cut):
+    check_mutation(tmp_path / "t", valid_files[kind], edits, cut)
