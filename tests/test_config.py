@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from train.__main__ import main
-from train.config import DATASETS, Config, ConfigError, resolve
+from train.config import DATASETS, Config, resolve
+from train.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,6 +40,7 @@ def test_the_published_settings_are_the_defaults():
         ("learning_rate", float("nan")),
         ("weight_decay", -1.0),
         ("crossover_rate", 1.5),
+        ("seed", -1),
     ],
 )
 def test_impossible_numbers_are_refused(setting, value):
@@ -46,12 +48,12 @@ def test_impossible_numbers_are_refused(setting, value):
         resolve(dataclasses.replace(Config(), **{setting: value}))
 
 
-def test_help_names_every_setting_without_waiting_for_flax():
+def test_help_names_every_setting_without_waiting_for_jax():
     code = (
         "import sys; from train.__main__ import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "assert 'flax' not in sys.modules and 'orbax' not in sys.modules"
+        "assert 'tyro' in sys.modules and 'jax' not in sys.modules"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -78,6 +80,15 @@ def test_an_unreachable_source_is_one_sentence_and_no_traceback(capsys, monkeypa
     assert error.startswith("error: Could not get http://127.0.0.1:9/vgg16-397923af.pth")
     assert "--source-weights PATH" in error
     assert "Traceback" not in error
+
+
+def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(capsys, monkeypatch):
+    def stopped(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.loop.fit", stopped)
+    assert main(["--out", "somewhere"]) == 130
+    assert "--resume goes on with the run in somewhere" in capsys.readouterr().err
 
 
 def test_an_unknown_architecture_is_told_with_close_names(capsys, tmp_path):

@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from train.data import DataError, LabelledImages, eval_batches, stratified_split, train_order
+from train.data import LabelledImages, eval_batches, stratified_split, train_order
+from train.errors import DataError
 
 
 @pytest.mark.parametrize("shares", [(0.7, 0.15), (0.85,), (0.5, 0.5)])

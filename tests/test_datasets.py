@@ -13,8 +13,8 @@ from PIL import Image
 from importers.errors import DownloadError
 from train.cifar import ARCHIVES, load_cifar
 from train.config import Config
-from train.data import DataError
 from train.datasets import load_dataset
+from train.errors import DataError
 
 
 def test_elpv_is_the_package_s_own_data_split_by_class():
@@ -129,6 +129,67 @@ def test_cifar_becomes_three_splits_at_the_size_asked_for(tmp_path):
     assert (len(splits.validation), len(splits.test)) == (20, 20)
 
 
+def test_cifar_is_read_from_the_archive_itself(tmp_path):
+    as_archive("cifar10", cifar_files("cifar10"), tmp_path)
+    (archive,) = tmp_path.iterdir()
+    assert len(load_cifar("cifar10", archive)[0]) == 100
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_cifar_images_come_in_either_memory_order(tmp_path, order):
+    data = np.random.default_rng(1).integers(0, 256, (5, 3072)).astype(np.uint8)
+    batch = {"data": np.asarray(data, order=order), "labels": [0] * 5}
+    as_folder("cifar10", cifar_files("cifar10") | {"test_batch": as_python_2(batch)}, tmp_path)
+    _, test, _ = load_cifar("cifar10", tmp_path)
+    np.testing.assert_array_equal(test.images[2, 1, 4], data[2].reshape(3, 32, 32)[:, 1, 4])
+
+
+def as_python_2(batch):
+    """As Python 2 wrote it: the module by its old name, and bytes as its plain strings."""
+    array, labels = batch["data"], batch["labels"]
+    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+    raw = array.tobytes("F" if fortran else "C")
+    return b"".join(
+        (
+            b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\n",
+            b"cnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01",
+            b"".join(b"J" + side.to_bytes(4, "little") for side in array.shape) + b"\x86",
+            b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN",
+            b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
+            b"\x88" if fortran else b"\x89",
+            b"T" + len(raw).to_bytes(4, "little") + raw + b"tb",
+            b"U\x06labels](" + b"".join(b"K" + bytes([label]) for label in labels) + b"eu.",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"data": np.zeros((4, 3000), np.uint8), "labels": [0] * 4}, r"expected \[N, 3072\]"),
+        ({"data": np.zeros((4, 3072)), "labels": [0] * 4}, "array of 'f8', expected bytes"),
+        ({"data": [[0], [0, 1]], "labels": [0] * 2}, "images as list of shape unknown"),
+        ({"data": np.zeros((4, 3072), np.uint8), "labels": [0] * 3}, "each of its 4 images"),
+        ({"data": np.zeros((4, 3072), np.uint8), "labels": ["cat"] * 4}, "one whole number"),
+        ({"data": np.zeros((4, 3072), np.uint8), "labels": [10] * 4}, "labels from 0 to 9"),
+    ],
+    ids=["width", "floats", "ragged", "count", "names", "range"],
+)
+def test_batches_that_do_not_fit_are_refused(tmp_path, batch, message):
+    files = cifar_files("cifar10") | {"test_batch": pickle.dumps(batch, protocol=2)}
+    as_folder("cifar10", files, tmp_path)
+    with pytest.raises(DataError, match=message):
+        load_dataset(Config(dataset="cifar10", data_dir=tmp_path, image_size=32))
+
+
+class WithState:
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
 class Evil:
     def __init__(self, target):
         self.target = target
@@ -137,15 +198,32 @@ class Evil:
         return os.system, (f"touch {self.target}",)
 
 
+def array_with(dtype, shape, raw):
+    arguments = (np.ndarray, (0,), b"b")
+    return WithState(np.zeros(1).__reduce__()[0], arguments, (1, shape, dtype, False, raw))
+
+
+# Marks raw bytes as addresses of Python objects, which NumPy's own unpickling would believe.
+POINTERS = array_with(
+    WithState(np.dtype, ("V8", False, True), (3, "|", None, None, None, 8, 1, 63)),
+    (4,),
+    b"\x41" * 32,
+)
+TOO_LARGE = array_with(np.dtype(np.uint8), (1 << 40, 3072), b"\x41")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (lambda path: pickle.dumps({b"data": Evil(path)}, protocol=2), r"system.*nothing of it"),
-        (lambda path: pickle.dumps({b"data": np.array([None])}, protocol=2), "array of objects"),
+        (lambda path: pickle.dumps({b"data": np.array([None])}, protocol=2), "array of 'O8'"),
+        (lambda path: pickle.dumps({b"data": POINTERS}, protocol=2), "array of 'V8'"),
+        (lambda path: pickle.dumps({b"data": TOO_LARGE}, protocol=2), "expected a batch of CIFAR"),
+        (lambda path: b"\x80\x02}r\xff\xff\xff\x7f.", "keys"),
         (lambda path: b"damaged", "expected a batch of CIFAR"),
         (lambda path: pickle.dumps([1], protocol=2), "found list"),
     ],
-    ids=["code", "objects", "damaged", "list"],
+    ids=["code", "objects", "pointers", "large", "memo", "damaged", "list"],
 )
 def test_hostile_batches_are_refused_and_nothing_is_run(tmp_path, content, message):
     files = cifar_files("cifar10") | {"data_batch_2": content(tmp_path / "ran")}
@@ -175,6 +253,15 @@ def test_cifar_that_cannot_be_reached_is_told_with_the_flag(monkeypatch, tmp_pat
     monkeypatch.setattr("train.cifar.ARCHIVES", {"cifar10": nowhere})
     with pytest.raises(DownloadError, match=r"get http://127\.0\.0\.1:9/cifar.*--data-dir FOLDER"):
         load_cifar("cifar10", None)
+
+
+def test_a_folder_too_small_to_be_split_is_refused(tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(DataError, match=r"too small to be split.*'test': 0"):
+        load_dataset(Config(dataset="folder", data_dir=tmp_path, image_size=8))
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):

@@ -1,7 +1,12 @@
 import dataclasses
+import functools
 import io
 import json
 import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -12,10 +17,12 @@ from PIL import Image
 from rich.console import Console
 
 import train
-from tlv_jax import TransferPlan
+from tlv_jax import TransferPlan, models
 from train import loop
-from train.config import ConfigError, TransferOptions
-from train.data import DataError
+from train.config import TransferOptions
+from train.errors import ConfigError, DataError, DivergedError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,8 @@ def test_the_run_folder_holds_everything_that_was_measured(finished):
     for run in ("transferred", "he"):
         lines = (result.folder / run / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-        assert list((result.folder / run).glob("events.out.tfevents.*"))
+        (events,) = (result.folder / run).glob("events.out.tfevents.*")
+        assert events.read_bytes().count(b"validation_loss") == 2
     assert TransferPlan.from_json((result.folder / "plan.json").read_text()) == result.plan
     assert (result.folder / "plan.txt").read_text().strip() in output
 
@@ -117,8 +125,8 @@ def test_a_killed_run_resumes_to_the_same_result(finished, config, monkeypatch):
     config = dataclasses.replace(config, name="killed")
     write = loop.write_epochs
 
-    def killed(folder, epochs):
-        write(folder, epochs)
+    def killed(folder, epochs, writer):
+        write(folder, epochs, writer)
         if folder.name == "he" and len(epochs) == 2:
             raise KeyboardInterrupt  # after the second epoch, before its checkpoint
 
@@ -170,5 +178,56 @@ def test_other_settings_cannot_resume_a_run(finished, config):
 
 def test_a_training_that_diverges_stops_and_says_so(config):
     wild = dataclasses.replace(config, learning_rate=1e30, name="wild", baseline=False)
-    with pytest.raises(loop.DivergedError, match=r"'transferred' became nan.*learning_rate=1e\+30"):
+    with pytest.raises(DivergedError, match=r"'transferred' became nan in step 2\. .*=1e\+30"):
         run(wild)
+    assert not (config.out / "wild" / "transferred" / "metrics.jsonl").exists()
+
+
+def test_a_vgg_lends_the_features_that_are_pooled_globally(key):
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
+    for name, width in (("vgg11", 512), ("resnet18", 512), ("efficientnet_lite0", 1280)):
+        model = loop._features_only(models.create(name))
+        variables = jax.eval_shape(model.init, key, images)
+        features = functools.partial(model.apply, method="features")
+        assert jax.eval_shape(features, variables, images).shape == (2, width)
+
+
+HOST = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+from pathlib import Path
+import train
+photographs, out, port, rank = sys.argv[1:]
+hosts = train.HostOptions(join=True, coordinator=f"127.0.0.1:{port}", count=2, rank=int(rank))
+result = train.fit(train.Config(
+    dataset="folder", data_dir=Path(photographs), image_size=32, epochs=2, batch_size=8,
+    learning_rate=1e-3, out=Path(out), baseline=False, hosts=hosts,
+))
+print("test", result.folder, result.runs[0].test)
+"""
+
+
+@pytest.mark.slow
+def test_two_hosts_give_what_two_devices_give(finished, config, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", HOST, str(config.data_dir), str(tmp_path), str(port)]
+    hosts = [
+        subprocess.Popen([*command, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    outputs = [host.communicate(timeout=300)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0]
+    last = [output.splitlines()[-1] for output in outputs]
+    assert last[0] == last[1]
+    assert "transferred, epoch 2 of 2" in outputs[0]
+    assert "transferred, epoch" not in outputs[1]
+    (folder,) = tmp_path.iterdir()
+    for line, expected in zip(
+        (folder / "transferred" / "metrics.jsonl").read_text().splitlines(),
+        finished[0].runs[0].epochs,
+        strict=True,
+    ):
+        # Sums are taken in another order, and Adam's first steps go by the signs of gradients.
+        assert json.loads(line)["train_loss"] == pytest.approx(expected["train_loss"], rel=0.02)

@@ -143,6 +143,18 @@ def test_the_support_network_sees_the_target_s_own_images(key, images, start):
     assert float(tally.loss) == pytest.approx(float(expected.sum()), rel=1e-5)
 
 
+def test_half_precision_computes_and_full_precision_keeps(key, images, start, lender):
+    state, optimizer = start
+    task = TASK._replace(dtype=jnp.dtype("bfloat16"))
+    step = jax.jit(make_train_step(task, optimizer, Support(lender[0], 0.5)))
+    after, tally = step(state, key, rows(0), images, lender[1])
+    chex.assert_trees_all_equal_dtypes(after, state)
+    full = jax.jit(make_train_step(TASK, optimizer, Support(lender[0], 0.5)))
+    _, expected = full(state, key, rows(0), images, lender[1])
+    assert float(tally.loss) != float(expected.loss)
+    assert float(tally.loss) == pytest.approx(float(expected.loss), rel=0.02)
+
+
 def test_batch_statistics_are_updated(key, images, start):
     state, optimizer = start
     after, _ = jax.jit(make_train_step(TASK, optimizer, None))(state, key, rows(0), images, None)
@@ -181,9 +193,8 @@ def test_the_schedule_is_torch_s_multi_step(steps):
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=milestones)
     schedule = learning_rate(1e-3, steps)
     for step in range(steps):
-        if step:  # torch reaches a milestone by stepping, and so never the 0th
-            expected = optimizer.param_groups[0]["lr"]
-            assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
+        expected = optimizer.param_groups[0]["lr"]
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
         optimizer.step()
         scheduler.step()
 

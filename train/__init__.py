@@ -7,16 +7,16 @@ or, from a shell, `python -m train --source efficientnet_lite0 --target resnet18
 
 from typing import TYPE_CHECKING, Any
 
-from train.config import Config, TransferOptions
+from train.config import Config, HostOptions, TransferOptions
 
 if TYPE_CHECKING:
     from train.loop import Result, fit
 
-__all__ = ["Config", "Result", "TransferOptions", "fit"]
+__all__ = ["Config", "HostOptions", "Result", "TransferOptions", "fit"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that `python -m train --help` does not wait for Flax and Orbax.
+    # Late, so that `python -m train --help` does not wait for JAX, Flax and Orbax.
     if name in ("Result", "fit"):
         from train import loop
 

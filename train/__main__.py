@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import tyro
 
-from tlv_jax.errors import TLVError
 from train.config import Config
 
 __all__ = ["main"]
@@ -17,13 +16,18 @@ feature crossover, beside a He-initialized twin."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one experiment from the command line; returns the exit status."""
     config = tyro.cli(Config, prog="python -m train", description=DESCRIPTION, args=arguments)
-    from train.loop import fit  # late: --help does not wait for Flax and Orbax
+    # Late: --help does not wait for JAX, Flax and Orbax.
+    from tlv_jax.errors import TLVError
+    from train.loop import fit
 
     try:
         fit(config)
     except TLVError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"stopped; --resume goes on with the run in {config.out}", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -7,6 +7,7 @@ whole checkpoints only.
 import contextlib
 import logging
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,26 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from train.step import State
 
-__all__ = ["METRIC", "open_checkpoints", "restore", "save"]
-
-METRIC = "balanced_accuracy"  # on the validation images; the highest is the best
+__all__ = ["open_checkpoints", "restore", "save"]
 
 
 @contextlib.contextmanager
-def open_checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
-    """Opens the checkpoints of one training."""
+def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManager]:
+    """Opens the checkpoints of one training.
+
+    Args:
+      folder: that holds them; made if it is not there.
+      best_by: which of the metrics that are saved along is highest in the best.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(1),
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics[METRIC], reverse=False, n=1
-                ),
+                preservation_policy.BestN(get_metric_fn=itemgetter(best_by), reverse=False, n=1),
             ]
         ),
-        best_fn=lambda metrics: metrics[METRIC],
+        best_fn=itemgetter(best_by),
         best_mode="max",
         cleanup_tmp_directories=True,
         # The next step is donated the very arrays that would still be being written.
@@ -58,7 +60,7 @@ def save(
       manager: from `open_checkpoints`.
       state: what to save.
       progress: JSON values that go with it.
-      metrics: of the validation images; `METRIC` decides which checkpoint is the best.
+      metrics: of the validation images, `best_by` among them.
     """
     arguments = ocp.args.Composite(
         state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
@@ -75,7 +77,7 @@ def restore(
       manager: from `open_checkpoints`.
       like: a state of the same structure, shapes and dtypes.
       sharding: where to put the arrays.
-      best: the one of the highest `METRIC` instead of the last.
+      best: the best instead of the last.
     """
     step = manager.best_step() if best else manager.latest_step()
     if step is None:

@@ -17,9 +17,13 @@ from typing import Any
 import numpy as np
 
 from importers import download
-from train.data import DataError, LabelledImages
+from train.data import LabelledImages
+from train.errors import DataError
 
 __all__ = ["ARCHIVES", "Archive", "load_cifar"]
+
+COLOURS, SIDE = 3, 32
+REMEDY = "Get the published archive again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +80,8 @@ def load_cifar(
 
     Args:
       name: `cifar10` or `cifar100`.
-      data_dir: the folder that holds the archive or its unpacked folder, or that folder itself;
-        None to download the archive.
+      data_dir: the archive, the folder that holds it or its unpacked folder, or that folder
+        itself; None to download the archive.
 
     Raises:
       DataError: if `data_dir` has neither, or a file is damaged.
@@ -100,7 +104,9 @@ def _reader(archive: Archive, data_dir: Path | None) -> Callable[[str], Any]:
         for folder in (data_dir, data_dir / archive.folder):
             if (folder / archive.test).is_file():
                 return lambda file: _unpickle((folder / file).read_bytes(), str(folder / file))
-        packed = data_dir / archive.url.rpartition("/")[2]
+        packed = data_dir
+        if not data_dir.is_file():
+            packed = data_dir / archive.url.rpartition("/")[2]
         if not packed.is_file():
             raise DataError(
                 f"{data_dir} has neither {packed.name} nor the folder {archive.folder} in it. "
@@ -127,12 +133,22 @@ def _member(packed: Path, name: str) -> bytes:
         raise DataError(f"{packed}: expected a file {name} in the archive ({error}).") from error
 
 
-def _images(batch: Any, archive: Archive) -> LabelledImages:
-    data = np.asarray(_value(batch, "data"))
-    labels = np.asarray(_value(batch, archive.labels), np.int32)
-    # Stored as [N, 3 * 32 * 32], colour by colour.
-    images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return LabelledImages(np.ascontiguousarray(images, np.uint8), labels)
+def _images(batch: Mapping[str, Any], archive: Archive) -> LabelledImages:
+    data, labels = _value(batch, "data"), _value(batch, archive.labels)
+    if not isinstance(data, np.ndarray) or data.shape[1:] != (COLOURS * SIDE * SIDE,):
+        raise DataError(
+            f"A file of CIFAR has images as {type(data).__name__} of shape "
+            f"{getattr(data, 'shape', 'unknown')}, expected [N, {COLOURS * SIDE * SIDE}]. {REMEDY}"
+        )
+    numbers = isinstance(labels, list) and all(type(label) is int for label in labels)
+    if not numbers or len(labels) != len(data):
+        raise DataError(
+            "A file of CIFAR has other labels than one whole number for each of its "
+            f"{len(data)} images. {REMEDY}"
+        )
+    # Stored colour by colour.
+    images = data.reshape(-1, COLOURS, SIDE, SIDE).transpose(0, 2, 3, 1)
+    return LabelledImages(np.ascontiguousarray(images), np.array(labels, np.int32))
 
 
 def _value(batch: Mapping[str, Any], key: str) -> Any:
@@ -145,37 +161,64 @@ def _value(batch: Mapping[str, Any], key: str) -> Any:
         ) from None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes arrays of numbers and plain containers; refuses every other name."""
+class _Dtype:
+    """Stands for the dtype of an array, of which there is only one."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if code != "u1":
+            raise DataError(f"the file makes an array of {code!r}, expected bytes. {REMEDY}")
+
+    def __setstate__(self, state: Any) -> None:
+        """Drops the byte order, which bytes do not have."""
+
+
+class _Array:
+    """Stands for an array of bytes, so that NumPy itself unpickles nothing of the file."""
+
+    def __init__(self, *_: Any) -> None:
+        self.array = np.zeros(0, np.uint8)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, is_fortran, data = state
+        if not isinstance(dtype, _Dtype):
+            raise DataError(f"the file makes an array of unknown type. {REMEDY}")
+        data = data.encode("latin1") if isinstance(data, str) else data
+        self.array = np.frombuffer(data, np.uint8).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes where Python 2 shall be able to read them."""
+    return str(text).encode(str(encoding))
+
+
+ALLOWED = MappingProxyType(
+    {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("_codecs", "encode"): _encode,
+    }
+)
+
+_PythonUnpickler: Any = pickle._Unpickler  # type stubs know the C one alone
+
+
+class _Unpickler(_PythonUnpickler):
+    """Makes arrays of bytes and plain containers; refuses every other name.
+
+    Built on the pure-Python implementation: the C one may be made to allocate gigabytes by a
+    single instruction that numbers a memo slot.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in ("_reconstruct", "ndarray", "dtype", "scalar") and module.startswith("numpy"):
-            return {
-                "_reconstruct": _reconstruct,
-                "ndarray": np.ndarray,
-                "dtype": _plain_dtype,
-                "scalar": lambda dtype, data: np.frombuffer(data, dtype)[0],
-            }[name]
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, encoding: str(text).encode(str(encoding))
-        raise DataError(
-            f"the file asks for {module}.{name}, which images do not need; nothing of it was run. "
-            "Get the published archive."
-        )
-
-
-def _reconstruct(kind: Any, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """An empty array, whose contents the pickle sets next."""
-    if kind is not np.ndarray or shape != (0,):
-        raise DataError("the file makes something else than an array of numbers.")
-    return np.ndarray.__new__(np.ndarray, shape, "b")
-
-
-def _plain_dtype(code: str, *_: Any) -> np.dtype:
-    dtype = np.dtype(code)
-    if dtype.hasobject:
-        raise DataError("the file makes an array of objects.")
-    return dtype
+        try:
+            return ALLOWED[module, name]
+        except KeyError:
+            raise DataError(
+                f"the file asks for {module}.{name}, which images do not need; nothing of it was "
+                f"run. {REMEDY}"
+            ) from None
 
 
 def _unpickle(data: bytes, name: str) -> dict[str, Any]:
@@ -185,7 +228,12 @@ def _unpickle(data: bytes, name: str) -> dict[str, Any]:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     except Exception as error:
-        raise DataError(f"{name}: expected a batch of CIFAR ({error}). Get it again.") from error
+        raise DataError(f"{name}: expected a batch of CIFAR ({error}). {REMEDY}") from error
     if not isinstance(loaded, dict):
         raise DataError(f"{name}: expected a batch of CIFAR, found {type(loaded).__name__}.")
-    return {key.decode() if isinstance(key, bytes) else key: loaded[key] for key in loaded}
+    return {
+        key.decode() if isinstance(key, bytes) else key: (
+            value.array if isinstance(value, _Array) else value
+        )
+        for key, value in loaded.items()
+    }

@@ -1,4 +1,4 @@
-"""The settings of a run. Imports nothing heavy, so that `--help` is quick."""
+"""The settings of a run. Imports neither JAX nor Flax, so that `--help` is quick."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,16 +6,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from tlv_jax.errors import TLVError
-
-__all__ = ["DATASETS", "Config", "ConfigError", "DatasetDefaults", "TransferOptions", "resolve"]
+__all__ = [
+    "DATASETS",
+    "Config",
+    "DatasetDefaults",
+    "HostOptions",
+    "TransferOptions",
+    "resolve",
+]
 
 Dataset = Literal["elpv", "cifar10", "cifar100", "fashion_mnist", "folder"]
 Choice = Literal["max", "min", "interleaved", "two_tailed", "random"]
-
-
-class ConfigError(TLVError, ValueError):
-    """A setting has a value with which a run cannot start."""
 
 
 class DatasetDefaults(NamedTuple):
@@ -59,6 +60,20 @@ class TransferOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class HostOptions:
+    """Several hosts: one process on each, started with the same settings and a shared `out`."""
+
+    join: bool = False
+    """Join the other processes; where they are is found on Slurm, Open MPI and Cloud TPU."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 can be reached, where that is not found."""
+    count: int | None = None
+    """How many processes there are, where that is not found."""
+    rank: int | None = None
+    """Which of them this is, from 0, where that is not found."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment: a transfer, a training, and the same training from a He initialization."""
 
@@ -87,6 +102,8 @@ class Config:
     """Probability that a feature is replaced by the source's; 0 trains without the source."""
     baseline: bool = True
     """Also train the He-initialized twin under the same seed and settings."""
+    best_by: Literal["balanced_accuracy", "accuracy"] = "balanced_accuracy"
+    """What of the validation images says which epoch's weights are tested."""
     seed: int = 0
     """Of the split, the initialization, the transfer, the batches and the augmentation."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -99,6 +116,8 @@ class Config:
     """Go on with the run folder of that name from its last checkpoint."""
     transfer: TransferOptions = dataclasses.field(default_factory=TransferOptions)
     """How weights are carried over."""
+    hosts: HostOptions = dataclasses.field(default_factory=HostOptions)
+    """Training on several hosts."""
 
     @property
     def folder(self) -> Path:
@@ -113,6 +132,8 @@ def resolve(config: Config) -> Config:
     Raises:
       ConfigError: naming the setting, its value and what it may be.
     """
+    from train.errors import ConfigError  # late: its root brings JAX
+
     defaults = DATASETS[config.dataset]
     config = dataclasses.replace(
         config,
@@ -125,6 +146,8 @@ def resolve(config: Config) -> Config:
     for setting in ("learning_rate", "weight_decay"):
         if not 0 <= getattr(config, setting) < float("inf"):
             raise ConfigError(f"{setting}={getattr(config, setting)}, expected at least 0.")
+    if config.seed < 0:
+        raise ConfigError(f"seed={config.seed}, expected at least 0.")
     if not 0 <= config.crossover_rate <= 1:
         raise ConfigError(f"crossover_rate={config.crossover_rate}, expected a probability.")
     return config

@@ -10,20 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from tlv_jax.errors import TLVError
+from train.errors import DataError
 
 __all__ = [
-    "DataError",
     "LabelledImages",
     "Splits",
     "eval_batches",
     "stratified_split",
     "train_order",
 ]
-
-
-class DataError(TLVError, ValueError):
-    """A data set is missing, damaged, or too small for the settings."""
 
 
 @jax.tree_util.register_dataclass

@@ -6,16 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from train.cifar import load_cifar
 from train.config import Config
-from train.data import DataError, LabelledImages, Splits, stratified_split
+from train.data import LabelledImages, Splits, stratified_split
+from train.errors import DataError
 
 __all__ = ["load_dataset"]
 
 VALIDATION_SHARE, TEST_SHARE = 0.15, 0.15
 IDX_UINT8 = 0x08
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # as Pillow raises
 FASHION_MNIST = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -29,20 +31,41 @@ def load_dataset(config: Config) -> Splits:
     else all three parts are. Splits are stratified and depend on `config.seed` alone.
 
     Raises:
-      DataError: if the data set is not where it should be, with how to get it.
+      DataError: if the data set is not where it should be, with how to get it, or is damaged, or
+        so small that a part would be empty.
       DownloadError: if it could not be downloaded.
     """
     size = config.image_size
     assert size is not None  # resolved before
     if config.dataset == "elpv":
-        return _three_ways(*_elpv(size), config.seed)
-    if config.dataset == "folder":
-        return _three_ways(*_folder(_data_dir(config), size), config.seed)
+        splits = _three_ways(*_elpv(size), config.seed)
+    elif config.dataset == "folder":
+        splits = _three_ways(*_folder(_data_dir(config), size), config.seed)
+    else:
+        splits = _two_ways(config, size)
+    sizes = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
+    if not all(sizes.values()):
+        raise DataError(f"{config.dataset} is too small to be split: it gave {sizes}.")
+    return splits
+
+
+def _two_ways(config: Config, size: int) -> Splits:
+    """A data set that brings its own test images."""
     if config.dataset == "fashion_mnist":
         train, test = _fashion_mnist(_data_dir(config))
         classes = FASHION_MNIST
     else:
         train, test, classes = load_cifar(config.dataset, config.data_dir)
+    for part in (train, test):
+        if (
+            len(part.images) != len(part)
+            or not ((part.labels >= 0) & (part.labels < len(classes))).all()
+        ):
+            raise DataError(
+                f"{config.dataset} has {len(part.images)} images and {len(part)} labels from "
+                f"{part.labels.min()} to {part.labels.max()}, expected as many of both and labels "
+                f"from 0 to {len(classes) - 1}. Get the published files again."
+            )
     rows, validation_rows = stratified_split(
         train.labels, (1 - VALIDATION_SHARE,), seed=config.seed
     )
@@ -84,7 +107,7 @@ def _folder(folder: Path, size: int) -> tuple[LabelledImages, tuple[str, ...]]:
             try:
                 images.append(_read(path, size, "RGB"))
                 labels.append(label)
-            except (UnidentifiedImageError, OSError):
+            except UNREADABLE:
                 unreadable.append(path)
     if unreadable:
         print(f"skipped {len(unreadable)} unreadable files, for example {unreadable[0]}")

@@ -1,14 +1,24 @@
-"""Which devices a run uses, and how arrays are laid over them."""
+"""Which devices a run uses, and how arrays are laid over them.
+
+With several hosts every process runs the same program on the same data; the first one alone writes
+and prints.
+"""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from train.config import Config, ConfigError
+from train.config import Config, HostOptions
+from train.errors import ConfigError
 
-__all__ = ["Devices", "find_devices"]
+__all__ = ["Devices", "find_devices", "is_first_process", "join_hosts", "place", "shared_text"]
+
+LONGEST_TEXT = 1024  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +34,48 @@ class Devices:
     replicated: NamedSharding
     rows: NamedSharding
     dtype: jnp.dtype
+
+
+def join_hosts(options: HostOptions) -> None:
+    """Joins the other processes, if asked to; before anything else touches a device.
+
+    Raises:
+      ConfigError: if the others cannot be found or reached.
+    """
+    if not options.join or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(options.coordinator, options.count, options.rank)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"hosts={options}: cannot join the other processes ({error}). Give coordinator, count "
+            "and rank where they are not found."
+        ) from error
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Lays arrays, which every process has whole, over the devices of all."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place_one(array: Any) -> jax.Array:
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place_one, tree)
+
+
+def shared_text(text: str) -> str:
+    """The first process's text, on all of them."""
+    if jax.process_count() == 1:
+        return text
+    sent = np.frombuffer(text.encode().ljust(LONGEST_TEXT), np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))).decode().rstrip()
 
 
 def find_devices(config: Config) -> Devices:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,14 +18,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import importers
 import tlv_jax
 from tlv_jax import models
-from tlv_jax.errors import TLVError
 from train import checkpoints
 from train.config import Config, TransferOptions, resolve
 from train.data import LabelledImages, Splits, eval_batches, train_order
 from train.datasets import load_dataset
-from train.devices import Devices, find_devices
+from train.devices import (
+    Devices,
+    find_devices,
+    is_first_process,
+    join_hosts,
+    place,
+    shared_text,
+)
+from train.errors import DivergedError
 from train.metrics import Summary, merge, summarize
-from train.results import RunResult, open_run_folder, result_table, write_epochs, write_results
+from train.results import (
+    RunResult,
+    open_run_folder,
+    open_tensorboard,
+    result_table,
+    write_epochs,
+    write_results,
+    write_transfer,
+)
 from train.step import (
     State,
     Support,
@@ -36,11 +51,9 @@ from train.step import (
     make_train_step,
 )
 
-__all__ = ["DivergedError", "Result", "fit"]
+__all__ = ["Result", "fit"]
 
-
-class DivergedError(TLVError):
-    """The loss of a training is no longer finite."""
+CHECK_EVERY = 50  # steps; to look at every loss at once would make an accelerator wait
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +99,9 @@ def fit(config: Config, *, console: Console | None = None) -> Result:
     Raises:
       TLVError: if a setting is wrong, weights or data cannot be had, or a training diverges.
     """
-    console = console or Console()
     config = resolve(config)
+    join_hosts(config.hosts)
+    console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
     pretrained = importers.load(config.source, config.source_weights, dtype=devices.dtype)
     splits = load_dataset(config)
@@ -95,7 +109,7 @@ def fit(config: Config, *, console: Console | None = None) -> Result:
     key_init, key_transfer, key_training = jax.random.split(jax.random.key(config.seed), 3)
     images = jnp.zeros((1, config.image_size, config.image_size, 3), devices.dtype)
     variables = jax.jit(model.init)(key_init, images)
-    folder = open_run_folder(config)
+    folder = Path(shared_text(str(open_run_folder(config)) if is_first_process() else ""))
     plan, params, report = _transfer(
         config.transfer, key_transfer, pretrained.params, variables["params"], folder
     )
@@ -112,7 +126,8 @@ def fit(config: Config, *, console: Console | None = None) -> Result:
             state = initial_state(start, variables.get("batch_stats", {}), setup.optimizer)
             lent = pretrained.variables if lender else None
             runs.append(_train(name, setup, state, lender, lent, folder, bar))
-    write_results(folder, runs)
+    if is_first_process():
+        write_results(folder, runs)
     title = f"{config.target} on {config.dataset}, test images"
     console.print(result_table(runs, title))
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
@@ -135,10 +150,8 @@ def _transfer(
     plan = tlv_jax.plan_transfer(source, target, rule=rule, head=options.head, kinds=kinds)
     params = tlv_jax.apply_transfer(plan, key, source, target)
     report = tlv_jax.report(plan, source, target, params)
-    (folder / "plan.json").write_text(plan.to_json())
-    (folder / "plan.txt").write_text(f"{plan}\n")
-    (folder / "report.json").write_text(report.to_json())
-    (folder / "report.txt").write_text(f"{report}\n")
+    if is_first_process():
+        write_transfer(folder, plan, report)
     return plan, params, report
 
 
@@ -162,9 +175,9 @@ def _prepare(
         task=task,
         splits=dataclasses.replace(
             splits,
-            train=jax.device_put(splits.train, devices.replicated),
-            validation=jax.device_put(splits.validation, devices.replicated),
-            test=jax.device_put(splits.test, devices.replicated),
+            train=place(splits.train, devices.replicated),
+            validation=place(splits.validation, devices.replicated),
+            test=place(splits.test, devices.replicated),
         ),
         optimizer=make_optimizer(config.learning_rate, config.weight_decay, steps * config.epochs),
         evaluate=jax.jit(make_eval_step(task)),
@@ -190,23 +203,33 @@ def _train(
     """Trains from `state`, or from the last checkpoint, and tests the best weights."""
     config, devices = setup.config, setup.devices
     assert config.epochs is not None  # resolved
-    step = jax.jit(make_train_step(setup.task, setup.optimizer, support), donate_argnums=0)
+    step = jax.jit(
+        make_train_step(setup.task, setup.optimizer, support),
+        donate_argnums=0,
+        out_shardings=devices.replicated,
+    )
     # Copied: the step is donated the state, and both trainings start from the same arrays.
-    state = jax.device_put(jax.tree.map(jnp.copy, state), devices.replicated)
-    support_variables = jax.device_put(support_variables, devices.replicated)
+    state = place(jax.tree.map(jnp.copy, state), devices.replicated)
+    support_variables = place(support_variables, devices.replicated)
     progress: dict[str, Any] = {"epochs": [], "seconds": 0.0}
-    with checkpoints.open_checkpoints(folder / "checkpoints" / name) as manager:
+    with checkpoints.open_checkpoints(folder / "checkpoints" / name, config.best_by) as manager:
         if config.resume and (restored := checkpoints.restore(manager, state, devices.replicated)):
             state, progress = restored
-        for epoch in range(len(progress["epochs"]) + 1, config.epochs + 1):
-            started = time.perf_counter()
-            state, trained = _train_epoch(name, setup, step, state, support_variables, epoch, bar)
-            validated = _evaluate(setup, state, setup.splits.validation)
-            record = {"epoch": epoch, **_prefixed("train", trained)}
-            progress["epochs"].append({**record, **_prefixed("validation", validated)})
-            progress["seconds"] += time.perf_counter() - started
-            write_epochs(folder / name, progress["epochs"])
-            checkpoints.save(manager, state, progress, validated._asdict())
+        first = len(progress["epochs"]) + 1
+        with open_tensorboard(folder / name, first) as writer:
+            for epoch in range(first, config.epochs + 1):
+                started = time.perf_counter()
+                state, trained = _train_epoch(
+                    name, setup, step, state, support_variables, epoch, bar
+                )
+                validated = _evaluate(setup, state, setup.splits.validation)
+                record = {"epoch": epoch, **_prefixed("train", trained)}
+                progress["epochs"].append({**record, **_prefixed("validation", validated)})
+                progress["seconds"] += time.perf_counter() - started
+                if is_first_process():
+                    write_epochs(folder / name, progress["epochs"], writer)
+                checkpoints.save(manager, state, progress, validated._asdict())
+                _print_epoch(bar.console, name, config.epochs, progress["epochs"][-1])
         best = checkpoints.restore(manager, state, devices.replicated, best=True)
         assert best is not None  # at least one epoch was saved
         best_state, best_progress = best
@@ -231,24 +254,34 @@ def _train_epoch(
     images, config = setup.splits.train, setup.config
     batches = train_order(setup.order_key, epoch, len(images), config.batch_size)
     label = f"{name}, epoch {epoch} of {config.epochs}"
-    task = bar.add_task(label, total=len(batches), loss="")
-    total = None
-    for rows in jax.device_put(batches, setup.devices.replicated):
-        rows = jax.device_put(rows, setup.devices.rows)
+    task = bar.add_task(label, total=len(batches))
+    before = (epoch - 1) * len(batches)
+    total, losses = None, []
+    for number, rows in enumerate(batches, 1):
+        rows = place(rows, setup.devices.rows)
         state, counted = step(state, setup.step_key, rows, images, support_variables)
         if total is not None:
             jax.block_until_ready(total)  # one step ahead at most, or the bar runs away
         total = counted if total is None else merge(total, counted)
         bar.advance(task)
+        losses.append(counted.loss)
+        if len(losses) == CHECK_EVERY or number == len(batches):
+            _stop_if_diverged(name, config, losses, last_step=before + number)
+            losses.clear()
     assert total is not None  # train_order gives one batch at least
-    summary = summarize(total)
-    if not math.isfinite(summary.loss):
+    bar.remove_task(task)
+    return state, summarize(total)
+
+
+def _stop_if_diverged(name: str, config: Config, losses: list[jax.Array], last_step: int) -> None:
+    values = np.array(jax.device_get(losses))
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        step = last_step - len(values) + 1 + int(wrong[0])
         raise DivergedError(
-            f"The loss of {name!r} became {summary.loss} in epoch {epoch}, by step "
-            f"{int(state.step)}. Lower learning_rate={config.learning_rate}."
+            f"The loss of {name!r} became {values[wrong[0]]} in step {step}. "
+            f"Lower learning_rate={config.learning_rate}."
         )
-    bar.update(task, loss=f"loss {summary.loss:.3f}")
-    return state, summary
 
 
 def _evaluate(setup: _Setup, state: State, images: LabelledImages) -> Summary:
@@ -256,7 +289,7 @@ def _evaluate(setup: _Setup, state: State, images: LabelledImages) -> Summary:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     total = None
     for rows, real in eval_batches(len(images), setup.config.batch_size):
-        rows, real = jax.device_put((rows, real), setup.devices.rows)
+        rows, real = place((rows, real), setup.devices.rows)
         counted = setup.evaluate(variables, rows, real, images)
         total = counted if total is None else merge(total, counted)
     assert total is not None  # no split is empty
@@ -267,12 +300,23 @@ def _prefixed(prefix: str, summary: Summary) -> dict[str, float]:
     return {f"{prefix}_{name}": value for name, value in summary._asdict().items()}
 
 
+def _print_epoch(console: Console, name: str, epochs: int, record: dict[str, Any]) -> None:
+    console.print(
+        f"{name}, epoch {record['epoch']} of {epochs}: loss {record['train_loss']:.3f}, "
+        f"validation loss {record['validation_loss']:.3f}, "
+        f"balanced accuracy {record['validation_balanced_accuracy']:.3f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _progress_bar(console: Console) -> Progress:
+    """A bar for the epoch that runs; what is done stands above it as a line."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[loss]}"),
         console=console,
+        transient=True,
     )

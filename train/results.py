@@ -1,22 +1,35 @@
 """The run folder: settings, metrics, tables and curves."""
 
+import contextlib
 import dataclasses
+import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+import tlv_jax
 from tlv_jax import plots
-from train.config import Config, ConfigError
+from train.config import Config
+from train.devices import is_first_process
+from train.errors import ConfigError
 from train.metrics import Summary
 
-__all__ = ["RunResult", "open_run_folder", "result_table", "write_epochs", "write_results"]
+__all__ = [
+    "RunResult",
+    "open_run_folder",
+    "open_tensorboard",
+    "result_table",
+    "write_epochs",
+    "write_results",
+    "write_transfer",
+]
 
 CONFIG_FILE = "config.json"
-NOT_COMPARED = ("resume", "out", "name")  # a run may be moved, and resuming it is no change
+# A run may be moved, or go on with other hosts, and resuming it is no change.
+NOT_COMPARED = ("resume", "out", "name", "hosts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,22 +83,51 @@ def open_run_folder(config: Config) -> Path:
     return folder
 
 
-def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `metrics.jsonl`, one record a line, and the last record as TensorBoard events."""
+def write_transfer(
+    folder: Path, plan: tlv_jax.TransferPlan, report: tlv_jax.TransferReport
+) -> None:
+    """Writes plan and report of a transfer, each as JSON and as the table that it prints."""
+    (folder / "plan.json").write_text(plan.to_json())
+    (folder / "plan.txt").write_text(f"{plan}\n")
+    (folder / "report.json").write_text(report.to_json())
+    (folder / "report.txt").write_text(f"{report}\n")
+
+
+@contextlib.contextmanager
+def open_tensorboard(folder: Path, first_epoch: int) -> Iterator[Any]:
+    """A writer of TensorBoard events, in the first process and where tensorboardX is installed.
+
+    What an earlier try wrote of `first_epoch` and later is dropped by whoever reads the events.
+    """
+    if not is_first_process() or importlib.util.find_spec("tensorboardX") is None:
+        yield None
+        return
+    from tensorboardX import SummaryWriter  # late: it imports torch where torch is installed
+
+    with SummaryWriter(str(folder), purge_step=first_epoch) as writer:
+        yield writer
+
+
+def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]], writer: Any) -> None:
+    """Writes `metrics.jsonl`, one record a line, and the last record as TensorBoard events.
+
+    Args:
+      folder: that holds them.
+      epochs: all records so far.
+      writer: from `open_tensorboard`; None to write no events.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Written whole each time: a run that was killed between this and its checkpoint repeats an
     # epoch, which would otherwise stand here twice.
     lines = "".join(json.dumps(record) + "\n" for record in epochs)
     (folder / "metrics.jsonl").write_text(lines)
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:  # optional: the metrics are in metrics.jsonl as well
+    if writer is None:
         return
     last = epochs[-1]
-    with SummaryWriter(str(folder), purge_step=last["epoch"]) as writer:
-        for name, value in last.items():
-            if name != "epoch":
-                writer.add_scalar(name, value, last["epoch"])
+    for name, value in last.items():
+        if name != "epoch":
+            writer.add_scalar(name, value, last["epoch"])
+    writer.flush()
 
 
 def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
@@ -120,11 +162,6 @@ def result_table(runs: Sequence[RunResult], title: str) -> Table:
             f"{run.seconds:.0f}",
         )
     return table
-
-
-def print_table(console: Console, runs: Sequence[RunResult], title: str) -> None:
-    """Prints `result_table`."""
-    console.print(result_table(runs, title))
 
 
 def _settings(config: Config) -> dict[str, Any]:
