@@ -6,30 +6,21 @@ Paths of leaves are written `params/layer1.0/conv1/kernel`.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from importers.efficientnet_lite import EFFICIENTNET_LITE
 from importers.errors import CheckpointError
+from importers.families import FAMILIES
 from importers.layouts import Layout
-from importers.resnet import RESNET
-from importers.rules import IGNORED, Family
-from importers.vgg import VGG
+from importers.rules import IGNORED
 from tlv_jax import models
-from tlv_jax.models import efficientnet_lite, resnet, vgg
 
-__all__ = ["KeyMatch", "StateDictError", "convert", "match_keys", "sizes_of"]
-
-_FAMILIES: Mapping[str, Family] = {
-    **dict.fromkeys(vgg.VARIANTS, VGG),
-    **dict.fromkeys(resnet.VARIANTS, RESNET),
-    **dict.fromkeys(efficientnet_lite.VARIANTS, EFFICIENTNET_LITE),
-}
-_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+__all__ = ["Entry", "KeyMatch", "StateDictError", "convert", "entries_of", "match_keys", "model_of"]
 
 Shape = tuple[int, ...]
 
@@ -63,36 +54,86 @@ def convert(
       OptionError: for a name that is not known.
       StateDictError: with everything that does not fit at once.
     """
-    if name not in _FAMILIES:
+    if name not in FAMILIES:
         models.create(name)  # raises, and knows the close names
-    arrays = {key: _as_array(key, value) for key, value in state_dict.items()}
-    arrays = {key: array for key, array in arrays.items() if not IGNORED.fullmatch(key)}
+    arrays = _arrays_of(name, state_dict)
     match = match_keys(name, arrays)
     if match.problems:
         raise StateDictError(_explain(name, arrays, match))
     leaves = {}
-    for leaf, (key, layout) in match.places.items():
-        dtype = jnp.float32 if leaf.startswith("batch_stats/") else param_dtype
-        array = layout.to_flax(arrays[key])
+    for key, entry in match.entries.items():
+        dtype = jnp.float32 if entry.leaf.startswith("batch_stats/") else param_dtype
+        array = entry.layout.to_flax(arrays[key])
         shared = np.may_share_memory(array, arrays[key])
-        leaves[leaf] = np.array(array, dtype=dtype, order="C", copy=shared or None)
+        leaves[entry.leaf] = np.array(array, dtype=dtype, order="C", copy=shared or None)
     tree = traverse_util.unflatten_dict(leaves, sep="/")
     return tree["params"], tree.get("batch_stats", {})
 
 
-def sizes_of(name: str, state_dict: Mapping[str, Any]) -> tuple[int, int]:
-    """The `(num_classes, in_channels)` of a state dict; 1000 and 3 where it does not tell.
+def model_of(
+    name: str,
+    state_dict: Mapping[str, Any],
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> nn.Module:
+    """The network that a state dict of this architecture belongs to.
+
+    Its numbers of classes and channels, and what else a family leaves open, are those of the state
+    dict, or torchvision's where it does not tell.
 
     Args:
       name: one of `models.names()`.
       state_dict: as for `convert`.
+      dtype: of the computation.
+      param_dtype: of the parameters.
     """
-    family = _FAMILIES[name]
+    family = FAMILIES[name]
     head, stem = state_dict.get(family.head), state_dict.get(family.stem)
-    return (
-        head.shape[0] if head is not None and head.ndim == 2 else 1000,
-        stem.shape[1] if stem is not None and stem.ndim == 4 else 3,
+    model = models.create(
+        name,
+        num_classes=head.shape[0] if head is not None and head.ndim > 1 and head.size else 1000,
+        in_channels=stem.shape[1] if stem is not None and stem.ndim == 4 and stem.size else 3,
+        dtype=dtype,
+        param_dtype=param_dtype,
     )
+    return model.clone(**family.options(state_dict))
+
+
+class Entry(NamedTuple):
+    """What fills one key of a state dict.
+
+    Attributes:
+      leaf: path of the array in the variables.
+      layout: how its axes change between torch and Flax.
+      shape: in torch.
+    """
+
+    leaf: str
+    layout: Layout
+    shape: Shape
+
+
+@functools.cache
+def entries_of(name: str, model: nn.Module) -> Mapping[str, Entry]:
+    """Every key of the state dict of a network, buffers left out, found without allocating one.
+
+    Args:
+      name: one of `models.names()`.
+      model: of that name, see `model_of`.
+    """
+    family = FAMILIES[name]
+    structs: dict[str, Any] = traverse_util.flatten_dict(models.abstract_variables(model), sep="/")
+    layouts = {leaf: family.layout_of(leaf, struct.ndim) for leaf, struct in structs.items()}
+
+    def all_to_torch(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {leaf: layouts[leaf].to_torch(array) for leaf, array in arrays.items()}
+
+    torch_structs = jax.eval_shape(all_to_torch, structs)
+    return {
+        family.key_of(leaf): Entry(leaf, layouts[leaf], struct.shape)
+        for leaf, struct in torch_structs.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,71 +141,66 @@ class KeyMatch:
     """How a state dict matches one architecture.
 
     Attributes:
-      places: from each filled leaf to the key that fills it, and its layout.
+      entries: for each key that fills a leaf, which one and how.
       problems: a line for each key or leaf that does not fit.
       score: share of all keys and leaves that fit each other.
     """
 
-    places: Mapping[str, tuple[str, Layout]]
+    entries: Mapping[str, Entry]
     problems: tuple[str, ...]
     score: float
 
 
 def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
-    """Finds the leaf of every key, without looking at values.
+    """Finds the leaf of every key.
 
     Args:
       name: one of `models.names()`.
       arrays: a state dict of arrays, less its counters.
     """
-    rules = _FAMILIES[name].rules
-    leaves = _leaf_shapes(name, *sizes_of(name, arrays))
-    places: dict[str, tuple[str, Layout]] = {}
+    expected, buffers = entries_of(name, model_of(name, arrays)), FAMILIES[name].buffers(name)
     problems = []
     for key, array in arrays.items():
-        targets = {
-            target: rule.layout
-            for rule in rules
-            if (target := rule.target_of(key)) in leaves and target is not None
-        }
-        assert len(targets) <= 1, f"the rules send {key!r} to {sorted(targets)}"
-        if not targets:
+        if key in buffers:
+            problems += _check_buffer(key, array, buffers[key])
+        elif key in expected:
+            problems += _check_array(key, array, expected[key].shape)
+        else:
             problems.append(f"{key}: found {_describe(array)}, expected no such key. Remove it.")
-        for leaf, layout in targets.items():
-            assert leaf not in places, f"the rules fill {leaf!r} twice"
-            places[leaf] = (key, layout)
-    expected = _torch_shapes({leaf: (leaves[leaf], layout) for leaf, (_, layout) in places.items()})
-    for leaf, (key, _) in places.items():
-        problems += _check_array(key, arrays[key], expected[leaf])
     unfit = len(problems)
-    for leaf in leaves.keys() - places.keys():
+    for key in expected.keys() - arrays.keys():
         problems.append(
-            f"{_torch_key(leaf)}: found nothing, expected it to fill {leaf} of shape "
-            f"{leaves[leaf]}. Add it."
+            f"{key}: found nothing, expected shape {expected[key].shape}, to fill "
+            f"{expected[key].leaf}. Add it."
         )
-    score = (len(arrays) - unfit) / max(len(arrays), len(leaves))
-    return KeyMatch(places, tuple(sorted(problems)), score)
+    score = (len(arrays) - unfit) / max(len(arrays), len(expected))
+    entries = {key: expected[key] for key in arrays if key in expected}
+    return KeyMatch(entries, tuple(sorted(problems)), score)
 
 
-@functools.cache
-def _leaf_shapes(name: str, num_classes: int, in_channels: int) -> Mapping[str, Shape]:
-    model = models.create(name, num_classes=num_classes, in_channels=in_channels)
-    images = jax.ShapeDtypeStruct((1, 32, 32, in_channels), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    leaves: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
-    return {path: leaf.shape for path, leaf in leaves.items()}
+def _arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    family = FAMILIES[name]
+    arrays: dict[str, np.ndarray] = {}
+    for key, value in state_dict.items():
+        if IGNORED.fullmatch(key):
+            continue
+        today = family.today(key)
+        if today in arrays:
+            raise StateDictError(
+                f"The state dict has {key!r} and {today!r}, an older and the present name of one "
+                "array. Remove one of them."
+            )
+        arrays[today] = _as_array(key, value)
+    return arrays
 
 
-def _torch_shapes(leaves: Mapping[str, tuple[Shape, Layout]]) -> Mapping[str, Shape]:
-    """The shape that each leaf has in torch, found without allocating one."""
-
-    def all_to_torch(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return {leaf: leaves[leaf][1].to_torch(array) for leaf, array in arrays.items()}
-
-    structs = {
-        leaf: jax.ShapeDtypeStruct(shape, jnp.float32) for leaf, (shape, _) in leaves.items()
-    }
-    return {leaf: out.shape for leaf, out in jax.eval_shape(all_to_torch, structs).items()}
+def _check_buffer(key: str, array: np.ndarray, expected: np.ndarray) -> list[str]:
+    if np.array_equal(array, expected):
+        return []
+    return [
+        f"{key}: found {_describe(array)}, expected the constant {_describe(expected)} of this "
+        "architecture. Take its checkpoint."
+    ]
 
 
 def _check_array(key: str, array: np.ndarray, shape: Shape) -> list[str]:
@@ -185,7 +221,7 @@ def _explain(name: str, arrays: Mapping[str, np.ndarray], match: KeyMatch) -> st
     count = len(match.problems)
     lines = [f"The state dict does not fit {name!r}: {count} problem{'s' if count > 1 else ''}."]
     lines += [f"  {problem}" for problem in match.problems]
-    stem = _FAMILIES[name].stem
+    stem = FAMILIES[name].stem
     prefixes = [key.removesuffix(stem) for key in arrays if key.endswith(f".{stem}")]
     if prefixes and stem not in arrays:
         lines.append(f"Its keys begin with {prefixes[0]!r}: remove that prefix from all of them.")
@@ -198,7 +234,7 @@ def _explain(name: str, arrays: Mapping[str, np.ndarray], match: KeyMatch) -> st
 
 def _likely(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Architectures whose first convolution the state dict has."""
-    return [name for name, family in _FAMILIES.items() if family.stem in arrays]
+    return [name for name, family in FAMILIES.items() if family.stem in arrays]
 
 
 def _as_array(key: str, value: Any) -> np.ndarray:
@@ -216,12 +252,6 @@ def _as_array(key: str, value: Any) -> np.ndarray:
             "checkpoint['state_dict'] or checkpoint['model']."
         )
     return np.asarray(value)
-
-
-def _torch_key(leaf: str) -> str:
-    """`params/layer1.0/conv1/kernel -> layer1.0.conv1.weight`."""
-    _, *modules, name = leaf.split("/")
-    return ".".join((*modules, _LEAF_NAMES.get(name, name)))
 
 
 def _describe(array: np.ndarray) -> str:

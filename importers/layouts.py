@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["CONV", "DENSE", "VECTOR", "Layout", "dense_after_flatten"]
+__all__ = ["CONV", "DENSE", "SAME", "Layout", "dense_after_flatten"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Layout:
     to_torch: Callable[[Any], Any]
 
 
-VECTOR = Layout(lambda array: array, lambda array: array)
-"""`[C] <-> [C]`: biases, and a batch norm's four vectors."""
+SAME = Layout(lambda array: array, lambda array: array)
+"""Axes that stand alike: biases, the vectors of norms, position embeddings."""
 
 CONV = Layout(
     lambda kernel: kernel.transpose(2, 3, 1, 0),

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from importers.categories import imagenet_categories
-from importers.conversion import convert, sizes_of
+from importers.conversion import convert, model_of
 from importers.downloads import download
 from importers.errors import CheckpointError
 from importers.preprocessing import Preprocess
@@ -63,17 +63,18 @@ def load(
 ) -> Pretrained:
     """Loads a pretrained network, from disk or from where it is published.
 
-    Without `path`, VGGs and ResNets are downloaded from torchvision's server into the cache and
-    checked against the hash in their name; EfficientNet-Lites are read from the installed package
-    that carries them.
+    Without `path`, EfficientNet-Lites are read from the installed package that carries them, and
+    all others are downloaded from torchvision's server into the cache and checked against the hash
+    in their name.
 
     Args:
       name: one of `available()`.
       path: a `.pth` or `.safetensors` file of this architecture, with any number of classes.
-      weights: "IMAGENET1K_V1" or "IMAGENET1K_V2", where an architecture has both. The default is
-        the first: the published results of transfer rest on it, and the second's training recipe
-        raises the accuracy on ImageNet only. With `path` it settles the preprocessing, which
-        otherwise follows the file's published name.
+      weights: torchvision's name of a set, such as "IMAGENET1K_V2", or "DEFAULT" for the set that
+        torchvision calls so. By default it is the earliest, IMAGENET1K_V1 where it exists: the
+        published results of transfer rest on it, and the second's training recipe raises the
+        accuracy on ImageNet only. With `path` it settles the preprocessing, which otherwise
+        follows the file's published name, and so does what else the network does to its images.
       dtype: of the computation.
       param_dtype: of the parameters.
 
@@ -85,27 +86,21 @@ def load(
     file = locate(chosen) if path is None else Path(path)
     state_dict = read_state_dict(file)
     params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
-    num_classes, in_channels = sizes_of(name, state_dict)
-    model = models.create(
-        name,
-        num_classes=num_classes,
-        in_channels=in_channels,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+    model = model_of(name, state_dict, dtype=dtype, param_dtype=param_dtype)
+    model = model.clone(**chosen.options)
     categories = imagenet_categories()
     return Pretrained(
         model=model,
         params=params,
         batch_stats=batch_stats,
         preprocess=chosen.preprocess,
-        categories=categories if num_classes == len(categories) else (),
+        categories=categories if model.num_classes == len(categories) else (),
     )
 
 
 def available() -> tuple[str, ...]:
     """Every architecture that `load` knows."""
-    return tuple(WEIGHTS)
+    return tuple(name for name in models.names() if name in WEIGHTS)
 
 
 def locate(weights: Weights) -> Path:

@@ -1,83 +1,80 @@
-"""What a table of conversion rules is made of.
+"""How the keys of a state dict and the leaves of a network correspond.
 
-A family of architectures is one table. Its depth need not appear in it, as the checkpoint's own
-keys carry that: one table serves ResNet 18 to 152.
+The networks carry torch's names, so one rule serves every family: the leaf
+`params/layer1.0/conv1/kernel` is torch's `layer1.0.conv1.weight`. What a family has beyond that
+stands in its `Family`.
 """
 
 import dataclasses
-import functools
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from importers.layouts import CONV, DENSE, VECTOR, Layout
+import numpy as np
 
-__all__ = ["IGNORED", "Family", "Rule", "conv", "dense", "norm"]
+from importers.layouts import CONV, DENSE, SAME, Layout, dense_after_flatten
+
+__all__ = ["IGNORED", "Family"]
 
 IGNORED = re.compile(r"(.+\.)?num_batches_tracked")
 """Keys that may be there or not: a counter that torch uses only for cumulative averages."""
 
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    r"""Where one kind of key goes.
 
-    Attributes:
-      pattern: regular expression over the whole key, such as `layer(\d)\.(\d+)\.conv(\d)\.weight`.
-      target: template of the leaf's path, such as `params/layer\1.\2/conv\3/kernel`. A target that
-        the architecture does not have means that the rule does not apply to this key.
-      layout: how the axes change on the way.
-    """
+def _no_options(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
 
-    pattern: str
-    target: str
-    layout: Layout = VECTOR
 
-    def target_of(self, key: str) -> str | None:
-        """The path that `key` goes to, or `None` when the pattern does not match."""
-        match = _compiled(self.pattern).fullmatch(key)
-        return match.expand(self.target) if match else None
+def _no_buffers(name: str) -> Mapping[str, np.ndarray]:
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Architectures whose state dicts follow one table.
+    """What is particular to the state dicts of one family.
 
     Attributes:
-      rules: the table; every key finds one leaf in it.
       stem: key of the first convolution's kernel; its second axis is the number of channels.
       head: key of the last layer's kernel; its first axis is the number of classes.
+      auxiliary: keys of further kernels whose first axis is the number of classes.
+      flattened: from the key of a dense kernel that reads a flattened image to the channels of
+        that image.
+      renamed: pairs of a regular expression over the key that the one rule gives, and torch's key.
+      older: pairs of a regular expression over keys of older published files, and today's key.
+      options: fields of the model, besides the numbers of classes and channels, that a state dict
+        tells.
+      buffers: the constants that torch keeps in the state dict of a named architecture.
     """
 
-    rules: tuple[Rule, ...]
     stem: str
     head: str
+    auxiliary: tuple[str, ...] = ()
+    flattened: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
+    older: tuple[tuple[str, str], ...] = ()
+    options: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_options
+    buffers: Callable[[str], Mapping[str, np.ndarray]] = _no_buffers
 
+    def key_of(self, leaf: str) -> str:
+        """Torch's key of a leaf: `params/layer1.0/conv1/kernel -> layer1.0.conv1.weight`."""
+        _, *modules, name = leaf.split("/")
+        key = ".".join((*modules, _LEAF_NAMES.get(name, name)))
+        for pattern, replacement in self.renamed:
+            key = re.sub(pattern, replacement, key)
+        return key
 
-def conv(module: str, path: str) -> tuple[Rule, ...]:
-    """Rules for a convolution, with a bias or without."""
-    return (
-        Rule(rf"{module}\.weight", f"params/{path}/kernel", CONV),
-        Rule(rf"{module}\.bias", f"params/{path}/bias"),
-    )
+    def today(self, key: str) -> str:
+        """The key that a key of an older file has today."""
+        for pattern, replacement in self.older:
+            key = re.sub(pattern, replacement, key)
+        return key
 
-
-def dense(module: str, path: str, *, layout: Layout = DENSE) -> tuple[Rule, ...]:
-    """Rules for a dense layer."""
-    return (
-        Rule(rf"{module}\.weight", f"params/{path}/kernel", layout),
-        Rule(rf"{module}\.bias", f"params/{path}/bias"),
-    )
-
-
-def norm(module: str, path: str) -> tuple[Rule, ...]:
-    """Rules for a batch norm and its running statistics."""
-    return (
-        Rule(rf"{module}\.weight", f"params/{path}/scale"),
-        Rule(rf"{module}\.bias", f"params/{path}/bias"),
-        Rule(rf"{module}\.running_mean", f"batch_stats/{path}/mean"),
-        Rule(rf"{module}\.running_var", f"batch_stats/{path}/var"),
-    )
-
-
-# The module `re` forgets its compiled patterns after 512; the search for a fitting architecture
-# runs every rule over every key.
-_compiled = functools.cache(re.compile)
+    def layout_of(self, leaf: str, rank: int) -> Layout:
+        """How the axes of a leaf change between torch and Flax."""
+        if not leaf.endswith("/kernel"):
+            return SAME
+        channels = self.flattened.get(self.key_of(leaf))
+        if channels is not None:
+            return dense_after_flatten(channels)
+        return {2: DENSE, 4: CONV}[rank]

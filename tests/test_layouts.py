@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from importers.layouts import CONV, DENSE, VECTOR, dense_after_flatten
+from importers.layouts import CONV, DENSE, SAME, dense_after_flatten
 
-LAYOUTS = {"vector": (VECTOR, 1), "conv": (CONV, 4), "dense": (DENSE, 2)}
+LAYOUTS = {"vector": (SAME, 1), "conv": (CONV, 4), "dense": (DENSE, 2)}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -9,7 +9,7 @@ from helpers import import_torchvision
 
 import importers
 from importers.conversion import match_keys
-from importers.rules import IGNORED, Rule
+from importers.rules import IGNORED, Family
 from tlv_jax import models
 from tlv_jax.errors import OptionError
 
@@ -35,16 +35,16 @@ def message_of(name, state_dict):
 
 
 @pytest.mark.parametrize(
-    ("key", "target"),
+    ("leaf", "key"),
     [
-        ("layer3.11.conv2.weight", "params/layer3.11/conv2/kernel"),
-        ("layer3.11.conv2.weights", None),
-        ("module.layer3.11.conv2.weight", None),
+        ("params/layer3.11/conv2/kernel", "layer3.11.conv2.weight"),
+        ("params/layer1.0/bn1/scale", "layer1.0.bn1.weight"),
+        ("batch_stats/layer1.0/downsample.1/var", "layer1.0.downsample.1.running_var"),
+        ("params/class_token", "class_token"),
     ],
 )
-def test_rule_matches_whole_keys(key, target):
-    rule = Rule(r"layer(\d)\.(\d+)\.conv(\d)\.weight", r"params/layer\1.\2/conv\3/kernel")
-    assert rule.target_of(key) == target
+def test_keys_follow_from_the_names_of_the_leaves(leaf, key):
+    assert Family(stem="", head="").key_of(leaf) == key
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_every_key_of_torchvision_fills_one_leaf(name):
     match = match_keys(name, counted)
     assert match.problems == ()
     assert match.score == 1
-    assert len(match.places) == len(counted)
+    assert len(match.entries) == len(counted)
 
 
 def test_values_arrive_where_they_belong_and_are_copies(state_dict):
@@ -139,8 +139,8 @@ def test_all_problems_are_told_at_once(state_dict):
     message = message_of("resnet18", broken)
     for line in (
         "'resnet18': 5 problems",
-        "bn1.running_var: found nothing, expected it to fill batch_stats/bn1/var of shape (64,)",
-        "layer1.0.conv1.weight: found nothing, expected it to fill params/layer1.0/conv1/kernel",
+        "bn1.running_var: found nothing, expected shape (64,), to fill batch_stats/bn1/var",
+        "layer1.0.conv1.weight: found nothing, expected shape (64, 64, 3, 3), to fill",
         "layer1.0.conv9.weight: found float32 of shape (3,), expected no such key",
         "layer2.0.conv1.weight: found float32 of shape (128, 64, 5, 3), expected shape "
         "(128, 64, 3, 3)",

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from tlv_jax.errors import OptionError
@@ -30,7 +31,16 @@ from tlv_jax.models.images import ImageError
 from tlv_jax.models.resnet import ResNet
 from tlv_jax.models.vgg import VGG
 
-__all__ = ["VGG", "BatchNorm", "EfficientNetLite", "ImageError", "ResNet", "create", "names"]
+__all__ = [
+    "VGG",
+    "BatchNorm",
+    "EfficientNetLite",
+    "ImageError",
+    "ResNet",
+    "abstract_variables",
+    "create",
+    "names",
+]
 
 _FAMILIES: tuple[tuple[Callable[..., nn.Module], Mapping[str, Any]], ...] = (
     (VGG, vgg.VARIANTS),
@@ -81,3 +91,17 @@ def create(
 def names() -> tuple[str, ...]:
     """Every name that `create` knows."""
     return tuple(name for _, variants in _FAMILIES for name in variants)
+
+
+def abstract_variables(model: nn.Module) -> dict[str, Any]:
+    """Shapes and dtypes of all variables of a network; no array is allocated.
+
+    Args:
+      model: of `create`. Nothing depends on the size of its images unless it has an `image_size`.
+
+    Returns:
+      What `model.init` returns, with `jax.ShapeDtypeStruct`s for arrays.
+    """
+    side = getattr(model, "image_size", 224)
+    images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)  # type: ignore[attr-defined]
+    return jax.eval_shape(model.init, jax.random.key(0), images)

@@ -8,6 +8,7 @@ Shapes: images `[B, H, W, C]`; `D` is 1280; `N` is `num_classes`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
 from tlv_jax.models.images import check_images
-from tlv_jax.models.layers import he_normal_fan_out, uniform_within
+from tlv_jax.models.layers import conv, stochastic_depth, uniform_within
 
 __all__ = ["VARIANTS", "EfficientNetLite", "EfficientNetLiteConfig"]
 
@@ -183,33 +184,11 @@ class Block(nn.Module):
         outputs = _norm("_bn2", **types)(outputs, train=train)
         if outputs.shape != inputs.shape:
             return outputs
-        drop = nn.Dropout(self.drop_connect, broadcast_dims=(1, 2, 3))
-        return drop(outputs, deterministic=not train) + inputs
+        return stochastic_depth(self.drop_connect)(outputs, deterministic=not train) + inputs
 
 
-def _conv(
-    width: int,
-    size: int,
-    *,
-    name: str,
-    dtype: Any,
-    param_dtype: Any,
-    stride: int = 1,
-    groups: int = 1,
-) -> nn.Conv:
-    return nn.Conv(
-        width,
-        (size, size),
-        strides=stride,
-        # TensorFlow's padding, in which the weights were trained: uneven where a stride is 2.
-        padding="SAME",
-        feature_group_count=groups,
-        use_bias=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        kernel_init=he_normal_fan_out,
-        name=name,
-    )
+# TensorFlow's padding, in which the weights were trained: uneven where a stride is 2.
+_conv = functools.partial(conv, padding="SAME")
 
 
 def _norm(name: str, *, dtype: Any, param_dtype: Any) -> BatchNorm:

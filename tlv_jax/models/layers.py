@@ -7,7 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-__all__ = ["adaptive_average_pool", "he_normal_fan_out", "uniform_fan", "uniform_within"]
+__all__ = [
+    "adaptive_average_pool",
+    "conv",
+    "he_normal_fan_out",
+    "stochastic_depth",
+    "uniform_fan",
+    "uniform_within",
+]
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """`kaiming_normal_(mode="fan_out", nonlinearity="relu")`, with which torchvision starts convs."""
@@ -23,6 +30,65 @@ def uniform_within(bound: float) -> Callable[..., jax.Array]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return initialize
+
+
+def conv(
+    width: int,
+    size: int | tuple[int, int],
+    *,
+    name: str,
+    dtype: Any,
+    param_dtype: Any,
+    stride: int = 1,
+    groups: int = 1,
+    padding: int | tuple[int, int] | str | None = None,
+    use_bias: bool = False,
+    kernel_init: Callable[..., jax.Array] = he_normal_fan_out,
+) -> nn.Conv:
+    """A two-dimensional convolution with torch's padding.
+
+    Args:
+      width: output channels.
+      size: of the kernel, for both sides or for each.
+      name: of the submodule, as in torch's state dict.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+      stride: for both sides.
+      groups: as `feature_group_count`; the number of channels for a depthwise convolution.
+      padding: pixels on every side, or above and below and at the sides, or a name that
+        `flax.linen.Conv` knows. By default half the kernel, which keeps the size at stride 1.
+      use_bias: whether a bias is added.
+      kernel_init: of the kernel.
+    """
+    sizes = (size, size) if isinstance(size, int) else size
+    if padding is None:
+        # Evenly on both sides, where "SAME" would shift a strided window by one.
+        padding = (sizes[0] // 2, sizes[1] // 2)
+    if isinstance(padding, tuple):
+        explicit: Any = tuple((pixels, pixels) for pixels in padding)
+    else:
+        explicit = padding
+    return nn.Conv(
+        width,
+        sizes,
+        strides=stride,
+        padding=explicit,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        kernel_init=kernel_init,
+        name=name,
+    )
+
+
+def stochastic_depth(rate: float) -> nn.Dropout:
+    """Drops the whole branch of an image, as `torchvision.ops.StochasticDepth(mode="row")`.
+
+    "Deep Networks with Stochastic Depth" (arXiv 1603.09382). The branches that stay are divided by
+    `1 - rate`. For activations `[B, H, W, C]`.
+    """
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3))
 
 
 def adaptive_average_pool(images: jax.Array, size: int) -> jax.Array:

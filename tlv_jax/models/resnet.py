@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
 from tlv_jax.models.images import check_images
-from tlv_jax.models.layers import he_normal_fan_out, uniform_fan, uniform_within
+from tlv_jax.models.layers import conv, uniform_fan, uniform_within
 
 __all__ = ["VARIANTS", "ResNet", "ResNetConfig"]
 
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
         """
         check_images(images, channels=self.in_channels)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        outputs = _conv(64, 7, stride=2, name="conv1", **types)(images)
+        outputs = conv(64, 7, stride=2, name="conv1", **types)(images)
         outputs = nn.relu(BatchNorm(name="bn1", **types)(outputs, train=train))
         padding: Any = ((1, 1), (1, 1))  # taken, though Flax annotates a string
         outputs = nn.max_pool(outputs, (3, 3), strides=(2, 2), padding=padding)
@@ -145,12 +145,12 @@ class Block(nn.Module):
         out = self.width * self.config.expansion
         convs = self._convs(types)
         outputs = inputs
-        for number, conv in enumerate(convs, start=1):
-            outputs = BatchNorm(name=f"bn{number}", **types)(conv(outputs), train=train)
+        for number, layer in enumerate(convs, start=1):
+            outputs = BatchNorm(name=f"bn{number}", **types)(layer(outputs), train=train)
             if number < len(convs):
                 outputs = nn.relu(outputs)
         if self.stride != 1 or inputs.shape[-1] != out:
-            inputs = _conv(out, 1, stride=self.stride, name="downsample.0", **types)(inputs)
+            inputs = conv(out, 1, stride=self.stride, name="downsample.0", **types)(inputs)
             inputs = BatchNorm(name="downsample.1", **types)(inputs, train=train)
         return nn.relu(outputs + inputs)
 
@@ -158,38 +158,13 @@ class Block(nn.Module):
         width, stride = self.width, self.stride
         if not self.config.bottleneck:
             return (
-                _conv(width, 3, stride=stride, name="conv1", **types),
-                _conv(width, 3, name="conv2", **types),
+                conv(width, 3, stride=stride, name="conv1", **types),
+                conv(width, 3, name="conv2", **types),
             )
         inner = width * self.config.group_width // 64 * self.config.groups
         groups = self.config.groups
         return (
-            _conv(inner, 1, name="conv1", **types),
-            _conv(inner, 3, stride=stride, groups=groups, name="conv2", **types),
-            _conv(width * self.config.expansion, 1, name="conv3", **types),
+            conv(inner, 1, name="conv1", **types),
+            conv(inner, 3, stride=stride, groups=groups, name="conv2", **types),
+            conv(width * self.config.expansion, 1, name="conv3", **types),
         )
-
-
-def _conv(
-    width: int,
-    size: int,
-    *,
-    name: str,
-    dtype: Any,
-    param_dtype: Any,
-    stride: int = 1,
-    groups: int = 1,
-) -> nn.Conv:
-    return nn.Conv(
-        width,
-        (size, size),
-        strides=stride,
-        # As torch pads: evenly on both sides, where "SAME" would shift a strided window by one.
-        padding=size // 2,
-        feature_group_count=groups,
-        use_bias=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        kernel_init=he_normal_fan_out,
-        name=name,
-    )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
 from tlv_jax.models.images import check_images
-from tlv_jax.models.layers import adaptive_average_pool, he_normal_fan_out
+from tlv_jax.models.layers import adaptive_average_pool, conv
 
 __all__ = ["VARIANTS", "VGG", "VGGConfig"]
 
@@ -115,13 +115,12 @@ class VGG(nn.Module):
         return self.logits(features)
 
     def _conv(self, width: int, number: int) -> nn.Conv:
-        return nn.Conv(
+        return conv(
             width,
-            (3, 3),
-            padding=1,
+            3,
+            use_bias=True,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=he_normal_fan_out,
             name=f"features.{number}",
         )
 
