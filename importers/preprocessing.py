@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tlv_jax.errors import OptionError
 from tlv_jax.models import ImageError
 
-__all__ = ["Picture", "Preprocess"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Picture", "Preprocess"]
 
 Picture = Image.Image | np.ndarray
 """A PIL image of any mode, or a uint8 array `[H, W, 3]`."""
@@ -27,10 +28,14 @@ class Preprocess:
 
     Attributes:
       resize: pixels of the shorter side after resizing; the aspect ratio stays.
-      crop: pixels a side of the central square that is cut out then.
+      crop: pixels a side of the central square that is cut out then; what it has beyond the picture
+        is black.
       mean: of each channel, subtracted after scaling to [0, 1].
       std: of each channel, divided by.
       interpolation: "bilinear" or "bicubic", antialiased.
+
+    Raises:
+      OptionError: for a size below 1 or another interpolation.
     """
 
     resize: int = 256
@@ -38,6 +43,14 @@ class Preprocess:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        for option, size in (("resize", self.resize), ("crop", self.crop)):
+            if size < 1:
+                raise OptionError(f"{option}={size!r}, expected at least 1.")
+        if self.interpolation not in _FILTERS:
+            known = " or ".join(_FILTERS)
+            raise OptionError(f"interpolation={self.interpolation!r}, expected {known}.")
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
         """Prepares one picture or several, which may differ in size.

