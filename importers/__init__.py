@@ -7,11 +7,14 @@ pretrained.categories[logits[0].argmax()]
 
 state_dict = importers.read_state_dict("my_resnet18.pth")
 params, batch_stats = importers.convert("resnet18", state_dict)
+torch_model.load_state_dict(importers.export("resnet18", params, batch_stats))
 """
 
+from importers.adaptation import FreshHeadWarning
 from importers.conversion import StateDictError, convert
 from importers.downloads import download
 from importers.errors import CheckpointError, DownloadError, FileFormatError, UnsafeFileError
+from importers.exporting import export, write_safetensors
 from importers.loading import MissingPackageError, Pretrained, available, load
 from importers.preprocessing import Preprocess
 from importers.state_dicts import read_state_dict
@@ -20,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "DownloadError",
     "FileFormatError",
+    "FreshHeadWarning",
     "MissingPackageError",
     "Preprocess",
     "Pretrained",
@@ -28,6 +32,8 @@ __all__ = [
     "available",
     "convert",
     "download",
+    "export",
     "load",
     "read_state_dict",
+    "write_safetensors",
 ]

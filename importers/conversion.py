@@ -18,9 +18,19 @@ from importers.errors import CheckpointError
 from importers.families import FAMILIES
 from importers.layouts import Layout
 from importers.rules import IGNORED
+from importers.sources import unwrap
 from tlv_jax import models
 
-__all__ = ["Entry", "KeyMatch", "StateDictError", "convert", "entries_of", "match_keys", "model_of"]
+__all__ = [
+    "Entry",
+    "KeyMatch",
+    "StateDictError",
+    "check_finite",
+    "convert",
+    "entries_of",
+    "match_keys",
+    "model_of",
+]
 
 Shape = tuple[int, ...]
 
@@ -36,7 +46,8 @@ def convert(
 
     The number of classes and of image channels are taken from the state dict: a ResNet18 that was
     trained on ten classes fits `models.create("resnet18", num_classes=10)`. Nothing else may
-    differ. The counters `num_batches_tracked` are left out, present or not.
+    differ. The counters `num_batches_tracked` are left out, present or not; what training loops
+    wrap around a state dict is taken off, see `importers.sources.unwrap`.
 
     Args:
       name: one of `models.names()`.
@@ -60,6 +71,7 @@ def convert(
     match = match_keys(name, arrays)
     if match.problems:
         raise StateDictError(_explain(name, arrays, match))
+    check_finite(arrays)
     leaves = {}
     for key, entry in match.entries.items():
         dtype = jnp.float32 if entry.leaf.startswith("batch_stats/") else param_dtype
@@ -88,7 +100,7 @@ def model_of(
       dtype: of the computation.
       param_dtype: of the parameters.
     """
-    family = FAMILIES[name]
+    family, state_dict = FAMILIES[name], unwrap(state_dict)
     head, stem = state_dict.get(family.head), state_dict.get(family.stem)
     model = models.create(
         name,
@@ -181,7 +193,7 @@ def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
 def _arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     family = FAMILIES[name]
     arrays: dict[str, np.ndarray] = {}
-    for key, value in state_dict.items():
+    for key, value in unwrap(state_dict).items():
         if IGNORED.fullmatch(key):
             continue
         today = family.today(key)
@@ -192,6 +204,26 @@ def _arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray
             )
         arrays[today] = _as_array(key, value)
     return arrays
+
+
+def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises if an array holds NaN or an infinity, naming all that do.
+
+    Raises:
+      StateDictError: with the key of each, and how many of its values are not finite.
+    """
+    broken = {
+        key: array.size - int(np.isfinite(array).sum())
+        for key, array in arrays.items()
+        # The extremes of an array with a NaN are NaN: two quick passes and no temporary array.
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max()))
+    }
+    if broken:
+        lines = [f"  {key}: {count} of {arrays[key].size} values" for key, count in broken.items()]
+        raise StateDictError(
+            "The state dict holds NaN or infinite values, expected finite ones. Take a checkpoint "
+            "from before the training diverged.\n" + "\n".join(lines)
+        )
 
 
 def _check_buffer(key: str, array: np.ndarray, expected: np.ndarray) -> list[str]:

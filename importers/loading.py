@@ -9,12 +9,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from importers.adaptation import adapt
 from importers.categories import imagenet_categories
 from importers.conversion import convert, model_of
 from importers.downloads import download
 from importers.errors import CheckpointError
 from importers.preprocessing import Preprocess
-from importers.state_dicts import read_state_dict
+from importers.sources import Source, state_dict_of
 from importers.weights import WEIGHTS, Weights, choose
 from tlv_jax import models
 
@@ -55,46 +56,55 @@ class Pretrained:
 
 def load(
     name: str,
-    path: str | os.PathLike[str] | None = None,
+    source: Source | None = None,
     *,
     weights: str | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> Pretrained:
     """Loads a pretrained network, from disk or from where it is published.
 
-    Without `path`, EfficientNet-Lites are read from the installed package that carries them, and
+    Without `source`, EfficientNet-Lites are read from the installed package that carries them, and
     all others are downloaded from torchvision's server into the cache and checked against the hash
     in their name.
 
     Args:
       name: one of `available()`.
-      path: a `.pth` or `.safetensors` file of this architecture, with any number of classes.
+      source: the path of a `.pth`, `.pt` or `.safetensors` file of this architecture, with any
+        number of classes; or a `torch.nn.Module`; or a state dict, from names to arrays or tensors.
       weights: torchvision's name of a set, such as "IMAGENET1K_V2", or "DEFAULT" for the set that
         torchvision calls so. By default it is the earliest, IMAGENET1K_V1 where it exists: the
         published results of transfer rest on it, and the second's training recipe raises the
-        accuracy on ImageNet only. With `path` it settles the preprocessing, which otherwise
+        accuracy on ImageNet only. With `source` it settles the preprocessing, which otherwise
         follows the file's published name, and so does what else the network does to its images.
+      num_classes: of the result. Where the checkpoint has another number, the last layer is drawn
+        anew, with a `FreshHeadWarning`.
+      in_channels: of the result. Where the checkpoint has another number, the first kernel is
+        summed over its channels (for 1), or repeated and rescaled, as timm does.
       dtype: of the computation.
-      param_dtype: of the parameters.
+      param_dtype: of the parameters, whatever the checkpoint's.
 
     Raises:
       OptionError: for an architecture or weights that are not known.
       CheckpointError: for a file that is missing, cannot be read, or does not fit.
     """
-    chosen = choose(name, tag=weights, file=None if path is None else Path(path).name)
-    file = locate(chosen) if path is None else Path(path)
-    state_dict = read_state_dict(file)
+    file = Path(source) if isinstance(source, str | os.PathLike) else None
+    chosen = choose(name, tag=weights, file=file and file.name)
+    state_dict = state_dict_of(locate(chosen) if source is None else source)
     params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
     model = model_of(name, state_dict, dtype=dtype, param_dtype=param_dtype)
     model = model.clone(**chosen.options)
+    model, params = adapt(name, model, params, num_classes=num_classes, in_channels=in_channels)
     categories = imagenet_categories()
+    known = num_classes is None and model.num_classes == len(categories)
     return Pretrained(
         model=model,
         params=params,
         batch_stats=batch_stats,
         preprocess=chosen.preprocess,
-        categories=categories if model.num_classes == len(categories) else (),
+        categories=categories if known else (),
     )
 
 

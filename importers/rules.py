@@ -71,10 +71,10 @@ class Family:
         return key
 
     def layout_of(self, leaf: str, rank: int) -> Layout:
-        """How the axes of a leaf change between torch and Flax."""
-        if not leaf.endswith("/kernel"):
-            return SAME
-        channels = self.flattened.get(self.key_of(leaf))
-        if channels is not None:
-            return dense_after_flatten(channels)
-        return {2: DENSE, 4: CONV}[rank]
+        """How the axes of a leaf of that rank change between torch and Flax."""
+        if leaf.endswith("/kernel") and rank == 4:
+            return CONV
+        if leaf.endswith("/kernel") and rank == 2:
+            channels = self.flattened.get(self.key_of(leaf))
+            return DENSE if channels is None else dense_after_flatten(channels)
+        return SAME

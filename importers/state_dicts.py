@@ -41,7 +41,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     safetensors. Nothing in the file is ever executed.
 
     Args:
-      path: of a file that holds one flat state dict.
+      path: of a file that holds one state dict, flat, or under "state_dict", "model" or
+        "model_state_dict" in a training checkpoint, whose other entries are left.
 
     Returns:
       Read-only arrays by name, in the file's order, which for safetensors is that of the bytes.

@@ -12,11 +12,13 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from importers.errors import FileFormatError
 from importers.pickles import PickleError, Storage, Tensor, Unpickler
+from importers.sources import NESTS
 
 __all__ = ["is_legacy", "read_legacy", "read_zip"]
 
@@ -114,7 +116,7 @@ def _build(path: Path, data: Data, loaded: object, locate: Locate) -> dict[str, 
             f"{'an empty one' if loaded == {} else type(loaded).__name__}. Save model.state_dict()."
         )
     tensors = {}
-    for name, value in loaded.items():
+    for name, value in _innermost(loaded).items():
         if not isinstance(name, str):
             raise FileFormatError(
                 f"{path}: expected a state dict of tensors by name, found the key {name!r}, which "
@@ -128,6 +130,15 @@ def _build(path: Path, data: Data, loaded: object, locate: Locate) -> dict[str, 
             )
         tensors[name] = _view(path, data, name, value, locate(value.storage))
     return tensors
+
+
+def _innermost(loaded: dict[Any, Any]) -> dict[Any, Any]:
+    """The state dict of a training checkpoint, which holds counters and settings beside it."""
+    for name in NESTS:
+        inner = loaded.get(name)
+        if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
+            return inner
+    return loaded
 
 
 def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, int]) -> np.ndarray:

@@ -172,12 +172,12 @@ def test_width_tells_architectures_of_the_same_keys_apart():
 
 
 def test_common_prefix_is_pointed_out(state_dict):
-    wrapped = {f"module.{key}": tensor for key, tensor in state_dict.items()}
-    assert "begin with 'module.': remove that prefix" in message_of("resnet18", wrapped)
+    wrapped = {f"net.{key}": tensor for key, tensor in state_dict.items()}
+    assert "begin with 'net.': remove that prefix" in message_of("resnet18", wrapped)
 
 
 def test_a_checkpoint_around_the_weights_is_pointed_out(state_dict):
-    message = message_of("resnet18", {"state_dict": state_dict, "epoch": 3})
+    message = message_of("resnet18", {"ema": state_dict, "epoch": 3})
     assert "checkpoint['state_dict']" in message
 
 

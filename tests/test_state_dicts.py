@@ -151,7 +151,7 @@ def test_a_plain_pickle_is_refused(tmp_path):
         ({}, "found an empty one"),
         ([torch.ones(1)], "found list"),
         ({"w": torch.ones(1), "epoch": 3}, "key 'epoch' holds int 3.*Leave it out"),
-        ({"state_dict": {"w": torch.ones(1)}}, "Save the part under 'state_dict'"),
+        ({"ema": {"w": torch.ones(1)}}, "Save the part under 'ema'"),
     ],
     ids=["empty", "list", "number", "nested"],
 )

@@ -1,0 +1,127 @@
+"""From Flax parameters back to torch: names, layouts, and the constants that torch keeps."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from importers.conversion import StateDictError, match_keys
+from importers.families import FAMILIES
+from tlv_jax import models
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["arrays_for_torch", "export", "write_safetensors"]
+
+
+def export(
+    name: str, params: Mapping[str, Any], batch_stats: Mapping[str, Any] | None = None
+) -> dict[str, "torch.Tensor"]:
+    """The state dict of torchvision's network of that name, as tensors.
+
+        torch_model.load_state_dict(importers.export("resnet18", params, batch_stats))
+
+    Args:
+      name: one of `models.names()`.
+      params: of the network, with any numbers of classes and image channels.
+      batch_stats: of the network; nothing where it has no batch norm.
+
+    Returns:
+      Tensors on the CPU by torch's names, dtypes kept. Counters of batches (zero) and constant
+      buffers are included, so that a strict load accepts it. `convert` of it gives back the same
+      bits.
+
+    Raises:
+      OptionError: for a name that is not known.
+      StateDictError: for parameters that are not those of this architecture, with all that is
+        wrong.
+      ImportError: where torch is not installed; `write_safetensors` does without.
+    """
+    import torch
+
+    arrays = arrays_for_torch(name, params, batch_stats)
+    return {key: _as_tensor(torch, array) for key, array in arrays.items()}
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    name: str,
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the same state dict as a `.safetensors` file, without torch.
+
+    The file appears under its name only when it is complete.
+
+    Args:
+      path: of the file; an existing one is replaced.
+      name: see `export`.
+      params: see `export`.
+      batch_stats: see `export`.
+
+    Raises:
+      OptionError, StateDictError: as `export`.
+      OSError: where the file cannot be written.
+    """
+    arrays = arrays_for_torch(name, params, batch_stats)
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    tensors = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def arrays_for_torch(
+    name: str, params: Mapping[str, Any], batch_stats: Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """The state dict as NumPy arrays; see `export`."""
+    if name not in FAMILIES:
+        models.create(name)  # raises, and knows the close names
+    family, trees = FAMILIES[name], {"params": params, "batch_stats": batch_stats or {}}
+    leaves = traverse_util.flatten_dict(_plain(trees), sep="/")
+    arrays, origins = {}, {}
+    for leaf, value in leaves.items():
+        array = np.asarray(value)
+        key = family.key_of(leaf)
+        arrays[key] = family.layout_of(leaf, array.ndim).to_torch(array)
+        origins[key] = leaf
+    match = match_keys(name, arrays)
+    strays = [
+        f"{origins[key]}: expected {entry.leaf} in its place."
+        for key, entry in match.entries.items()
+        if entry.leaf != origins[key]
+    ]
+    problems = [*match.problems, *strays]
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise StateDictError(f"The parameters are not those of {name!r}, by torch's keys:\n{lines}")
+    counters = {
+        key.removesuffix("running_var") + "num_batches_tracked": np.zeros((), np.int64)
+        for key in arrays
+        if key.endswith("running_var")
+    }
+    return {**arrays, **counters, **family.buffers(name)}
+
+
+def _plain(tree: Any) -> Any:
+    """Nested dicts from any nested mapping, such as Flax's `FrozenDict`."""
+    if isinstance(tree, Mapping):
+        return {key: _plain(value) for key, value in tree.items()}
+    return tree
+
+
+def _as_tensor(torch: Any, array: np.ndarray) -> "torch.Tensor":
+    # Copied: the arrays may be views of JAX's own, which must never be written to.
+    array = np.array(array, order="C")
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
