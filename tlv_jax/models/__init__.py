@@ -24,27 +24,47 @@ import jax
 import jax.numpy as jnp
 
 from tlv_jax.errors import OptionError
-from tlv_jax.models import efficientnet_lite, resnet, vgg
+from tlv_jax.models import (
+    alexnet,
+    efficientnet_lite,
+    mnasnet,
+    mobilenet_v2,
+    resnet,
+    squeezenet,
+    vgg,
+)
+from tlv_jax.models.alexnet import AlexNet
 from tlv_jax.models.batch_norm import BatchNorm
 from tlv_jax.models.efficientnet_lite import EfficientNetLite
 from tlv_jax.models.images import ImageError
+from tlv_jax.models.mnasnet import MNASNet
+from tlv_jax.models.mobilenet_v2 import MobileNetV2
 from tlv_jax.models.resnet import ResNet
+from tlv_jax.models.squeezenet import SqueezeNet
 from tlv_jax.models.vgg import VGG
 
 __all__ = [
     "VGG",
+    "AlexNet",
     "BatchNorm",
     "EfficientNetLite",
     "ImageError",
+    "MNASNet",
+    "MobileNetV2",
     "ResNet",
+    "SqueezeNet",
     "abstract_variables",
     "create",
     "names",
 ]
 
 _FAMILIES: tuple[tuple[Callable[..., nn.Module], Mapping[str, Any]], ...] = (
+    (AlexNet, alexnet.VARIANTS),
     (VGG, vgg.VARIANTS),
+    (SqueezeNet, squeezenet.VARIANTS),
     (ResNet, resnet.VARIANTS),
+    (MobileNetV2, mobilenet_v2.VARIANTS),
+    (MNASNet, mnasnet.VARIANTS),
     (EfficientNetLite, efficientnet_lite.VARIANTS),
 )
 

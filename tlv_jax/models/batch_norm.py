@@ -66,7 +66,7 @@ class BatchNorm(nn.Module):
                     f"Batch norm {'/'.join(self.path)!r} trains on {inputs.shape}, one value a "
                     "channel, which has no variance. Use a larger batch or larger images."
                 )
-            mean, var = _moments(wide, shift=lax.stop_gradient(running_mean.value))
+            mean, var = _moments(wide)
             if self.is_mutable_collection("batch_stats"):
                 running_mean.value = self._updated(running_mean.value, mean)
                 running_var.value = self._updated(running_var.value, var * (count / (count - 1)))
@@ -79,11 +79,13 @@ class BatchNorm(nn.Module):
         return updated.astype(running.dtype)
 
 
-def _moments(inputs: jax.Array, *, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of each channel. `[..., C], [C] -> [C], [C]`."""
-    # Sums of x and x^2 take one pass over the activations where the two-pass formula takes two;
-    # shifted by the running mean they do not cancel when a channel's mean is far from zero.
+def _moments(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of each channel. `[B, ..., C] -> [C], [C]`."""
+    # Sums of x and x^2 take one pass over the activations where the two-pass formula takes two.
+    # Shifted by the first example's mean, which is a few deviations away at most, they do not
+    # cancel; the running mean would not do, as it says nothing about weights just transferred.
     axes = tuple(range(inputs.ndim - 1))
+    shift = lax.stop_gradient(jnp.mean(inputs[:1], axes))
     shifted = inputs - _as_last_axis(shift, inputs)
     mean, mean_of_squares = jnp.mean(shifted, axes), jnp.mean(lax.square(shifted), axes)
     return mean + shift, jnp.maximum(mean_of_squares - lax.square(mean), 0.0)

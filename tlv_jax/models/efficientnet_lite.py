@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
 from tlv_jax.models.images import check_images
-from tlv_jax.models.layers import conv, stochastic_depth, uniform_within
+from tlv_jax.models.layers import conv, round_width, stochastic_depth, uniform_within
 
 __all__ = ["VARIANTS", "EfficientNetLite", "EfficientNetLiteConfig"]
 
@@ -77,16 +77,10 @@ def _blocks(config: EfficientNetLiteConfig) -> Iterator[BlockConfig]:
     for stage, (repeats, first) in enumerate(_STAGES):
         if 0 < stage < len(_STAGES) - 1:
             repeats = math.ceil(repeats * config.depth)
-        first = dataclasses.replace(first, width=_round_width(first.width * config.width))
+        first = dataclasses.replace(first, width=round_width(first.width * config.width))
         yield first
         for _ in range(repeats - 1):
             yield dataclasses.replace(first, stride=1)
-
-
-def _round_width(width: float) -> int:
-    """The nearest multiple of 8, but never less than nine tenths of `width`."""
-    rounded = max(8, int(width + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * width else rounded + 8
 
 
 class EfficientNetLite(nn.Module):

@@ -11,6 +11,7 @@ __all__ = [
     "adaptive_average_pool",
     "conv",
     "he_normal_fan_out",
+    "round_width",
     "stochastic_depth",
     "uniform_fan",
     "uniform_within",
@@ -44,6 +45,7 @@ def conv(
     padding: int | tuple[int, int] | str | None = None,
     use_bias: bool = False,
     kernel_init: Callable[..., jax.Array] = he_normal_fan_out,
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros,
 ) -> nn.Conv:
     """A two-dimensional convolution with torch's padding.
 
@@ -59,6 +61,7 @@ def conv(
         `flax.linen.Conv` knows. By default half the kernel, which keeps the size at stride 1.
       use_bias: whether a bias is added.
       kernel_init: of the kernel.
+      bias_init: of the bias.
     """
     sizes = (size, size) if isinstance(size, int) else size
     if padding is None:
@@ -78,8 +81,18 @@ def conv(
         dtype=dtype,
         param_dtype=param_dtype,
         kernel_init=kernel_init,
+        bias_init=bias_init,
         name=name,
     )
+
+
+def round_width(width: float) -> int:
+    """The nearest multiple of 8, but never less than nine tenths of `width`.
+
+    How the mobile networks scale their channels.
+    """
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * width else rounded + 8
 
 
 def stochastic_depth(rate: float) -> nn.Dropout:
