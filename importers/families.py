@@ -6,10 +6,15 @@ from types import MappingProxyType
 from importers.rules import Family
 from tlv_jax.models import (
     alexnet,
+    densenet,
+    efficientnet,
     efficientnet_lite,
     mnasnet,
     mobilenet_v2,
+    mobilenet_v3,
+    regnet,
     resnet,
+    shufflenet_v2,
     squeezenet,
     vgg,
 )
@@ -30,6 +35,16 @@ _RESNET = Family(stem="conv1.weight", head="fc.weight")
 _SQUEEZENET = Family(stem="features.0.weight", head="classifier.1.weight")
 _MOBILENET_V2 = Family(stem="features.0.0.weight", head="classifier.1.weight")
 _MNASNET = Family(stem="layers.0.weight", head="classifier.1.weight")
+_EFFICIENTNET = Family(stem="features.0.0.weight", head="classifier.1.weight")
+_MOBILENET_V3 = Family(stem="features.0.0.weight", head="classifier.3.weight")
+_REGNET = Family(stem="stem.0.weight", head="fc.weight")
+_SHUFFLENET_V2 = Family(stem="conv1.0.weight", head="fc.weight")
+_DENSENET = Family(
+    stem="features.conv0.weight",
+    head="classifier.weight",
+    # The published files are from before the two layers lost their dots.
+    older=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),),
+)
 _EFFICIENTNET_LITE = Family(stem="_conv_stem.weight", head="_fc.weight")
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -38,6 +53,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         **dict.fromkeys(squeezenet.VARIANTS, _SQUEEZENET),
         **dict.fromkeys(mobilenet_v2.VARIANTS, _MOBILENET_V2),
         **dict.fromkeys(mnasnet.VARIANTS, _MNASNET),
+        **dict.fromkeys(densenet.VARIANTS, _DENSENET),
+        **dict.fromkeys(efficientnet.VARIANTS, _EFFICIENTNET),
+        **dict.fromkeys(mobilenet_v3.VARIANTS, _MOBILENET_V3),
+        **dict.fromkeys(regnet.VARIANTS, _REGNET),
+        **dict.fromkeys(shufflenet_v2.VARIANTS, _SHUFFLENET_V2),
         **dict.fromkeys(vgg.VARIANTS, _VGG),
         **dict.fromkeys(resnet.VARIANTS, _RESNET),
         **dict.fromkeys(efficientnet_lite.VARIANTS, _EFFICIENTNET_LITE),

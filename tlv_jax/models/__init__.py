@@ -26,20 +26,30 @@ import jax.numpy as jnp
 from tlv_jax.errors import OptionError
 from tlv_jax.models import (
     alexnet,
+    densenet,
+    efficientnet,
     efficientnet_lite,
     mnasnet,
     mobilenet_v2,
+    mobilenet_v3,
+    regnet,
     resnet,
+    shufflenet_v2,
     squeezenet,
     vgg,
 )
 from tlv_jax.models.alexnet import AlexNet
 from tlv_jax.models.batch_norm import BatchNorm
+from tlv_jax.models.densenet import DenseNet
+from tlv_jax.models.efficientnet import EfficientNet
 from tlv_jax.models.efficientnet_lite import EfficientNetLite
 from tlv_jax.models.images import ImageError
 from tlv_jax.models.mnasnet import MNASNet
 from tlv_jax.models.mobilenet_v2 import MobileNetV2
+from tlv_jax.models.mobilenet_v3 import MobileNetV3
+from tlv_jax.models.regnet import RegNet
 from tlv_jax.models.resnet import ResNet
+from tlv_jax.models.shufflenet_v2 import ShuffleNetV2
 from tlv_jax.models.squeezenet import SqueezeNet
 from tlv_jax.models.vgg import VGG
 
@@ -47,11 +57,16 @@ __all__ = [
     "VGG",
     "AlexNet",
     "BatchNorm",
+    "DenseNet",
+    "EfficientNet",
     "EfficientNetLite",
     "ImageError",
     "MNASNet",
     "MobileNetV2",
+    "MobileNetV3",
+    "RegNet",
     "ResNet",
+    "ShuffleNetV2",
     "SqueezeNet",
     "abstract_variables",
     "create",
@@ -65,6 +80,11 @@ _FAMILIES: tuple[tuple[Callable[..., nn.Module], Mapping[str, Any]], ...] = (
     (ResNet, resnet.VARIANTS),
     (MobileNetV2, mobilenet_v2.VARIANTS),
     (MNASNet, mnasnet.VARIANTS),
+    (DenseNet, densenet.VARIANTS),
+    (EfficientNet, efficientnet.VARIANTS),
+    (MobileNetV3, mobilenet_v3.VARIANTS),
+    (RegNet, regnet.VARIANTS),
+    (ShuffleNetV2, shufflenet_v2.VARIANTS),
     (EfficientNetLite, efficientnet_lite.VARIANTS),
 )
 
