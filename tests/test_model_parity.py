@@ -23,7 +23,23 @@ from tlv_jax.models import BatchNorm
 
 TOLERANCE, TRAINING_TOLERANCE = 1e-5, 1e-4
 # One small variant of each family, and the side of images that suits it.
-QUICK = {"vgg11_bn": 64, "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64}
+QUICK = {
+    "alexnet": 79,
+    "densenet121": 64,
+    "efficientnet_b0": 64,
+    "efficientnet_v2_s": 64,
+    "mnasnet0_5": 65,
+    "mobilenet_v2": 65,
+    "mobilenet_v3_small": 65,
+    "regnet_x_400mf": 65,
+    "regnet_y_400mf": 64,
+    "resnet18": 64,
+    "resnet50": 64,
+    "resnext50_32x4d": 64,
+    "shufflenet_v2_x0_5": 128,
+    "squeezenet1_1": 65,
+    "vgg11_bn": 64,
+}
 
 
 @pytest.mark.parametrize("name", QUICK)

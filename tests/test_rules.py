@@ -61,9 +61,18 @@ def test_only_the_counters_are_ignored(key, ignored):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in models.names() if not name.startswith("efficientnet")]
+    "name", [name for name in models.names() if not name.startswith("efficientnet_lite")]
 )
-def test_every_key_of_torchvision_fills_one_leaf(name):
+def test_every_key_of_torchvision_fills_one_leaf(name, monkeypatch):
+    # RegNet computes its widths with tensors, which must have values.
+    block_params = torchvision.models.regnet.BlockParams
+    compute_widths = block_params.from_init_params
+
+    def compute_with_values(**settings):
+        with torch.device("cpu"):
+            return compute_widths(**settings)
+
+    monkeypatch.setattr(block_params, "from_init_params", compute_with_values)
     with torch.device("meta"):
         tensors = network(name).state_dict()
     # Stand-ins of the right shapes that take no memory.

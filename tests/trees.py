@@ -2,8 +2,6 @@
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax import models
@@ -14,9 +12,7 @@ VGG16_TO_RESNET18 = [0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9, 10, 10, 11, 12
 @functools.cache
 def shapes(name, num_classes=10):
     """The variables of an architecture of the zoo as `jax.ShapeDtypeStruct`s."""
-    model = models.create(name, num_classes=num_classes)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+    return models.abstract_variables(models.create(name, num_classes=num_classes))
 
 
 def normal(seed, *shape):

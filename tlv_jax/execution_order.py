@@ -21,7 +21,8 @@ class SiblingOrder(NamedTuple):
 
     Attributes:
       marker: a name that every tree of the family has.
-      names: all names of the family's modules, numbered list entries left out.
+      names: all names of the family's modules, entries of lists left out. A name that is not here
+        itself may be one with a number behind it, as `denselayer` stands for `denselayer12`.
     """
 
     marker: str
@@ -30,7 +31,46 @@ class SiblingOrder(NamedTuple):
 
 EXECUTION_ORDERS: Mapping[str, SiblingOrder] = MappingProxyType(
     {
-        "vgg": SiblingOrder("features", ("features", "classifier")),
+        "squeezenet": SiblingOrder(
+            "squeeze", ("features", "squeeze", "expand1x1", "expand3x3", "classifier")
+        ),
+        "mobilenet_v2": SiblingOrder("conv", ("features", "conv", "classifier")),
+        "efficientnet and mobilenet_v3": SiblingOrder(
+            "block", ("features", "block", "fc1", "fc2", "classifier")
+        ),
+        "densenet": SiblingOrder(
+            "conv0",
+            (
+                "features",
+                "conv0",
+                "norm0",
+                "denseblock1",
+                "transition1",
+                "denseblock2",
+                "transition2",
+                "denseblock3",
+                "transition3",
+                "denseblock4",
+                "norm5",
+                "denselayer",
+                "norm1",
+                "conv1",
+                "norm2",
+                "conv2",
+                "norm",
+                "conv",
+                "classifier",
+            ),
+        ),
+        "mnasnet": SiblingOrder("layers", ("layers", "classifier")),
+        "regnet": SiblingOrder(
+            "trunk_output",
+            ("stem", "trunk_output", "block", "f", "proj", "a", "b", "se", "c", "fc1", "fc2", "fc"),
+        ),
+        "shufflenet_v2": SiblingOrder(
+            "stage2", ("conv1", "stage2", "stage3", "stage4", "branch1", "branch2", "conv5", "fc")
+        ),
+        "vgg and alexnet": SiblingOrder("features", ("features", "classifier")),
         "resnet": SiblingOrder(
             "layer1",
             (
@@ -78,7 +118,7 @@ def sort_modules(modules: Collection[str]) -> tuple[list[str], str]:
     """
     words = {word for module in modules for word in _components(module) if not word.isdigit()}
     for family, order in EXECUTION_ORDERS.items():
-        if order.marker in words and words <= set(order.names):
+        if order.marker in words and all(_known(word, order.names) for word in words):
             ordered = sorted(modules, key=functools.partial(_rank, names=order.names))
             return ordered, f"execution order of the {family} family"
     return (
@@ -87,9 +127,28 @@ def sort_modules(modules: Collection[str]) -> tuple[list[str], str]:
     )
 
 
-def _rank(module: str, names: tuple[str, ...]) -> list[int]:
+def _rank(module: str, names: tuple[str, ...]) -> list[tuple[int, ...]]:
     """Sorts among siblings, which are all numbers or all names."""
-    return [int(word) if word.isdigit() else names.index(word) for word in _components(module)]
+    return [_rank_of_word(word, names) for word in _components(module)]
+
+
+def _rank_of_word(word: str, names: tuple[str, ...]) -> tuple[int, ...]:
+    if word.isdigit():
+        return (int(word),)
+    if word in names:
+        return (names.index(word),)
+    name, numbers = _split_number(word)
+    return (names.index(name), *numbers)
+
+
+def _known(word: str, names: tuple[str, ...]) -> bool:
+    return word in names or _split_number(word)[0] in names
+
+
+def _split_number(word: str) -> tuple[str, tuple[int, ...]]:
+    """`block3-11 -> block, (3, 11)`."""
+    name = word.rstrip("0123456789-")
+    return name, tuple(int(number) for number in re.findall(r"\d+", word[len(name) :]))
 
 
 def _components(module: str) -> list[str]:
