@@ -183,6 +183,8 @@ def _torch_training(
 
 def _aligned(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Torch's output with its channels last, if they are not already."""
+    if array.shape[2:] == (1, 1) and len(shape) == 2:
+        return array.reshape(shape)
     if array.ndim == 4 and array.transpose(0, 2, 3, 1).shape == shape:
         return array.transpose(0, 2, 3, 1)
     return array

@@ -226,6 +226,8 @@ def test_sizes_below_one_are_refused(option):
         ("resnet18", (2, 3, 32, 32), "transpose them"),
         ("efficientnet_lite0", (32, 32, 3), "batch axis"),
         ("vgg11", (2, 31, 64, 3), "at least 32 pixels"),
+        ("alexnet", (2, 62, 64, 3), "at least 63 pixels"),
+        ("vit_b_32", (2, 224, 256, 3), "expected 224 pixels a side"),
     ],
 )
 def test_images_of_another_shape_are_refused(name, shape, message):

@@ -1,5 +1,7 @@
 """The tables, and the strict conversion that they drive."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from flax import traverse_util
 from helpers import import_torchvision
 
 import importers
-from importers.conversion import match_keys
+from importers.conversion import match_keys, model_of
 from importers.rules import IGNORED, Family
 from tlv_jax import models
 from tlv_jax.errors import OptionError
@@ -197,3 +199,26 @@ def test_empty_state_dict_misses_everything():
 def test_unknown_architecture_is_refused():
     with pytest.raises(OptionError, match="Did you mean resnet18"):
         importers.convert("resnet_18", {})
+
+
+def test_vision_transformers_take_their_image_size_from_the_positions():
+    with torch.device("meta"):
+        tensors = torchvision.models.vit_b_32(image_size=384).state_dict()
+    arrays = {key: np.broadcast_to(np.float16(0), tuple(t.shape)) for key, t in tensors.items()}
+    assert model_of("vit_b_32", arrays).image_size == 384
+    assert match_keys("vit_b_32", arrays).problems == ()
+
+
+def test_densenets_older_names_are_known():
+    with torch.device("meta"):
+        tensors = network("densenet121").state_dict()
+    older = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): np.ones(t.shape, "f4")
+        for key, t in tensors.items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    params, _ = importers.convert("densenet121", older)
+    assert params["features.denseblock1.denselayer1"]["conv2"]["kernel"].shape == (3, 3, 128, 32)
+    both = {**older, "features.denseblock1.denselayer1.norm1.weight": np.ones(64, "f4")}
+    with pytest.raises(importers.StateDictError, match="an older and the present name"):
+        importers.convert("densenet121", both)

@@ -21,7 +21,8 @@ def traced(name):
     model = models.create(name, num_classes=10)
     rest = {key: value for key, value in variables.items() if key != "params"}
     rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
-    images = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
+    side = getattr(model, "image_size", 96)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     return tlv_jax.trace_layers(
         lambda params, images: model.apply({"params": params, **rest}, images),
         variables["params"],

@@ -35,7 +35,25 @@ EXECUTION_ORDERS: Mapping[str, SiblingOrder] = MappingProxyType(
             "squeeze", ("features", "squeeze", "expand1x1", "expand3x3", "classifier")
         ),
         "mobilenet_v2": SiblingOrder("conv", ("features", "conv", "classifier")),
-        "efficientnet and mobilenet_v3": SiblingOrder(
+        "vit": SiblingOrder(
+            "conv_proj",
+            (
+                "conv_proj",
+                "encoder",
+                "layers",
+                "encoder_layer_",
+                "ln_1",
+                "self_attention",
+                "in_proj",
+                "out_proj",
+                "ln_2",
+                "mlp",
+                "ln",
+                "heads",
+                "head",
+            ),
+        ),
+        "efficientnet, mobilenet_v3 and convnext": SiblingOrder(
             "block", ("features", "block", "fc1", "fc2", "classifier")
         ),
         "densenet": SiblingOrder(

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from tlv_jax.errors import OptionError
 from tlv_jax.models import (
     alexnet,
+    convnext,
     densenet,
     efficientnet,
     efficientnet_lite,
@@ -37,9 +38,11 @@ from tlv_jax.models import (
     shufflenet_v2,
     squeezenet,
     vgg,
+    vit,
 )
 from tlv_jax.models.alexnet import AlexNet
 from tlv_jax.models.batch_norm import BatchNorm
+from tlv_jax.models.convnext import ConvNeXt
 from tlv_jax.models.densenet import DenseNet
 from tlv_jax.models.efficientnet import EfficientNet
 from tlv_jax.models.efficientnet_lite import EfficientNetLite
@@ -52,11 +55,13 @@ from tlv_jax.models.resnet import ResNet
 from tlv_jax.models.shufflenet_v2 import ShuffleNetV2
 from tlv_jax.models.squeezenet import SqueezeNet
 from tlv_jax.models.vgg import VGG
+from tlv_jax.models.vit import ViT
 
 __all__ = [
     "VGG",
     "AlexNet",
     "BatchNorm",
+    "ConvNeXt",
     "DenseNet",
     "EfficientNet",
     "EfficientNetLite",
@@ -68,6 +73,7 @@ __all__ = [
     "ResNet",
     "ShuffleNetV2",
     "SqueezeNet",
+    "ViT",
     "abstract_variables",
     "create",
     "names",
@@ -85,6 +91,8 @@ _FAMILIES: tuple[tuple[Callable[..., nn.Module], Mapping[str, Any]], ...] = (
     (MobileNetV3, mobilenet_v3.VARIANTS),
     (RegNet, regnet.VARIANTS),
     (ShuffleNetV2, shufflenet_v2.VARIANTS),
+    (ConvNeXt, convnext.VARIANTS),
+    (ViT, vit.VARIANTS),
     (EfficientNetLite, efficientnet_lite.VARIANTS),
 )
 
