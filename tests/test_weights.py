@@ -155,22 +155,10 @@ def test_architectures_without_a_model_are_refused(monkeypatch):
         choose("alexnet")
 
 
-def test_options_of_the_weights_reach_the_model(monkeypatch, tmp_path):
-    class Recorder:
-        num_classes = 10
-
-        def clone(self, **options):
-            self.options = options
-            return self
-
-    (weights,) = WEIGHTS["inception_v3"]
-    monkeypatch.setattr("importers.loading.choose", lambda *args, **settings: weights)
-    monkeypatch.setattr("importers.loading.read_state_dict", lambda file: {})
-    monkeypatch.setattr("importers.loading.convert", lambda *args, **settings: ({}, {}))
-    monkeypatch.setattr("importers.loading.model_of", lambda *args, **settings: Recorder())
-    pretrained = importers.load("inception_v3", tmp_path / "mine.pth")
-    assert pretrained.model.options == {"transform_input": True}
-    assert pretrained.preprocess == weights.preprocess
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_the_inceptions_were_trained_on_transformed_inputs(name):
+    (weights,) = WEIGHTS[name]
+    assert dict(weights.options) == {"transform_input": True}
 
 
 def test_importing_does_not_read_the_table():
