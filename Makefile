@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-all lint types format clean
+.PHONY: help demo test test-all parity lint types format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,6 +15,9 @@ test: lint types  ## Lint, types and the default tests.
 
 test-all: lint types  ## As test, with the slow sweeps.
 	$(VENV)/bin/python -m pytest
+
+parity: $(VENV)/.test  ## Every architecture against torchvision; rewrites docs/parity.md.
+	$(VENV)/bin/python -m pytest -rP -m slow tests/test_parity_sweep.py --parity-table docs/parity.md
 
 lint: $(VENV)/.test  ## Formatting and ruff's rules.
 	$(VENV)/bin/ruff format --check .

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from importers.rules import Family
 from tlv_jax.models import (
     alexnet,
@@ -12,6 +14,9 @@ from tlv_jax.models import (
     densenet,
     efficientnet,
     efficientnet_lite,
+    googlenet,
+    inception_v3,
+    maxvit,
     mnasnet,
     mobilenet_v2,
     mobilenet_v3,
@@ -19,9 +24,11 @@ from tlv_jax.models import (
     resnet,
     shufflenet_v2,
     squeezenet,
+    swin,
     vgg,
     vit,
 )
+from tlv_jax.models.windows import relative_position_index
 
 __all__ = ["FAMILIES"]
 
@@ -37,11 +44,40 @@ def _image_size(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"image_size": math.isqrt(positions[1] - 1) * kernel[-1]}
 
 
+def _auxiliary_heads(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Whether there are any: torchvision's loader takes them off where they are not asked for."""
+    return {"aux_logits": any(key.startswith(("aux1.", "AuxLogits.")) for key in state_dict)}
+
+
+def _swin_buffers(name: str) -> Mapping[str, np.ndarray]:
+    config = swin.VARIANTS[name]
+    constants = {"relative_position_index": relative_position_index(config.window).reshape(-1)}
+    if config.second:
+        constants["relative_coords_table"] = swin.relative_coordinates(config.window)
+    return {
+        f"{block}.attn.{constant}": array
+        for block, _, _ in config.blocks()
+        for constant, array in constants.items()
+    }
+
+
+def _maxvit_buffers(name: str) -> Mapping[str, np.ndarray]:
+    config = maxvit.VARIANTS[name]
+    index = relative_position_index(config.partition)
+    return {
+        f"{layer}.layers.{kind}.attn_layer.1.relative_position_index": index
+        for layer, _, _ in config.layers()
+        for kind in ("window_attention", "grid_attention")
+    }
+
+
 _CONVNEXT = Family(stem="features.0.0.weight", head="classifier.2.weight")
 _VIT = Family(
     stem="conv_proj.weight",
     head="heads.head.weight",
     renamed=((r"\.in_proj\.(weight|bias)$", r".in_proj_\1"),),
+    # The published files are from before the dense layers lost their names.
+    older=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
     options=_image_size,
 )
 _ALEXNET = Family(
@@ -54,6 +90,15 @@ _VGG = Family(
     head="classifier.6.weight",
     flattened={"classifier.0.weight": 512},
 )
+_GOOGLENET = Family(
+    stem="conv1.conv.weight",
+    head="fc.weight",
+    flattened={"aux1.fc1.weight": 128, "aux2.fc1.weight": 128},
+    options=_auxiliary_heads,
+)
+_INCEPTION_V3 = Family(stem="Conv2d_1a_3x3.conv.weight", head="fc.weight", options=_auxiliary_heads)
+_SWIN = Family(stem="features.0.0.weight", head="head.weight", buffers=_swin_buffers)
+_MAXVIT = Family(stem="stem.0.0.weight", head="classifier.5.weight", buffers=_maxvit_buffers)
 _RESNET = Family(stem="conv1.weight", head="fc.weight")
 _SQUEEZENET = Family(stem="features.0.weight", head="classifier.1.weight")
 _MOBILENET_V2 = Family(stem="features.0.0.weight", head="classifier.1.weight")
@@ -83,6 +128,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         **dict.fromkeys(shufflenet_v2.VARIANTS, _SHUFFLENET_V2),
         **dict.fromkeys(convnext.VARIANTS, _CONVNEXT),
         **dict.fromkeys(vit.VARIANTS, _VIT),
+        **dict.fromkeys(swin.VARIANTS, _SWIN),
+        **dict.fromkeys(maxvit.VARIANTS, _MAXVIT),
+        **dict.fromkeys(googlenet.VARIANTS, _GOOGLENET),
+        **dict.fromkeys(inception_v3.VARIANTS, _INCEPTION_V3),
         **dict.fromkeys(vgg.VARIANTS, _VGG),
         **dict.fromkeys(resnet.VARIANTS, _RESNET),
         **dict.fromkeys(efficientnet_lite.VARIANTS, _EFFICIENTNET_LITE),

@@ -37,7 +37,6 @@ class Family:
     Attributes:
       stem: key of the first convolution's kernel; its second axis is the number of channels.
       head: key of the last layer's kernel; its first axis is the number of classes.
-      auxiliary: keys of further kernels whose first axis is the number of classes.
       flattened: from the key of a dense kernel that reads a flattened image to the channels of
         that image.
       renamed: pairs of a regular expression over the key that the one rule gives, and torch's key.
@@ -49,7 +48,6 @@ class Family:
 
     stem: str
     head: str
-    auxiliary: tuple[str, ...] = ()
     flattened: Mapping[str, int] = dataclasses.field(default_factory=dict)
     renamed: tuple[tuple[str, str], ...] = ()
     older: tuple[tuple[str, str], ...] = ()

@@ -27,3 +27,7 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--parity-table", type=Path, help="Markdown file to keep the sweep's rows in.")

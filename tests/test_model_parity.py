@@ -30,6 +30,9 @@ QUICK = {
     "densenet121": 64,
     "efficientnet_b0": 64,
     "efficientnet_v2_s": 64,
+    "googlenet": 65,
+    "inception_v3": 299,
+    "maxvit_t": 224,
     "mnasnet0_5": 65,
     "mobilenet_v2": 65,
     "mobilenet_v3_small": 65,
@@ -40,6 +43,8 @@ QUICK = {
     "resnext50_32x4d": 64,
     "shufflenet_v2_x0_5": 128,
     "squeezenet1_1": 65,
+    "swin_t": 92,
+    "swin_v2_t": 100,
     "vgg11_bn": 64,
     "vit_b_32": 224,
 }

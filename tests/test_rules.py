@@ -11,6 +11,7 @@ from helpers import import_torchvision
 
 import importers
 from importers.conversion import match_keys, model_of
+from importers.families import FAMILIES
 from importers.rules import IGNORED, Family
 from tlv_jax import models
 from tlv_jax.errors import OptionError
@@ -18,8 +19,10 @@ from tlv_jax.errors import OptionError
 torchvision = import_torchvision()
 
 
-def network(name, **sizes):
-    return getattr(torchvision.models, name)(weights=None, **sizes)
+def network(name, **options):
+    if name in ("googlenet", "inception_v3"):
+        options = {"init_weights": False, **options}  # not said, it warns
+    return getattr(torchvision.models, name)(weights=None, **options)
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +82,15 @@ def test_every_key_of_torchvision_fills_one_leaf(name, monkeypatch):
         tensors = network(name).state_dict()
     # Stand-ins of the right shapes that take no memory.
     arrays = {key: np.broadcast_to(np.float16(0), tuple(t.shape)) for key, t in tensors.items()}
+    constants = FAMILIES[name].buffers(name)
+    assert {key: array.shape for key, array in constants.items()} == {
+        key: arrays[key].shape for key in constants
+    }
     counted = {key: array for key, array in arrays.items() if not IGNORED.fullmatch(key)}
-    match = match_keys(name, counted)
+    match = match_keys(name, {**counted, **constants})
     assert match.problems == ()
     assert match.score == 1
-    assert len(match.entries) == len(counted)
+    assert len(match.entries) == len(counted) - len(constants)
 
 
 def test_values_arrive_where_they_belong_and_are_copies(state_dict):
@@ -222,3 +229,44 @@ def test_densenets_older_names_are_known():
     both = {**older, "features.denseblock1.denselayer1.norm1.weight": np.ones(64, "f4")}
     with pytest.raises(importers.StateDictError, match="an older and the present name"):
         importers.convert("densenet121", both)
+
+
+def test_vision_transformers_older_names_are_known():
+    with torch.device("meta"):
+        tensors = network("vit_b_32").state_dict()
+    older = {
+        key.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): np.ones(
+            t.shape, "f4"
+        )
+        for key, t in tensors.items()
+    }
+    assert "encoder.layers.encoder_layer_0.mlp.linear_2.bias" in older
+    params, _ = importers.convert("vit_b_32", older)
+    block = params["encoder"]["layers.encoder_layer_0"]
+    assert block["mlp.0"]["kernel"].shape == (768, 3072)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("googlenet", ("aux1", "aux2")), ("inception_v3", ("AuxLogits",))]
+)
+@pytest.mark.parametrize("present", [True, False])
+def test_auxiliary_heads_are_there_if_the_state_dict_has_them(name, heads, present):
+    with torch.device("meta"):
+        tensors = network(name, aux_logits=present).state_dict()
+    arrays = {key: np.broadcast_to(np.float16(0), tuple(t.shape)) for key, t in tensors.items()}
+    assert model_of(name, arrays).aux_logits is present
+    params, _ = importers.convert(name, arrays)
+    assert all((head in params) is present for head in heads)
+
+
+@pytest.mark.parametrize("name", ["swin_t", "swin_v2_t", "maxvit_t"])
+def test_constants_may_be_missing_but_not_differ(name):
+    with torch.device("meta"):
+        tensors = network(name).state_dict()
+    arrays = {key: np.ones(t.shape, "f4") for key, t in tensors.items()}
+    constants = FAMILIES[name].buffers(name)
+    key, constant = next(iter(constants.items()))
+    lean = {key: array for key, array in arrays.items() if key not in constants}
+    full = importers.convert(name, {**lean, **constants})
+    np.testing.assert_equal(importers.convert(name, lean), full)
+    assert key in message_of(name, {**lean, **constants, key: constant + 1})

@@ -2,7 +2,8 @@
 
 Works on shapes alone. Kernels are told by their names and ranks: `kernel` and `w` hold
 `[*spatial, I, O]` (Flax, Haiku), `weight` holds `[O, I, *spatial]` (Equinox, torch); a leaf of
-another name counts as a layer by itself if it has two axes (dense) or four or five (conv).
+another name counts as a layer by itself if it has two axes (dense) or four or five (conv), unless
+it is a table that is looked up.
 `trace_layers` needs no such conventions.
 """
 
@@ -22,6 +23,7 @@ __all__ = ["find_layers", "standardize_flat"]
 COLLECTIONS = ("params", "batch_stats")  # Linen's: one module has leaves in both
 CHANNELS_LAST = frozenset({"kernel", "w"})
 CHANNELS_FIRST = frozenset({"weight"})
+LOOKED_UP = frozenset({"embedding", "relative_position_bias_table"})  # rows of them, by index
 NORM_SCALES = frozenset({"scale", "weight"})
 BIASES = frozenset({"bias", "b", "offset"})
 STATISTICS = frozenset({"mean", "var"})
@@ -113,7 +115,7 @@ def _kind(module: str, name: str, ndim: int) -> Kind | None:
         if ndim == 3 and module.rpartition("/")[2] in ATTENTION:
             return None
         return "dense" if ndim == 2 else "conv" if ndim > 2 else None
-    if name in BIASES | STATISTICS | NORM_SCALES:
+    if name in BIASES | STATISTICS | NORM_SCALES | LOOKED_UP:
         return None
     return {2: "dense", 4: "conv", 5: "conv"}.get(ndim)  # type: ignore[return-value]
 

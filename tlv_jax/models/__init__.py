@@ -30,6 +30,9 @@ from tlv_jax.models import (
     densenet,
     efficientnet,
     efficientnet_lite,
+    googlenet,
+    inception_v3,
+    maxvit,
     mnasnet,
     mobilenet_v2,
     mobilenet_v3,
@@ -37,6 +40,7 @@ from tlv_jax.models import (
     resnet,
     shufflenet_v2,
     squeezenet,
+    swin,
     vgg,
     vit,
 )
@@ -46,7 +50,10 @@ from tlv_jax.models.convnext import ConvNeXt
 from tlv_jax.models.densenet import DenseNet
 from tlv_jax.models.efficientnet import EfficientNet
 from tlv_jax.models.efficientnet_lite import EfficientNetLite
+from tlv_jax.models.googlenet import GoogLeNet, GoogLeNetOutputs
 from tlv_jax.models.images import ImageError
+from tlv_jax.models.inception_v3 import InceptionV3, InceptionV3Outputs
+from tlv_jax.models.maxvit import MaxViT
 from tlv_jax.models.mnasnet import MNASNet
 from tlv_jax.models.mobilenet_v2 import MobileNetV2
 from tlv_jax.models.mobilenet_v3 import MobileNetV3
@@ -54,6 +61,7 @@ from tlv_jax.models.regnet import RegNet
 from tlv_jax.models.resnet import ResNet
 from tlv_jax.models.shufflenet_v2 import ShuffleNetV2
 from tlv_jax.models.squeezenet import SqueezeNet
+from tlv_jax.models.swin import Swin
 from tlv_jax.models.vgg import VGG
 from tlv_jax.models.vit import ViT
 
@@ -65,14 +73,20 @@ __all__ = [
     "DenseNet",
     "EfficientNet",
     "EfficientNetLite",
+    "GoogLeNet",
+    "GoogLeNetOutputs",
     "ImageError",
+    "InceptionV3",
+    "InceptionV3Outputs",
     "MNASNet",
+    "MaxViT",
     "MobileNetV2",
     "MobileNetV3",
     "RegNet",
     "ResNet",
     "ShuffleNetV2",
     "SqueezeNet",
+    "Swin",
     "ViT",
     "abstract_variables",
     "create",
@@ -83,6 +97,8 @@ _FAMILIES: tuple[tuple[Callable[..., nn.Module], Mapping[str, Any]], ...] = (
     (AlexNet, alexnet.VARIANTS),
     (VGG, vgg.VARIANTS),
     (SqueezeNet, squeezenet.VARIANTS),
+    (GoogLeNet, googlenet.VARIANTS),
+    (InceptionV3, inception_v3.VARIANTS),
     (ResNet, resnet.VARIANTS),
     (MobileNetV2, mobilenet_v2.VARIANTS),
     (MNASNet, mnasnet.VARIANTS),
@@ -93,6 +109,8 @@ _FAMILIES: tuple[tuple[Callable[..., nn.Module], Mapping[str, Any]], ...] = (
     (ShuffleNetV2, shufflenet_v2.VARIANTS),
     (ConvNeXt, convnext.VARIANTS),
     (ViT, vit.VARIANTS),
+    (Swin, swin.VARIANTS),
+    (MaxViT, maxvit.VARIANTS),
     (EfficientNetLite, efficientnet_lite.VARIANTS),
 )
 

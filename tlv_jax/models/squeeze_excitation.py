@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tlv_jax.models.layers import conv
+from tlv_jax.models.layers import conv, he_normal_fan_out
 
 __all__ = ["SqueezeExcitation"]
 
@@ -20,6 +20,7 @@ class SqueezeExcitation(nn.Module):
       gate: turns the second layer's outputs into scales.
       dtype: of the computation.
       param_dtype: of the parameters.
+      kernel_init: of both kernels.
     """
 
     squeezed: int
@@ -27,14 +28,18 @@ class SqueezeExcitation(nn.Module):
     gate: Callable[[jax.Array], jax.Array]
     dtype: Any
     param_dtype: Any
+    kernel_init: Callable[..., jax.Array] = he_normal_fan_out
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[B, H, W, C] -> [B, H, W, C]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        settings = {
+            "use_bias": True,
+            "kernel_init": self.kernel_init,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
         means = inputs.mean((1, 2), keepdims=True)
-        hidden = conv(self.squeezed, 1, use_bias=True, name="fc1", **types)(means)
-        scales = conv(inputs.shape[-1], 1, use_bias=True, name="fc2", **types)(
-            self.activation(hidden)
-        )
+        hidden = conv(self.squeezed, 1, name="fc1", **settings)(means)
+        scales = conv(inputs.shape[-1], 1, name="fc2", **settings)(self.activation(hidden))
         return inputs * self.gate(scales)
