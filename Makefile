@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-all parity lint types format clean
+.PHONY: help demo test test-all parity fuzz lint types format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ test-all: lint types  ## As test, with the slow sweeps.
 
 parity: $(VENV)/.test  ## Every architecture against torchvision; rewrites docs/parity.md.
 	$(VENV)/bin/python -m pytest -rP -m slow tests/test_parity_sweep.py --parity-table docs/parity.md
+
+fuzz: $(VENV)/.test  ## 102,000 damaged checkpoints of three formats, some 10 minutes.
+	FUZZ_EXAMPLES=34000 $(VENV)/bin/python -m pytest -m slow tests/test_state_dicts.py
 
 lint: $(VENV)/.test  ## Formatting and ruff's rules.
 	$(VENV)/bin/ruff format --check .

@@ -1,6 +1,7 @@
 """Fit a checkpoint to another number of classes or of image channels."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from importers.conversion import Entry, entries_of
 from importers.families import FAMILIES
 from tlv_jax.errors import OptionError
 
-__all__ = ["FreshHeadWarning", "adapt", "adapt_stem"]
+__all__ = ["FreshHeadWarning", "adapt", "adapt_stem", "draw"]
 
 
 class FreshHeadWarning(UserWarning):
@@ -55,7 +56,7 @@ def adapt(
     leaves[stem] = adapt_stem(leaves[stem], wanted.in_channels)  # type: ignore[attr-defined]
     fresh = _leaves_of_other_shape(entries, leaves)
     if fresh:
-        leaves |= _draw(wanted, fresh)
+        leaves |= draw(wanted, fresh)
         warnings.warn(
             f"The checkpoint of {name!r} has {model.num_classes} classes, "  # type: ignore[attr-defined]
             f"{num_classes} were asked for: {', '.join(fresh)} are drawn anew and need training.",
@@ -92,17 +93,22 @@ def _leaves_of_other_shape(entries: Any, leaves: dict[str, Any]) -> list[str]:
     )
 
 
-def _draw(model: nn.Module, wanted: list[str]) -> dict[str, np.ndarray]:
-    """Draws some leaves as the network's initialization does; the compiler drops all others."""
+def draw(model: nn.Module, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Draws some leaves as the network's initialization does; the compiler drops all others.
+
+    Args:
+      model: the network.
+      wanted: paths such as `params/fc/kernel`.
+    """
     side = getattr(model, "image_size", 224)
     images = jnp.zeros((1, side, side, model.in_channels))  # type: ignore[attr-defined]
 
     @jax.jit
-    def draw(key: jax.Array) -> dict[str, jax.Array]:
+    def initialize(key: jax.Array) -> dict[str, jax.Array]:
         leaves = _flat(model.init(key, images))
         return {leaf: leaves[leaf] for leaf in wanted}
 
-    return jax.tree.map(np.asarray, draw(jax.random.key(0)))
+    return jax.tree.map(np.asarray, initialize(jax.random.key(0)))
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -9,23 +9,23 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from importers.copying import copy_to_flax
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
 from importers.layouts import Layout
 from importers.rules import IGNORED
 from importers.sources import unwrap
+from importers.weights import WEIGHTS
 from tlv_jax import models
 
 __all__ = [
     "Entry",
     "KeyMatch",
     "StateDictError",
-    "check_finite",
     "convert",
     "entries_of",
     "match_keys",
@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 Shape = tuple[int, ...]
+
+_CANDIDATES = 5  # architectures that a state dict which does not fit is tried on
 
 
 class StateDictError(CheckpointError):
@@ -71,13 +73,15 @@ def convert(
     match = match_keys(name, arrays)
     if match.problems:
         raise StateDictError(_explain(name, arrays, match))
-    check_finite(arrays)
-    leaves = {}
+    leaves, broken = {}, {}
     for key, entry in match.entries.items():
         dtype = jnp.float32 if entry.leaf.startswith("batch_stats/") else param_dtype
-        array = entry.layout.to_flax(arrays[key])
-        shared = np.may_share_memory(array, arrays[key])
-        leaves[entry.leaf] = np.array(array, dtype=dtype, order="C", copy=shared or None)
+        copied = copy_to_flax(arrays[key], entry.layout, dtype)
+        leaves[entry.leaf] = copied.array
+        if copied.broken:
+            broken[key] = copied.broken
+    if broken:
+        raise StateDictError(_explain_broken(broken, arrays))
     tree = traverse_util.unflatten_dict(leaves, sep="/")
     return tree["params"], tree.get("batch_stats", {})
 
@@ -136,16 +140,12 @@ def entries_of(name: str, model: nn.Module) -> Mapping[str, Entry]:
     """
     family = FAMILIES[name]
     structs: dict[str, Any] = traverse_util.flatten_dict(models.abstract_variables(model), sep="/")
-    layouts = {leaf: family.layout_of(leaf, struct.ndim) for leaf, struct in structs.items()}
-
-    def all_to_torch(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return {leaf: layouts[leaf].to_torch(array) for leaf, array in arrays.items()}
-
-    torch_structs = jax.eval_shape(all_to_torch, structs)
-    return {
-        family.key_of(leaf): Entry(leaf, layouts[leaf], struct.shape)
-        for leaf, struct in torch_structs.items()
-    }
+    entries = {}
+    for leaf, struct in structs.items():
+        layout = family.layout_of(leaf, struct.ndim)
+        stand_in = np.broadcast_to(np.int8(0), struct.shape)  # one byte, whatever the shape
+        entries[family.key_of(leaf)] = Entry(leaf, layout, layout.to_torch(stand_in).shape)
+    return entries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,24 +206,12 @@ def _arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray
     return arrays
 
 
-def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises if an array holds NaN or an infinity, naming all that do.
-
-    Raises:
-      StateDictError: with the key of each, and how many of its values are not finite.
-    """
-    broken = {
-        key: array.size - int(np.isfinite(array).sum())
-        for key, array in arrays.items()
-        # The extremes of an array with a NaN are NaN: two quick passes and no temporary array.
-        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max()))
-    }
-    if broken:
-        lines = [f"  {key}: {count} of {arrays[key].size} values" for key, count in broken.items()]
-        raise StateDictError(
-            "The state dict holds NaN or infinite values, expected finite ones. Take a checkpoint "
-            "from before the training diverged.\n" + "\n".join(lines)
-        )
+def _explain_broken(broken: Mapping[str, int], arrays: Mapping[str, np.ndarray]) -> str:
+    lines = [f"  {key}: {count} of {arrays[key].size} values" for key, count in broken.items()]
+    return (
+        "The state dict holds NaN or infinite values, expected finite ones. Take a checkpoint "
+        "from before the training diverged.\n" + "\n".join(lines)
+    )
 
 
 def _check_buffer(key: str, array: np.ndarray, expected: np.ndarray) -> list[str]:
@@ -263,16 +251,21 @@ def _explain(name: str, arrays: Mapping[str, np.ndarray], match: KeyMatch) -> st
     prefixes = [key.removesuffix(stem) for key in arrays if key.endswith(f".{stem}")]
     if prefixes and stem not in arrays:
         lines.append(f"Its keys begin with {prefixes[0]!r}: remove that prefix from all of them.")
-    best = max(_likely(arrays), key=lambda other: match_keys(other, arrays).score, default=name)
-    if best != name and match_keys(best, arrays).score > match.score:
-        share = match_keys(best, arrays).score
-        lines.append(f"Its keys fit {best!r} best ({share:.0%} of them): load it under that name.")
+    scores = {other: match_keys(other, arrays).score for other in _likely(arrays)}
+    best = max(scores, key=scores.__getitem__, default=name)
+    if best != name and scores[best] > match.score:
+        lines.append(
+            f"Its keys fit {best!r} best ({scores[best]:.0%} of them): load it under that name."
+        )
     return "\n".join(lines)
 
 
 def _likely(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Architectures whose first convolution the state dict has."""
-    return [name for name, family in FAMILIES.items() if family.stem in arrays]
+    """Architectures whose first convolution the state dict has, the nearest ones in size."""
+    size = sum(array.size for key, array in arrays.items() if "running_" not in key)
+    names = [name for name, family in FAMILIES.items() if family.stem in arrays]
+    # To look at one takes half a second. The size is not exact, as the classes may be others.
+    return sorted(names, key=lambda name: abs(WEIGHTS[name][0].parameters - size))[:_CANDIDATES]
 
 
 def _as_array(key: str, value: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """From Flax parameters back to torch: names, layouts, and the constants that torch keeps."""
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from importers.conversion import StateDictError, match_keys
@@ -76,6 +78,8 @@ def write_safetensors(
     try:
         save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(path)
+    except SafetensorError as error:  # of the package's own kind, though the fault is the system's
+        raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

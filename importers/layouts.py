@@ -14,19 +14,18 @@ __all__ = ["CONV", "DENSE", "SAME", "Layout", "dense_after_flatten"]
 class Layout:
     """A pair of functions that undo each other.
 
-    They use nothing but methods that NumPy and JAX arrays share, so they also serve to compute
-    shapes with `jax.eval_shape`.
-
     Attributes:
-      to_flax: from torch's axes to Flax's.
+      to_flax: from torch's axes to Flax's. Works on any slice of torch's first axis.
       to_torch: from Flax's axes to torch's.
+      outputs_axis: where torch's first axis stands in Flax.
     """
 
     to_flax: Callable[[Any], Any]
     to_torch: Callable[[Any], Any]
+    outputs_axis: int = -1
 
 
-SAME = Layout(lambda array: array, lambda array: array)
+SAME = Layout(lambda array: array, lambda array: array, outputs_axis=0)
 """Axes that stand alike: biases, the vectors of norms, position embeddings."""
 
 CONV = Layout(

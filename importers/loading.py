@@ -3,15 +3,18 @@
 import dataclasses
 import importlib.util
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
-from importers.adaptation import adapt
+from importers.adaptation import FreshHeadWarning, adapt, draw
 from importers.categories import imagenet_categories
-from importers.conversion import convert, model_of
+from importers.conversion import convert, entries_of, model_of
 from importers.downloads import download
 from importers.errors import CheckpointError
 from importers.preprocessing import Preprocess
@@ -80,7 +83,7 @@ def load(
         accuracy on ImageNet only. With `source` it settles the preprocessing, which otherwise
         follows the file's published name, and so does what else the network does to its images.
       num_classes: of the result. Where the checkpoint has another number, the last layer is drawn
-        anew, with a `FreshHeadWarning`.
+        anew, with a `FreshHeadWarning`; so is a classifier that published weights go without.
       in_channels: of the result. Where the checkpoint has another number, the first kernel is
         summed over its channels (for 1), or repeated and rescaled, as timm does.
       dtype: of the computation.
@@ -93,12 +96,15 @@ def load(
     file = Path(source) if isinstance(source, str | os.PathLike) else None
     chosen = choose(name, tag=weights, file=file and file.name)
     state_dict = state_dict_of(locate(chosen) if source is None else source)
-    params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
     model = model_of(name, state_dict, dtype=dtype, param_dtype=param_dtype)
-    model = model.clone(**chosen.options)
+    if not chosen.classifies:
+        state_dict = _with_fresh_classifier(name, model, state_dict)
+    params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
     model, params = adapt(name, model, params, num_classes=num_classes, in_channels=in_channels)
+    if model.in_channels == 3:  # what they say is said of colour images
+        model = model.clone(**chosen.options)
     categories = imagenet_categories()
-    known = num_classes is None and model.num_classes == len(categories)
+    known = num_classes is None and model.num_classes == len(categories) and chosen.classifies
     return Pretrained(
         model=model,
         params=params,
@@ -106,6 +112,25 @@ def load(
         preprocess=chosen.preprocess,
         categories=categories if known else (),
     )
+
+
+def _with_fresh_classifier(
+    name: str, model: nn.Module, state_dict: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The state dict with all arrays drawn anew in which some value is NaN."""
+    arrays = {key: np.asarray(value) for key, value in state_dict.items()}
+    entries = entries_of(name, model)
+    broken = [key for key in entries if key in arrays and np.isnan(arrays[key]).any()]
+    leaves = draw(model, [entries[key].leaf for key in broken])
+    for key in broken:
+        arrays[key] = entries[key].layout.to_torch(leaves[entries[key].leaf])
+    warnings.warn(
+        f"These weights of {name!r} hold no classifier: {', '.join(broken)} are drawn anew and "
+        "need training.",
+        FreshHeadWarning,
+        stacklevel=3,
+    )
+    return arrays
 
 
 def available() -> tuple[str, ...]:

@@ -55,6 +55,11 @@ class Weights:
     package: str | None = None
 
     @property
+    def classifies(self) -> bool:
+        """Whether the file holds a classifier; in "IMAGENET1K_FEATURES" it is NaN."""
+        return self.tag != "IMAGENET1K_FEATURES"
+
+    @property
     def url(self) -> str:
         """Where torchvision publishes the file."""
         return _TORCHVISION + self.file

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax.core import FrozenDict
+from helpers import import_torchvision
 from parity import random_network
 
 import importers
@@ -31,7 +32,14 @@ def same_bits(actual, expected):
     )
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn", "resnet18", "resnext50_32x4d"])
+NAMES = import_torchvision().models.list_models(module=import_torchvision().models)
+# Every kind of leaf, layout, constant and buffer is among these.
+QUICK = ("vgg11_bn", "resnext50_32x4d", "vit_b_32", "swin_v2_t", "maxvit_t", "googlenet")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
 def test_torch_loads_it_strictly_and_nothing_changes(name):
     network = random_network(name)
     state_dict = network.state_dict()

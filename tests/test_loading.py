@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import import_torchvision
+from helpers import import_torchvision, relative_error
+from parity import random_network
 from safetensors.numpy import save_file
 
 import importers
@@ -123,3 +124,37 @@ def test_categories_are_imagenets():
     categories = imagenet_categories()
     assert len(categories) == 1000
     assert (categories[0], categories[281], categories[999]) == ("tench", "tabby", "toilet tissue")
+
+
+def test_weights_without_a_classifier_get_a_fresh_one(tmp_path):
+    state_dict = random_network("vgg16", num_classes=1000).state_dict()
+    for key, tensor in state_dict.items():
+        if key.startswith("classifier."):
+            tensor.fill_(torch.nan)
+    path = tmp_path / "vgg16_features-amdegroot-88682ab5.pth"
+    torch.save(state_dict, path)
+    with pytest.raises(importers.StateDictError, match="NaN"):
+        importers.load("vgg16", path, weights="IMAGENET1K_V1")
+    with pytest.warns(importers.FreshHeadWarning, match="hold no classifier"):
+        pretrained = importers.load("vgg16", path)
+    assert pretrained.categories == ()
+    np.testing.assert_array_equal(
+        pretrained.params["features.0"]["bias"], state_dict["features.0.bias"]
+    )
+    assert np.isfinite(pretrained.params["classifier.6"]["kernel"]).all()
+    assert pretrained.params["classifier.3"]["kernel"].std() > 0
+
+
+def test_the_inceptions_bring_their_images_to_other_statistics(tmp_path):
+    network = random_network("googlenet", num_classes=10)
+    path = tmp_path / "googlenet.pth"
+    torch.save(network.state_dict(), path)
+    assert importers.load("googlenet", path).model.transform_input
+    assert not importers.load("googlenet", path, in_channels=1).model.transform_input
+    network.transform_input = True
+    images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    pretrained = importers.load("googlenet", path)
+    actual = pretrained.model.apply(pretrained.variables, images)
+    assert relative_error(actual, expected) <= 1e-5

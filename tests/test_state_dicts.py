@@ -249,6 +249,8 @@ def check_mutation(path, content, edits, cut):
     assert sum(array.size for array in arrays.values()) < 1 << 22
 
 
+# For each of the formats; `make fuzz` asks for more.
+FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "3000"))
 damage = hypothesis.given(
     edits=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8),
     cut=st.just(0) | st.integers(0, 1 << 16),
@@ -266,7 +268,7 @@ def test_damage_gives_a_typed_error_or_arrays(tmp_path, valid_files, kind, edits
 
 @pytest.mark.slow
 @every_format
-@hypothesis.settings(max_examples=7_000, suppress_health_check=shared_folder)
+@hypothesis.settings(max_examples=FUZZ_EXAMPLES, suppress_health_check=shared_folder)
 @damage
 def test_damage_gives_a_typed_error_or_arrays_at_length(tmp_path, valid_files, kind, edits, cut):
     check_mutation(tmp_path / "t", valid_files[kind], edits, cut)

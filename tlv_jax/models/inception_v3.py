@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from tlv_jax.models.images import ImageError, check_images
 from tlv_jax.models.inception_layers import ConvNorm, from_imagenet_statistics
 from tlv_jax.models.layers import uniform_within
-from tlv_jax.models.pooling import max_pool
+from tlv_jax.models.pooling import avg_pool, max_pool
 
 __all__ = ["VARIANTS", "InceptionV3", "InceptionV3Config", "InceptionV3Outputs"]
 
@@ -298,7 +298,7 @@ class Block(nn.Module):
                 ends = [self._conv(config, ends[0], train) for config in fork]
             outputs += ends
         if self.config.pool_width:
-            means = nn.avg_pool(inputs, (3, 3), padding=((1, 1), (1, 1)))
+            means = avg_pool(inputs, 3, stride=1, padding=1)
             projection = ConvConfig("branch_pool", self.config.pool_width, 1)
             outputs.append(self._conv(projection, means, train))
         else:

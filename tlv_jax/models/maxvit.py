@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from tlv_jax.models.batch_norm import BatchNorm
 from tlv_jax.models.images import ImageError, check_images
 from tlv_jax.models.layers import conv, stochastic_depth
+from tlv_jax.models.pooling import avg_pool
 from tlv_jax.models.squeeze_excitation import SqueezeExcitation
 from tlv_jax.models.windows import from_windows, relative_position_index, to_windows
 
@@ -190,7 +191,7 @@ class MBConv(nn.Module):
         settings = {"kernel_init": _normal, **types}
         passed = inputs
         if self.stride == 2:
-            pooled = nn.avg_pool(inputs, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            pooled = avg_pool(inputs, 3, stride=2, padding=1)
             passed = conv(self.width, 1, use_bias=True, name="proj.1", **settings)(pooled)
         between = _EXPANSION * self.width
         outputs = _batch_norm("layers.pre_norm", types)(inputs, train=train)

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-__all__ = ["max_pool"]
+__all__ = ["avg_pool", "max_pool"]
 
 
 def max_pool(
@@ -28,3 +28,16 @@ def max_pool(
             overhang = max((windows - 1) * stride + size - length - padding, 0)
         pads.append((padding, overhang))
     return nn.max_pool(images, (size, size), strides=(stride, stride), padding=pads)  # type: ignore[arg-type]
+
+
+def avg_pool(images: jax.Array, size: int, *, stride: int, padding: int = 0) -> jax.Array:
+    """`torch.nn.AvgPool2d`, whose means count the padding. `[B, H, W, C] -> [B, H', W', C]`.
+
+    Args:
+      images: activations.
+      size: of the window, both sides.
+      stride: for both sides.
+      padding: zeros on every side.
+    """
+    pads = ((padding, padding), (padding, padding))
+    return nn.avg_pool(images, (size, size), strides=(stride, stride), padding=pads)  # type: ignore[arg-type]

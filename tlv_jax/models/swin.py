@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 
 from tlv_jax.models.images import check_images
 from tlv_jax.models.layers import conv, stochastic_depth, uniform_fan, uniform_within
@@ -324,7 +325,7 @@ class QueryKeyValue(nn.Module):
         channels = inputs.shape[-1]
         kernel = self.param("kernel", _normal, (channels, 3 * channels), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (3 * channels,), self.param_dtype)
-        inputs, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         if not self.key_bias:
             bias = bias * np.repeat(np.array([1, 0, 1], bias.dtype), channels)
         outputs = inputs @ kernel

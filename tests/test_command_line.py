@@ -1,0 +1,107 @@
+"""`python -m importers`, on real files, in this process so that torchvision can be imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import import_torchvision
+from parity import random_network
+from safetensors.numpy import load_file
+
+from importers.__main__ import main
+
+import_torchvision()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "squeezenet.pth"
+    torch.save({"model": random_network("squeezenet1_1").state_dict(), "epoch": 3}, path)
+    return path
+
+
+def test_list_names_every_set_of_weights(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 118
+    (line,) = [line for line in lines if line.startswith("resnet50") and "V2" in line]
+    assert line.split() == [
+        "resnet50",
+        "25,557,032",
+        "IMAGENET1K_V2",
+        "(DEFAULT)",
+        "80.86%",
+        "97.8",
+    ]
+
+
+def test_show_tells_weights_and_keys(capsys):
+    assert main(["show", "swin_v2_t"]) == 0
+    out = capsys.readouterr().out
+    assert "https://download.pytorch.org/models/swin_v2_t-b137f0e2.pth" in out
+    assert "resized to 260 (bicubic), cropped to 256" in out
+    assert "features.1.0.attn.qkv.weight" in out
+    assert "params/features.1.0/attn/qkv/kernel" in out
+    assert "features.1.0.attn.relative_coords_table" in out
+
+
+def test_convert_writes_what_torch_and_verify_take(capsys, checkpoint, tmp_path):
+    out = tmp_path / "squeezenet.safetensors"
+    assert main(["convert", str(checkpoint), "--arch", "squeezenet1_1", "--out", str(out)]) == 0
+    expected = torch.load(checkpoint)["model"]
+    written = load_file(out)
+    assert written.keys() == expected.keys()
+    for key, array in written.items():
+        np.testing.assert_array_equal(array, expected[key])
+    assert main(["verify", str(out), "--arch", "squeezenet1_1"]) == 0
+    assert "(within 1e-04)" in capsys.readouterr().out
+
+
+def test_verify_compares_with_torchvision(capsys, checkpoint):
+    assert main(["verify", str(checkpoint), "--arch", "squeezenet1_1"]) == 0
+    out = capsys.readouterr().out
+    assert "all 727,626 parameters of squeezenet1_1 with 10 classes are there" in out
+    assert "(within 1e-04)" in out
+
+
+def test_verify_fails_where_the_logits_differ(capsys, checkpoint, monkeypatch):
+    monkeypatch.setattr("importers.__main__.TOLERANCE", 1e-12)
+    assert main(["verify", str(checkpoint), "--arch", "squeezenet1_1"]) == 1
+    assert "(beyond 1e-12)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "CHECKPOINT", "--arch", "squeezenet1_0"], "fit 'squeezenet1_1' best"),
+        (["verify", "CHECKPOINT", "--arch", "squeezenet"], "Did you mean squeezenet1"),
+        (["verify", "nothing.pth", "--arch", "resnet18"], "there is no such file"),
+        (["show", "resnet17"], "Did you mean resnet"),
+        (
+            ["convert", "CHECKPOINT", "--arch", "squeezenet1_1", "--out", "none/x.safetensors"],
+            "none/x.safetensors: cannot be written",
+        ),
+    ],
+)
+def test_bad_input_is_one_error_and_status_2(capsys, checkpoint, arguments, message):
+    arguments = [str(checkpoint) if word == "CHECKPOINT" else word for word in arguments]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+
+
+def test_verify_works_without_torchvision(checkpoint):
+    code = (
+        "import sys\n"
+        "sys.modules['torchvision'] = None\n"
+        "from importers.__main__ import main\n"
+        f"assert main(['verify', {str(checkpoint)!r}, '--arch', 'squeezenet1_1']) == 0"
+    )
+    folder = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "not compared with torchvision, which cannot be imported" in run.stdout
