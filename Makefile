@@ -19,7 +19,7 @@ test-all: lint types  ## As test, with the slow sweeps.
 parity: $(VENV)/.test  ## Every architecture against torchvision; rewrites docs/parity.md.
 	$(VENV)/bin/python -m pytest -rP -m slow tests/test_parity_sweep.py --parity-table docs/parity.md
 
-fuzz: $(VENV)/.test  ## 102,000 damaged checkpoints of three formats, some 10 minutes.
+fuzz: $(VENV)/.test  ## 102,000 damaged checkpoints of three formats, some 4 minutes.
 	FUZZ_EXAMPLES=34000 $(VENV)/bin/python -m pytest -m slow tests/test_state_dicts.py
 
 lint: $(VENV)/.test  ## Formatting and ruff's rules.

@@ -11,7 +11,8 @@ from skimage import data
 import importers
 import tlv_jax
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = [
     textwrap.dedent(block)
     for block in re.findall(r"^ *```python\n(.*?)^ *```", README, re.M | re.S)
@@ -50,6 +51,21 @@ def test_the_photograph_is_classified(capsys, namespace):
 @pytest.mark.parametrize("name", importers.available())
 def test_every_architecture_is_named(name):
     assert f"`{name}`" in README
+
+
+def test_the_errors_are_the_worst_of_the_measured_ones():
+    table = (ROOT / "docs" / "parity.md").read_text()
+    measured = {
+        name: max(float(cell) for cell in cells.split("|")[1:5])
+        for name, cells in re.findall(r"^\| `(\w+)` \|(.*)\|$", table, re.M)
+    }
+    assert len(measured) == 80
+    rows = re.findall(r"^\| .*?\| (`.*?) \| (\S+) \|$", README, re.M)
+    listed = {name: float(error) for names, error in rows for name in re.findall(r"`(\w+)`", names)}
+    for names, error in rows:
+        members = [measured[name] for name in re.findall(r"`(\w+)`", names) if name in measured]
+        assert not members or float(error) == max(members), names
+    assert measured.keys() <= listed.keys()
 
 
 def test_no_placeholder_is_left():
