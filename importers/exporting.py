@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,10 @@ def export(
     import torch
 
     arrays = arrays_for_torch(name, params, batch_stats)
-    return {key: _as_tensor(torch, array) for key, array in arrays.items()}
+    tensors: Any = OrderedDict((key, _as_tensor(torch, array)) for key, array in arrays.items())
+    if (version := FAMILIES[name].version) is not None:
+        tensors._metadata = {"": {"version": version}}  # as torch's own state dicts carry it
+    return tensors
 
 
 def write_safetensors(

@@ -102,7 +102,7 @@ _MAXVIT = Family(stem="stem.0.0.weight", head="classifier.5.weight", buffers=_ma
 _RESNET = Family(stem="conv1.weight", head="fc.weight")
 _SQUEEZENET = Family(stem="features.0.weight", head="classifier.1.weight")
 _MOBILENET_V2 = Family(stem="features.0.0.weight", head="classifier.1.weight")
-_MNASNET = Family(stem="layers.0.weight", head="classifier.1.weight")
+_MNASNET = Family(stem="layers.0.weight", head="classifier.1.weight", version=2)
 _EFFICIENTNET = Family(stem="features.0.0.weight", head="classifier.1.weight")
 _MOBILENET_V3 = Family(stem="features.0.0.weight", head="classifier.3.weight")
 _REGNET = Family(stem="stem.0.weight", head="fc.weight")

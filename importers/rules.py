@@ -43,6 +43,7 @@ class Family:
       older: pairs of a regular expression over keys of older published files, and today's key.
       options: fields of the model, besides the numbers of classes and channels, that a state dict
         tells.
+      version: what torch records of the module's class beside the state dict, and asks for.
       buffers: the constants that torch keeps in the state dict of a named architecture.
     """
 
@@ -52,6 +53,7 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     older: tuple[tuple[str, str], ...] = ()
     options: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_options
+    version: int | None = None
     buffers: Callable[[str], Mapping[str, np.ndarray]] = _no_buffers
 
     def key_of(self, leaf: str) -> str:

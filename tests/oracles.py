@@ -10,6 +10,8 @@ Decisions on the published code's quirks, where the oracle follows the library a
 - Growing outputs while shrinking inputs places into the target's own kernel.
 """
 
+import itertools
+
 import numpy as np
 
 
@@ -74,3 +76,49 @@ def variance_rule(source, target, keep, remove, pool="avg"):
 
 def placed(count, remove):
     return count - count % 2 if remove == "two_tailed" and count > 1 else count
+
+
+def best_alignment(scores):
+    """The largest score of all assignments of sources to targets without crossings."""
+    sources, targets = scores.shape
+    options = itertools.product([None, *range(sources)], repeat=targets)
+    return max(
+        alignment_score(scores, chosen)
+        for chosen in options
+        if (used := [s for s in chosen if s is not None]) == sorted(used) and gapless(chosen)
+    )
+
+
+def gapless(chosen):
+    """Whether the targets of each source stand in a row."""
+    return all(
+        chosen[j] == chosen[i]
+        for i in range(len(chosen))
+        for k in range(i, len(chosen))
+        for j in range(i, k)
+        if chosen[i] is not None and chosen[i] == chosen[k]
+    )
+
+
+def alignment_score(scores, chosen):
+    total = 0.0
+    for source in set(chosen) - {None}:
+        targets = [j for j, s in enumerate(chosen) if s == source]
+        span = max(targets) - min(targets) + 1
+        total += sum(scores[source, j] for j in targets) / np.sqrt(span)
+    return total
+
+
+def weight_of(scores, pairs):
+    """Sum of scores, each weighted by the distance of the two places."""
+    m, n = scores.shape
+    return sum(scores[i, j] * (1 - (i / m - j / n) ** 2) for i, j in pairs)
+
+
+def bipartite_weight(scores):
+    """The largest weight of all ways to give each source another target."""
+    m, n = scores.shape
+    return max(
+        weight_of(scores, zip(range(m), order, strict=True))
+        for order in itertools.permutations(range(n), m)
+    )

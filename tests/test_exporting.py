@@ -34,7 +34,15 @@ def same_bits(actual, expected):
 
 NAMES = import_torchvision().models.list_models(module=import_torchvision().models)
 # Every kind of leaf, layout, constant and buffer is among these.
-QUICK = ("vgg11_bn", "resnext50_32x4d", "vit_b_32", "swin_v2_t", "maxvit_t", "googlenet")
+QUICK = (
+    "vgg11_bn",
+    "resnext50_32x4d",
+    "vit_b_32",
+    "swin_v2_t",
+    "maxvit_t",
+    "googlenet",
+    "mnasnet0_5",
+)
 
 
 @pytest.mark.parametrize(

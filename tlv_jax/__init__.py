@@ -5,7 +5,8 @@
 The core: pure functions over parameter pytrees, on jax and numpy alone.
 """
 
-from tlv_jax import rules
+from tlv_jax import presets, rules
+from tlv_jax.blocks import standardize_blocks, standardize_graph
 from tlv_jax.crossover import crossover
 from tlv_jax.errors import (
     NonFiniteSourceError,
@@ -15,10 +16,18 @@ from tlv_jax.errors import (
     PlanMismatchError,
     TLVError,
 )
-from tlv_jax.matching import match_by_index
+from tlv_jax.matching import (
+    match_bipartite,
+    match_by_index,
+    match_by_score,
+    match_by_score_flat,
+    match_random,
+)
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import plan_transfer
 from tlv_jax.report import LayerReport, TransferReport, report
+from tlv_jax.scores import position_scores, shape_scores
+from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.standardization import standardize_flat
 from tlv_jax.tracing import trace_layers
 from tlv_jax.transfer import apply_transfer, transfer
@@ -33,17 +42,28 @@ __all__ = [
     "OptionError",
     "ParameterTreeError",
     "PlanMismatchError",
+    "SimilarityWarning",
     "TLVError",
     "TransferPlan",
     "TransferReport",
     "Untouched",
     "apply_transfer",
     "crossover",
+    "match_bipartite",
     "match_by_index",
+    "match_by_score",
+    "match_by_score_flat",
+    "match_random",
     "plan_transfer",
+    "position_scores",
+    "presets",
     "report",
     "rules",
+    "shape_scores",
+    "similarity",
+    "standardize_blocks",
     "standardize_flat",
+    "standardize_graph",
     "trace_layers",
     "transfer",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tlv_jax.paths import natural_key
+from tlv_jax.paths import natural_key, path_components
 
 __all__ = ["EXECUTION_ORDERS", "SiblingOrder", "sort_modules"]
 
@@ -257,7 +257,7 @@ def sort_modules(modules: Collection[str]) -> tuple[list[str], str]:
     Returns:
       The sorted paths, and in words how the order was found.
     """
-    words = {word for module in modules for word in _components(module) if not word.isdigit()}
+    words = {word for module in modules for word in path_components(module) if not word.isdigit()}
     for family, order in EXECUTION_ORDERS.items():
         if order.marker in words and all(_known(word, order.names) for word in words):
             ordered = sorted(modules, key=functools.partial(_rank, names=order.names))
@@ -270,7 +270,7 @@ def sort_modules(modules: Collection[str]) -> tuple[list[str], str]:
 
 def _rank(module: str, names: tuple[str, ...]) -> list[tuple[int, ...]]:
     """Sorts among siblings, which are all numbers or all names."""
-    return [_rank_of_word(word, names) for word in _components(module)]
+    return [_rank_of_word(word, names) for word in path_components(module)]
 
 
 def _rank_of_word(word: str, names: tuple[str, ...]) -> tuple[int, ...]:
@@ -290,7 +290,3 @@ def _split_number(word: str) -> tuple[str, tuple[int, ...]]:
     """`block3-11 -> block, (3, 11)`."""
     name = word.rstrip("0123456789-")
     return name, tuple(int(number) for number in re.findall(r"\d+", word[len(name) :]))
-
-
-def _components(module: str) -> list[str]:
-    return [word for word in re.split(r"[/.]", module) if word]

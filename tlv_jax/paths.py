@@ -9,7 +9,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.types import PyTree
 
-__all__ = ["array_leaves", "is_array", "leaf_path", "natural_key", "split_path"]
+__all__ = ["array_leaves", "is_array", "leaf_path", "natural_key", "path_components", "split_path"]
 
 # Boxes around one array, as NNX variables and Linen's partitioned parameters are, put these last.
 BOX_ATTRIBUTES = frozenset({"value", "raw_value", "get_value"})
@@ -60,6 +60,11 @@ def split_path(path: str) -> tuple[str, str]:
     """Splits a leaf's path into its module's, empty for a bare leaf, and its own name."""
     module, _, name = path.rpartition("/")
     return module, name
+
+
+def path_components(path: str) -> list[str]:
+    """The names of the modules on a path: `layer1.0/conv1 -> layer1, 0, conv1`."""
+    return [name for name in re.split(r"[/.]", path) if name]
 
 
 def natural_key(path: str) -> tuple[tuple[int, int | str], ...]:

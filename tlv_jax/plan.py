@@ -170,7 +170,7 @@ def _plan_from_json(text: str) -> TransferPlan:
 
 
 def _library_rules() -> dict[str, Any]:
-    return {"clip": rules.clip, "variance": rules.variance}
+    return {name: getattr(rules, name) for name in rules.RULES}
 
 
 def _layer(record: dict[str, Any]) -> Layer:

@@ -6,16 +6,17 @@ from typing import Any, Literal
 import jax
 
 from tlv_jax import rules
+from tlv_jax.blocks import flatten_blocks
 from tlv_jax.errors import NoSourceLayerError, OptionError, ParameterTreeError, PlanMismatchError
 from tlv_jax.matching import Match, match_by_index
 from tlv_jax.paths import array_leaves
 from tlv_jax.plan import TransferPlan
 from tlv_jax.standardization import find_layers, standardize_flat
-from tlv_jax.types import Layer, LayerPair, PyTree, Rule, Untouched
+from tlv_jax.types import Block, Layer, LayerPair, PyTree, Rule, Untouched
 
 __all__ = ["Standardize", "plan_transfer"]
 
-Standardize = Callable[[Sequence[Layer], Sequence[str]], tuple[Layer, ...]]
+Standardize = Callable[[Sequence[Layer], Sequence[str]], Sequence[Layer | Block]]
 KINDS = ("conv", "dense", "norm", "bias")
 HEADS = ("statistics", "keep")
 TRACED = "order of execution, traced"
@@ -44,8 +45,10 @@ def plan_transfer(
       src_layers: the source's layers as `trace_layers` returns them, for exact order. Without it
         they are found in the tree by name; `plan.source_order` says how they were ordered.
       dst_layers: the target's layers, likewise.
-      standardize: `(layers, kinds) -> layers` for the matcher.
-      match: `(source layers, target layers) -> pairs`.
+      standardize: `(layers, kinds) -> layers and blocks` for the matcher: `standardize_flat`,
+        `standardize_blocks`, or `standardize_graph` for traced layers.
+      match: `(source, target) -> pairs`: `match_by_index`, `match_by_score`,
+        `match_by_score_flat`, `match_bipartite`, `match_random`.
       rule: fits a kernel, `(key, source, target) -> kernel`; see `tlv_jax.rules`.
       head: `statistics` draws each target dense layer that has no source from the pooled mean and
         standard deviation of the source's dense layers, its bias zero; `keep` leaves it as it is.
@@ -69,7 +72,7 @@ def plan_transfer(
     source, target = standardize(source_all, kinds), standardize(target_all, kinds)
     pairs = match(source, target)
     if not pairs:
-        _raise_no_pairs(source_all, target, target_all, kinds)
+        _raise_no_pairs(source_all, flatten_blocks(target), target_all, kinds)
     bound = rules.bind(rule)
     _check_rule(bound, pairs)
 
@@ -85,7 +88,8 @@ def plan_transfer(
     replaced = [target for _, target in read]
     replaced += [path for layer in drawn for path in _drawn_leaves(layer)]
     replaced = list(dict.fromkeys(replaced))
-    reasons = _reasons(target_all, matched, kinds, head, {layer.kind for layer in source})
+    source_kinds = {layer.kind for layer in flatten_blocks(source)}
+    reasons = _reasons(target_all, matched, kinds, head, source_kinds)
     return TransferPlan(
         layer_pairs=tuple(pairs),
         rule=bound,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Hashable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from tlv_jax import kernels
@@ -22,7 +23,9 @@ from tlv_jax.errors import OptionError
 from tlv_jax.selection import SELECTIONS
 from tlv_jax.types import Array, Rule
 
-__all__ = ["BoundRule", "bind", "clip", "variance"]
+__all__ = ["RULES", "BoundRule", "bind", "clip", "full", "magnitude", "uniform", "variance"]
+
+RULES = ("clip", "full", "magnitude", "uniform", "variance")  # what a plan in JSON may name
 
 PADS = ("zero", "init")
 POOLS = ("avg", "max")
@@ -124,6 +127,97 @@ def clip(key: Array, source: Array, target: Array) -> Array:
     starts = tuple((n - m) // 2 for n, m in zip(source.shape, sizes, strict=True))
     centre = lax.dynamic_slice(source, starts, sizes).astype(target.dtype)
     before = tuple((n - m) // 2 for n, m in zip(target.shape, sizes, strict=True))
+    return lax.dynamic_update_slice(target, centre, before)
+
+
+def full(key: Array, source: Array, target: Array) -> Array:
+    """Fills the whole target from the source (DPIAT's "full").
+
+    Along every axis a larger source gives its middle entries, as with `clip`; a smaller one lies in
+    the middle, and each place around it repeats one of its entries, drawn at random. The published
+    code fails where the difference is 1; ours does not.
+
+    Args:
+      key: random key, consumed.
+      source: of the target's rank.
+      target: gives shape and dtype; none of its values is kept.
+    """
+    keys = jax.random.split(key, target.ndim)
+    for axis, (n, m) in enumerate(zip(source.shape, target.shape, strict=True)):
+        if n >= m:
+            chosen = (n - m) // 2 + jnp.arange(m)
+        else:
+            drawn = jax.random.randint(keys[axis], (m,), 0, n)
+            chosen = lax.dynamic_update_slice(drawn, jnp.arange(n), ((m - n) // 2,))
+        source = jnp.take(source, chosen, axis=axis)
+    return source.astype(target.dtype)
+
+
+def magnitude(
+    key: Array, source: Array, target: Array, *, keep: str = "max", constrained: bool = True
+) -> Array:
+    """Copies the channels with the largest weights (DPIAT's "magnitude").
+
+    Of too many output channels, and then input channels, those are kept whose absolute weights sum
+    to the most, in their own order, and stand first; too few stand first likewise, and the rest of
+    the target keeps its values. Spatial axes are clipped to their centres.
+
+    Args:
+      key: ignored.
+      source: `[*spatial, I, O]`.
+      target: `[*spatial', I', O']` of the same rank, the target's own initial kernel.
+      keep: `max`, or `min` for the smallest (published: `reverse_priority`).
+      constrained: rank inputs over the outputs already kept, not over all (published:
+        `input_constrained_by_output`).
+
+    Raises:
+      OptionError: for another value of `keep`.
+    """
+    del key
+    sign = -1 if _known("keep", keep, ("max", "min")) == "max" else 1
+    ranked = source
+    for axis in (-1, -2):
+        count = target.shape[axis]
+        if source.shape[axis] > count:
+            others = [a for a in range(source.ndim) if a != axis % source.ndim]
+            sums = jnp.abs(ranked.astype(jnp.float32)).sum(others)
+            kept = jnp.sort(jnp.argsort(sign * sums)[:count])
+            source = jnp.take(source, kept, axis=axis)
+            if constrained:
+                ranked = source
+    spatial = target.shape[:-2]
+    centre = tuple(map(min, source.shape[:-2], spatial))
+    starts = tuple((n - m) // 2 for n, m in zip(source.shape, centre, strict=False))
+    source = lax.dynamic_slice(source, (*starts, 0, 0), centre + source.shape[-2:])
+    before = tuple((m - n) // 2 for n, m in zip(centre, spatial, strict=True))
+    return lax.dynamic_update_slice(target, source.astype(target.dtype), (*before, 0, 0))
+
+
+def uniform(key: Array, source: Array, target: Array) -> Array:
+    """Takes evenly spaced channels of a larger source ("weight selection").
+
+    Along each of the two channel axes, n entries of N: those at `round(i * (N - 1) / (n - 1))`. Of
+    a smaller source all entries stand first, and the rest of the target keeps its values; spatial
+    axes are clipped to their centres.
+
+    "Initializing Models with Larger Ones" (ICLR 2024, arXiv 2311.18823), which selects along every
+    axis and asks that the source be larger. A kernel is seen through a window: evenly spaced pixels
+    of it would not be one, so ours clips.
+
+    Args:
+      key: ignored.
+      source: of the target's rank, `[*spatial, I, O]` for a kernel, `[C]` for a vector.
+      target: the target's own initial value.
+    """
+    for axis in range(max(target.ndim - 2, 0), target.ndim):
+        n, m = source.shape[axis], target.shape[axis]
+        if n > m:
+            source = jnp.take(source, np.linspace(0, n - 1, m).round().astype(int), axis=axis)
+    spatial = range(max(target.ndim - 2, 0))
+    sizes = tuple(map(min, source.shape, target.shape))
+    starts = [(source.shape[a] - sizes[a]) // 2 if a in spatial else 0 for a in range(target.ndim)]
+    before = [(target.shape[a] - sizes[a]) // 2 if a in spatial else 0 for a in range(target.ndim)]
+    centre = lax.dynamic_slice(source, starts, sizes).astype(target.dtype)
     return lax.dynamic_update_slice(target, centre, before)
 
 

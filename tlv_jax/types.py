@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jax
 
-__all__ = ["Array", "Kind", "Layer", "LayerPair", "PyTree", "Rule", "Untouched"]
+__all__ = ["Array", "Block", "Kind", "Layer", "LayerPair", "PyTree", "Rule", "Untouched"]
 
 Array = jax.Array
 PyTree = Any
@@ -53,6 +53,10 @@ class Layer:
     strides: tuple[int, ...] = ()
     inputs: tuple[str, ...] = ()
     calls: int = 1
+
+
+Block = tuple["Layer | Block", ...]
+"""Layers that belong together, in order of execution."""
 
 
 @dataclasses.dataclass(frozen=True)

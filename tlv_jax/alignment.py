@@ -1,0 +1,133 @@
+"""Align two nested sequences by dynamic programming (DPIAT, arXiv 2212.13970).
+
+On numbers alone: `scores [m, n]` says how well each source layer fits each target layer.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tlv_jax.types import Block, Layer
+
+__all__ = ["align", "align_blocks"]
+
+
+def align_blocks(
+    source: Sequence[Layer | Block], target: Sequence[Layer | Block], scores: np.ndarray
+) -> tuple[float, list[tuple[int, int]]]:
+    """Aligns blocks with blocks by the score of their own best alignment, layers with layers.
+
+    Args:
+      source: layers and blocks in order.
+      target: likewise.
+      scores: of the flattened layers, `[m, n]`.
+
+    Returns:
+      The score of the best alignment, and its pairs of positions among the flattened layers, in
+      the target's order.
+    """
+    return _Aligner(scores).run(_numbered(source), _numbered(target))
+
+
+def align(scores: np.ndarray) -> tuple[float, list[int | None]]:
+    """Gives each of n targets one of m sources, or none, without crossings.
+
+    A run of k targets that share a source counts for the sum of their scores over sqrt(k). Ties go
+    as in the published code: to skipping, then to the shortest run.
+
+    Args:
+      scores: `[m, n]`, none negative.
+
+    Returns:
+      The best sum, and the source of each target.
+    """
+    sources, targets = scores.shape
+    best = np.zeros((targets + 1, sources + 1))
+    start = np.zeros((targets + 1, sources + 1), int)
+    run, end = np.indices((targets, targets))  # a run of run + 1 targets, the last one being `end`
+    first = np.maximum(end - run, 0)
+    inside = run <= end
+    discount = np.sqrt(np.arange(1, targets + 1))[:, None]
+    for j in range(1, sources + 1):
+        summed = np.cumsum(np.where(inside, scores[j - 1][first], 0.0), axis=0)
+        values = np.where(inside, summed / discount + best[first, j - 1], -np.inf)
+        longest = values.argmax(0)
+        for i in range(1, targets + 1):
+            above, left = best[i - 1, j], best[i, j - 1]
+            # start[i, j]: where the run that ends at i begins; i for none, -1 where i stays alone.
+            best[i, j], start[i, j] = (above, -1) if above > left else (left, i)
+            value = values[longest[i - 1], i - 1]
+            if value > best[i, j]:
+                best[i, j], start[i, j] = value, i - 1 - longest[i - 1]
+    chosen: list[int | None] = [None] * targets
+    i, j = targets, sources
+    while i > 0 and j > 0:
+        if start[i, j] == -1:
+            i -= 1
+            continue
+        for position in range(start[i, j], i):
+            if scores[j - 1, position] > 0:
+                chosen[position] = j - 1
+        i, j = start[i, j], j - 1
+    return float(best[targets, sources]), chosen
+
+
+class _Part(NamedTuple):
+    """A layer, by its number among the flattened ones, or a block of parts."""
+
+    number: int
+    parts: "tuple[_Part, ...] | None"
+    numbers: tuple[int, ...]
+
+
+def _numbered(blocks: Sequence[Layer | Block], first: int = 0) -> tuple[_Part, ...]:
+    parts = []
+    for block in blocks:
+        if isinstance(block, Layer):
+            parts.append(_Part(first, None, (first,)))
+        else:
+            inner = _numbered(block, first)
+            numbers = tuple(number for part in inner for number in part.numbers)
+            parts.append(_Part(first, inner, numbers))
+        first += len(parts[-1].numbers)
+    return tuple(parts)
+
+
+class _Aligner:
+    """Remembers blocks that were aligned before: networks repeat theirs."""
+
+    def __init__(self, scores: np.ndarray) -> None:
+        self.scores = scores
+        self.known: dict[object, float] = {}
+
+    def run(
+        self, source: tuple[_Part, ...], target: tuple[_Part, ...]
+    ) -> tuple[float, list[tuple[int, int]]]:
+        scores = np.array([[self.score(s, t) for t in target] for s in source])
+        best, chosen = align(scores.reshape(len(source), len(target)))
+        pairs = []
+        for part, position in zip(target, chosen, strict=True):
+            if position is None:
+                continue
+            other = source[position]
+            if part.parts is None or other.parts is None:
+                pairs.append((other.number, part.number))
+            else:
+                pairs += self.run(other.parts, part.parts)[1]
+        return best, pairs
+
+    def score(self, source: _Part, target: _Part) -> float:
+        if source.parts is None and target.parts is None:
+            return self.scores[source.number, target.number]
+        if source.parts is None or target.parts is None:
+            return 0.0
+        block = self.scores[np.ix_(source.numbers, target.numbers)]
+        key = (_outline(source), _outline(target), block.tobytes())
+        if key not in self.known:
+            self.known[key] = self.run(source.parts, target.parts)[0]
+        return self.known[key]
+
+
+def _outline(part: _Part) -> object:
+    return None if part.parts is None else tuple(map(_outline, part.parts))

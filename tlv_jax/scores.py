@@ -1,0 +1,77 @@
+"""How well layers fit each other, from shapes and places alone.
+
+A score is a function `(source layers, target layers) -> [m, n]` in float64, each entry in [0, 1];
+0 says that the two must not be matched.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tlv_jax.types import Layer
+
+__all__ = ["Score", "position_scores", "shape_scores"]
+
+Score = Callable[[Sequence[Layer], Sequence[Layer]], np.ndarray]
+
+
+def shape_scores(source: Sequence[Layer], target: Sequence[Layer]) -> np.ndarray:
+    """Scores by shape (DPIAT's `ShapeScore`): the product of each axis' smaller over larger size.
+
+    Layers of different kinds or ranks score 0.
+
+    Args:
+      source: m layers.
+      target: n layers.
+
+    Returns:
+      `[m, n]`.
+    """
+    scores = np.zeros((len(source), len(target)))
+    for kind, rank in {(layer.kind, len(layer.shape)) for layer in source}:
+        rows, columns = (
+            [i for i, layer in enumerate(side) if (layer.kind, len(layer.shape)) == (kind, rank)]
+            for side in (source, target)
+        )
+        if not columns:
+            continue
+        sizes, others = (
+            np.array([side[i].shape for i in chosen], float)
+            for side, chosen in ((source, rows), (target, columns))
+        )
+        product = np.ones((len(rows), len(columns)))
+        # In torch's order of the axes, so that rounding ties as it does in the published code.
+        for axis in [-1, -2, *range(rank - 2)] if rank > 1 else [0]:
+            ratio = sizes[:, None, axis] / others[None, :, axis]
+            product *= np.minimum(ratio, 1 / ratio)
+        scores[np.ix_(rows, columns)] = product
+    return scores
+
+
+def position_scores(source: Sequence[Layer], target: Sequence[Layer]) -> np.ndarray:
+    """The shape score times `1 - d**2`, with d the distance between two places in [0, 1].
+
+    A layer's place is its depth in the graph of its network, where the layers come from
+    `trace_layers`; otherwise its place in the order.
+
+    Args:
+      source: m layers.
+      target: n layers.
+
+    Returns:
+      `[m, n]`.
+    """
+    distance = _places(source)[:, None] - _places(target)[None, :]
+    return shape_scores(source, target) * (1 - distance**2)
+
+
+def _places(layers: Sequence[Layer]) -> np.ndarray:
+    """Where each layer stands, from 0 at the first to 1 at the last."""
+    depths: dict[str, int] = {}
+    for number, layer in enumerate(layers):
+        before = [depths[path] for path in layer.inputs if path in depths]
+        depths[layer.path] = max(before) + 1 if before else (0 if layer.inputs else number)
+    if not any(layer.inputs for layer in layers):
+        depths = {layer.path: number for number, layer in enumerate(layers)}
+    places = np.array([depths[layer.path] for layer in layers], float)
+    return places / max(places.max(initial=0.0), 1.0)
