@@ -23,7 +23,7 @@ KINDS = {"Conv2d": "conv", "Linear": "dense", "BatchNorm2d": "norm"}
 def recorded_layer(model, name):
     if name not in RECORDED["shapes"][model]:
         # An activation or a pool: of a kind of its own, so that it fits nothing.
-        return Layer(name, name, "", (1,), (0,))
+        return Layer(name, f"{model}/{name}", "", (1,), (0,))
     kind, shape = RECORDED["shapes"][model][name]
     order = (*range(2, len(shape)), 1, 0) if len(shape) > 1 else (0,)
     return Layer(name, KINDS[kind], name, tuple(shape[axis] for axis in order), order)
@@ -44,7 +44,7 @@ def test_dynamic_programming_agrees_with_the_recorded_answers(case):
     assert [[pair.source.path, pair.target.path] for pair in pairs] == case["pairs"]
     flat_source, flat_target = flatten_blocks(source), flatten_blocks(target)
     best, _ = alignment.align_blocks(source, target, tlv_jax.shape_scores(flat_source, flat_target))
-    own, _ = alignment.align_blocks(target, target, tlv_jax.shape_scores(flat_target, flat_target))
+    own = len(RECORDED["shapes"][case["dst"]])
     assert best / own == pytest.approx(case["sim"], rel=1e-9)
 
 
@@ -78,9 +78,6 @@ def traced_layers(name):
     variables = trees.shapes(name)
     model = models.create(name, num_classes=10)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
-
-    def apply(params, images):
-        return model.apply({**variables, "params": params}, images)
 
     rest = {key: value for key, value in variables.items() if key != "params"}
     return tlv_jax.trace_layers(

@@ -54,9 +54,9 @@ def standardize_blocks(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[L
 def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer | Block, ...]:
     """Gathers layers into blocks between the joins of the network's graph.
 
-    A layer belongs to the block before it if all that it reads comes from that block, or if it
-    reads what the block's entry reads, as a parallel branch does. Any other layer, such as the
-    first behind a residual add or a concatenation of blocks, begins a new block.
+    A layer belongs to the block before it if it reads one layer of that block, or what the block's
+    entry reads, as a parallel branch does. Any other layer, such as the first behind a residual add
+    or a concatenation, begins a new block.
 
     The published code cuts torch's traced graph at its articulation points; ours needs no torch
     and keeps branches together.
@@ -82,7 +82,8 @@ def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[La
     entries: list[frozenset[str]] = []
     for layer in layers:
         inputs = frozenset(layer.inputs)
-        if not blocks or not ((inputs and inputs <= members) or inputs in entries):
+        follows = len(inputs) == 1 and inputs <= members
+        if not blocks or not (follows or inputs in entries):
             blocks.append([])
             members, entries = set(), [inputs]
         blocks[-1].append(layer)

@@ -221,8 +221,11 @@ class _Tracer:
             layer = self.owner.get(path)
             if layer is None or layer.kind != "norm":
                 continue
-            if layer.path not in self.layers:
-                self.layers[layer.path] = dataclasses.replace(layer, inputs=feeds)
+            # Met before where its statistics, not its input, are the first operand.
+            known = self.layers.get(layer.path, layer)
+            inputs = dict.fromkeys((*known.inputs, *feeds))
+            inputs.pop(layer.path, None)
+            self.layers[layer.path] = dataclasses.replace(known, inputs=tuple(inputs))
             feeds = (layer.path,)
         return _Value(active=True, feeds=self._nearest(feeds))
 
