@@ -7,6 +7,7 @@ Decisions on the published code's quirks, where the oracle follows the library a
 - Two-tailed choice of an odd count takes its extra channel from the upper end when it keeps, and
   drops the last source channel when it places (as recorded).
 - An axis that grows by an odd number has its extra row at the end.
+- The inputs of a kernel of one pixel are ranked by their variance over the filters.
 - Growing outputs while shrinking inputs places into the target's own kernel.
 """
 
@@ -59,15 +60,19 @@ def variance_rule(source, target, keep, remove, pool="avg"):
     elif source.shape[-1] < outputs:
         count = placed(source.shape[-1], remove)
         places = choose([target[..., o].var() for o in range(outputs)], count, remove)
+    under = target[..., places]
+    pointwise = int(np.prod(spatial)) == 1
     for o, place in enumerate(places):
         filter_ = source[..., o]
         if filter_.shape[-1] > inputs:
-            variance = [filter_[..., i].var() for i in range(filter_.shape[-1])]
+            pixels = source if pointwise else filter_
+            variance = [np.take(pixels, i, len(spatial)).var() for i in range(filter_.shape[-1])]
             filter_ = filter_[..., choose(variance, inputs, keep)]
         slots = list(range(inputs))
         if filter_.shape[-1] < inputs:
             count = placed(filter_.shape[-1], remove)
-            variance = [target[..., i, place].var() for i in range(inputs)]
+            pixels = under if pointwise else target[..., place]
+            variance = [np.take(pixels, i, len(spatial)).var() for i in range(inputs)]
             slots = choose(variance, count, remove)
         for i, slot in enumerate(slots):
             result[..., slot, place] = filter_[..., i]

@@ -147,3 +147,17 @@ def test_layers_traced_from_another_tree_are_refused():
     layer = tlv_jax.Layer("gone", "conv", "gone/kernel", (1, 1, 3, 3), (0, 1, 2, 3))
     with pytest.raises(tlv_jax.PlanMismatchError, match="gone/kernel"):
         tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree(), src_layers=(layer,))
+
+
+@pytest.mark.parametrize("name", tlv_jax.presets.__all__)
+@pytest.mark.parametrize(("source", "target"), [("vgg16", "resnet18"), ("resnet50", "resnet18")])
+def test_presets_are_settings_of_a_plan(name, source, target):
+    trees_of = [trees.shapes(side)["params"] for side in (source, target)]
+    plan = tlv_jax.plan_transfer(*trees_of, **getattr(tlv_jax.presets, name)())
+    assert plan.layer_pairs
+    assert tlv_jax.TransferPlan.from_json(plan.to_json()) == plan
+
+
+def test_the_first_default_is_tlvfc(plan):
+    trees_of = [trees.shapes(side)["params"] for side in ("vgg16", "resnet18")]
+    assert tlv_jax.plan_transfer(*trees_of, **tlv_jax.presets.tlvfc()) == plan

@@ -11,6 +11,9 @@ from skimage import data
 import importers
 import tlv_jax
 
+# Of the pair on the first screen; a reader sees it as well.
+pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = [

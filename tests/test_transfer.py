@@ -17,6 +17,9 @@ import tlv_jax
 from tlv_jax import rules
 from tlv_jax.kernels import shuffle_channels
 
+# The trees here are tiny and unlike.
+pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
+
 ALL = ("conv", "dense", "norm", "bias")
 exact = functools.partial(rules.variance, keep="max", remove="min", shuffle=False)
 
@@ -268,3 +271,56 @@ def no_compilation():
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert not compiled
+
+
+@pytest.mark.parametrize("rescale", ["he", "source"])
+def test_kernels_are_brought_to_a_standard_deviation(key, rescale):
+    source, target = trees.source_tree(), trees.target_tree()
+    plan = tlv_jax.plan_transfer(source, target, rescale=rescale, kinds=("conv", "dense"))
+    assert f"rescaled: {rescale}" in str(plan)
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    for source_path, path in plan.pairs:
+        kernel = new[path]["kernel"]
+        fan_in = np.prod(kernel.shape[:-1])
+        wanted = np.sqrt(2 / fan_in) if rescale == "he" else source[source_path]["kernel"].std()
+        assert kernel.std() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_kernels_without_spread_are_not_rescaled(key):
+    source = {"conv": {"kernel": np.zeros((1, 1, 2, 2), np.float32)}}
+    plan = tlv_jax.plan_transfer(source, source, rule=rules.clip, rescale="he")
+    assert not tlv_jax.apply_transfer(plan, key, source, source)["conv"]["kernel"].any()
+
+
+def test_of_several_sources_each_layer_takes_the_best(key):
+    target = trees.target_tree()
+    alike = jax.tree.map(lambda leaf: leaf + 1, target)
+    sources = [trees.source_tree(), alike]
+    plan = tlv_jax.plan_transfer(sources, target, rule=rules.clip, kinds=ALL)
+    chosen = dict(map(reversed, plan.pairs))
+    assert chosen["conv1"] == "1/conv1"
+    assert chosen["bn1"] == "1/bn1"
+    assert chosen["conv2"] == "1/conv2"
+    assert tlv_jax.plan_transfer([alike, alike], target).pairs[0] == ("0/conv1", "conv1")
+    new = tlv_jax.apply_transfer(plan, key, sources, target)
+    np.testing.assert_array_equal(new["conv1"]["kernel"], alike["conv1"]["kernel"])
+    np.testing.assert_array_equal(new["bn1"]["bias"], alike["bn1"]["bias"])
+    chex.assert_trees_all_equal_shapes_and_dtypes(tlv_jax.transfer(sources, target), target)
+
+
+def test_of_several_sources_the_layers_may_be_given():
+    target = trees.target_tree()
+    layers = tlv_jax.standardization.find_layers(target, name="t")[0]
+    plan = tlv_jax.plan_transfer([trees.source_tree(), target], target, src_layers=[None, layers])
+    assert plan.pairs[0] == ("1/conv1", "conv1")
+    with pytest.raises(tlv_jax.OptionError, match="each of the 2 sources"):
+        tlv_jax.plan_transfer([target, target], target, src_layers=[layers])
+
+
+@pytest.mark.filterwarnings("error")
+def test_unlike_networks_are_warned_of():
+    source, target = trees.source_tree(), trees.target_tree()
+    with pytest.warns(tlv_jax.SimilarityWarning, match="similarity 0.35"):
+        tlv_jax.transfer(source, target)
+    tlv_jax.transfer(target, target)
+    tlv_jax.transfer(source, target, plan=tlv_jax.plan_transfer(source, target))

@@ -34,10 +34,16 @@ def chosen_outputs(key: Array, kernel: Array, count: int, *, select: Select) -> 
 def chosen_inputs(key: Array, kernel: Array, count: int, *, select: Select) -> Array:
     """Chooses inputs of each filter by their pixels' variance. `[*spatial, I, O] -> [count, O]`.
 
-    A 1x1 kernel has one pixel an input, and so no variance: the choice is then a tie, which goes by
-    position.
+    A kernel of one pixel has one weight for an input and a filter, and so no variance: its inputs
+    are ranked by the variance of their weights over all filters, the same for each. In the
+    published code this is a tie.
     """
-    variance = jnp.var(kernel.astype(jnp.float32), axis=range(kernel.ndim - 2))
+    wide = kernel.astype(jnp.float32)
+    if math.prod(kernel.shape[:-2]) == 1:
+        variance = jnp.var(wide, axis=(*range(kernel.ndim - 2), kernel.ndim - 1))
+        chosen = select(key, variance, count)
+        return jnp.broadcast_to(chosen[:, None], (count, kernel.shape[-1]))
+    variance = jnp.var(wide, axis=range(kernel.ndim - 2))
     return select(key, variance.T, count).T
 
 

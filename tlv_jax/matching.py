@@ -64,7 +64,7 @@ def match_by_score(
     then their parts likewise. No two pairs cross. One source may serve k targets in a row, whose
     scores are then summed and divided by sqrt(k): more for it, but less for each.
 
-    "Breaking the Architecture Barrier" (arXiv 2212.13970), section 3.2.
+    "Breaking the Architecture Barrier" (arXiv 2212.13970).
 
     Args:
       source: layers and blocks in execution order.

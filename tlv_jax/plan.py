@@ -12,7 +12,7 @@ from tlv_jax.types import Layer, LayerPair, Rule, Untouched
 
 __all__ = ["TransferPlan", "untouched_table"]
 
-FORMAT = "tlv_jax.TransferPlan/1"
+FORMAT = "tlv_jax.TransferPlan/2"
 SHOWN = 3  # leaves listed for one reason before the rest is only counted
 
 
@@ -26,6 +26,8 @@ class TransferPlan:
     Attributes:
       layer_pairs: the matched layers, in the target's order.
       rule: fits one kernel into another's shape; its settings are bound by `BoundRule`.
+      rescale: to what standard deviation each fitted kernel is brought: `none` (as it comes), `he`
+        or `source`.
       biases: whether the biases of matched layers are fitted too.
       drawn: target dense layers that are drawn from the source's pooled statistics.
       drawn_from: the source dense layers that are pooled for it.
@@ -38,6 +40,7 @@ class TransferPlan:
 
     layer_pairs: tuple[LayerPair, ...]
     rule: Rule
+    rescale: str
     biases: bool
     drawn: tuple[Layer, ...]
     drawn_from: tuple[Layer, ...]
@@ -93,7 +96,8 @@ def _plan_table(plan: TransferPlan) -> str:
         (
             table,
             "",
-            f"rule: {plan.rule}",
+            f"rule: {plan.rule}"
+            + ("" if plan.rescale == "none" else f", rescaled: {plan.rescale}"),
             f"source: {plan.source_order}",
             f"target: {plan.target_order}",
             untouched_table(plan.untouched),
@@ -154,6 +158,7 @@ def _plan_from_json(text: str) -> TransferPlan:
                 for pair in record["layer_pairs"]
             ),
             rule=rules.BoundRule(function, tuple(sorted(rule["settings"].items()))),
+            rescale=record["rescale"],
             biases=record["biases"],
             drawn=tuple(map(_layer, record["drawn"])),
             drawn_from=tuple(map(_layer, record["drawn_from"])),

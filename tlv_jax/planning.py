@@ -1,5 +1,6 @@
 """Decide who gives what to whom, from shapes alone."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from tlv_jax.errors import NoSourceLayerError, OptionError, ParameterTreeError, 
 from tlv_jax.matching import Match, match_by_index
 from tlv_jax.paths import array_leaves
 from tlv_jax.plan import TransferPlan
+from tlv_jax.scores import shape_scores
 from tlv_jax.standardization import find_layers, standardize_flat
 from tlv_jax.types import Block, Layer, LayerPair, PyTree, Rule, Untouched
 
@@ -19,6 +21,7 @@ __all__ = ["Standardize", "plan_transfer"]
 Standardize = Callable[[Sequence[Layer], Sequence[str]], Sequence[Layer | Block]]
 KINDS = ("conv", "dense", "norm", "bias")
 HEADS = ("statistics", "keep")
+RESCALES = ("none", "he", "source")
 TRACED = "order of execution, traced"
 
 
@@ -32,6 +35,7 @@ def plan_transfer(
     match: Match = match_by_index,
     rule: Rule = rules.variance,
     head: Literal["statistics", "keep"] = "statistics",
+    rescale: Literal["none", "he", "source"] = "none",
     kinds: Sequence[str] = ("conv",),
 ) -> TransferPlan:
     """Plans a transfer from the shapes of two parameter trees. Nothing is allocated on a device.
@@ -40,10 +44,13 @@ def plan_transfer(
     rule with interleaved choice and shuffle, heads from statistics.
 
     Args:
-      src_params: pretrained parameters, any pytree of arrays or `jax.ShapeDtypeStruct`s.
+      src_params: pretrained parameters, any pytree of arrays or `jax.ShapeDtypeStruct`s. A list of
+        such trees is a mixture of several sources: each is matched by itself, and each target layer
+        takes the one whose layer fits its shape best, the earlier of equals.
       dst_params: the target's own initial parameters, likewise.
       src_layers: the source's layers as `trace_layers` returns them, for exact order. Without it
-        they are found in the tree by name; `plan.source_order` says how they were ordered.
+        they are found in the tree by name; `plan.source_order` says how they were ordered. Of a
+        mixture a list of them, with None for trees whose layers are to be found.
       dst_layers: the target's layers, likewise.
       standardize: `(layers, kinds) -> layers and blocks` for the matcher: `standardize_flat`,
         `standardize_blocks`, or `standardize_graph` for traced layers.
@@ -52,6 +59,8 @@ def plan_transfer(
       rule: fits a kernel, `(key, source, target) -> kernel`; see `tlv_jax.rules`.
       head: `statistics` draws each target dense layer that has no source from the pooled mean and
         standard deviation of the source's dense layers, its bias zero; `keep` leaves it as it is.
+      rescale: `none` leaves each fitted kernel as it comes; `he` brings its standard deviation to
+        sqrt(2 / fan-in) of its new shape; `source` to that of the source kernel.
       kinds: what is carried over, of `conv`, `dense`, `norm` and `bias`. Vectors (biases; scale,
         bias and running statistics of norms) are fitted by `tlv_jax.rules.clip`, as in DPIAT;
         `bias` means those of matched convs and dense layers.
@@ -64,13 +73,16 @@ def plan_transfer(
       NoSourceLayerError: if the source has no layer of any kind that the target asks for.
       OptionError: for an unknown kind or head, or a rule that does not return the target's shape.
     """
-    _check_options(head, kinds)
+    _check_options(head, rescale, kinds)
     source_leaves = array_leaves(src_params, name="src_params")
     target_leaves = array_leaves(dst_params, name="dst_params")
-    source_all, source_order = _layers(src_layers, src_params, source_leaves, "src_params")
     target_all, target_order = _layers(dst_layers, dst_params, target_leaves, "dst_params")
-    source, target = standardize(source_all, kinds), standardize(target_all, kinds)
-    pairs = match(source, target)
+    target = standardize(target_all, kinds)
+    sources = _sources(src_params, src_layers)
+    source_all = tuple(layer for layers, _ in sources for layer in layers)
+    source_order = "; ".join(dict.fromkeys(order for _, order in sources))
+    source = [flatten_blocks(standardize(layers, kinds)) for layers, _ in sources]
+    pairs = _best_pairs([match(standardize(layers, kinds), target) for layers, _ in sources])
     if not pairs:
         _raise_no_pairs(source_all, flatten_blocks(target), target_all, kinds)
     bound = rules.bind(rule)
@@ -88,11 +100,12 @@ def plan_transfer(
     replaced = [target for _, target in read]
     replaced += [path for layer in drawn for path in _drawn_leaves(layer)]
     replaced = list(dict.fromkeys(replaced))
-    source_kinds = {layer.kind for layer in flatten_blocks(source)}
+    source_kinds = {layer.kind for layers in source for layer in layers}
     reasons = _reasons(target_all, matched, kinds, head, source_kinds)
     return TransferPlan(
         layer_pairs=tuple(pairs),
         rule=bound,
+        rescale=rescale,
         biases=biases,
         drawn=drawn,
         drawn_from=drawn_from if drawn else (),
@@ -128,14 +141,60 @@ def _drawn_leaves(layer: Layer) -> list[str]:
     return [layer.weight, *(path for name, path in layer.vectors if name == "bias")]
 
 
-def _check_options(head: str, kinds: Sequence[str]) -> None:
-    if head not in HEADS:
-        raise OptionError(f"head={head!r} is not known; expected one of {', '.join(HEADS)}.")
+def _check_options(head: str, rescale: str, kinds: Sequence[str]) -> None:
+    for option, value, allowed in (("head", head, HEADS), ("rescale", rescale, RESCALES)):
+        if value not in allowed:
+            raise OptionError(
+                f"{option}={value!r} is not known; expected one of {', '.join(allowed)}."
+            )
     if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
         raise OptionError(
             f"kinds={kinds!r}: expected a sequence of some of {', '.join(KINDS)}, "
             "for example ('conv', 'norm')."
         )
+
+
+def _sources(src_params: PyTree, src_layers: Any) -> list[tuple[tuple[Layer, ...], str]]:
+    """The layers of each source, and how their order was found."""
+    if not isinstance(src_params, list):
+        leaves = array_leaves(src_params, name="src_params")
+        return [_layers(src_layers, src_params, leaves, "src_params")]
+    traced = [None] * len(src_params) if src_layers is None else src_layers
+    if len(traced) != len(src_params):
+        raise OptionError(
+            f"src_layers: expected one entry for each of the {len(src_params)} sources, got "
+            f"{len(traced)}."
+        )
+    sources = []
+    for number, (tree, layers) in enumerate(zip(src_params, traced, strict=True)):
+        name = f"src_params[{number}]"
+        found, order = _layers(layers, tree, array_leaves(tree, name=name), name)
+        sources.append((tuple(_within(layer, f"{number}/") for layer in found), order))
+    return sources
+
+
+def _within(layer: Layer, prefix: str) -> Layer:
+    """The layer as it stands in a tree that holds its own tree."""
+    return dataclasses.replace(
+        layer,
+        path=prefix + layer.path,
+        weight=prefix + layer.weight,
+        vectors=tuple((name, prefix + path) for name, path in layer.vectors),
+        inputs=tuple(prefix + path for path in layer.inputs),
+    )
+
+
+def _best_pairs(candidates: Sequence[Sequence[LayerPair]]) -> tuple[LayerPair, ...]:
+    """Of several sources' pairs those that fit each target layer's shape best."""
+    if len(candidates) == 1:
+        return tuple(candidates[0])
+    best: dict[str, tuple[float, LayerPair]] = {}
+    for pairs in candidates:
+        for pair in pairs:
+            score = float(shape_scores([pair.source], [pair.target])[0, 0])
+            if pair.target.path not in best or score > best[pair.target.path][0]:
+                best[pair.target.path] = score, pair
+    return tuple(pair for _, pair in best.values())
 
 
 def _layers(

@@ -154,7 +154,7 @@ def full(key: Array, source: Array, target: Array) -> Array:
 
 
 def magnitude(
-    key: Array, source: Array, target: Array, *, keep: str = "max", constrained: bool = True
+    key: Array, source: Array, target: Array, *, keep: str = "max", constrained: bool = False
 ) -> Array:
     """Copies the channels with the largest weights (DPIAT's "magnitude").
 
@@ -167,8 +167,8 @@ def magnitude(
       source: `[*spatial, I, O]`.
       target: `[*spatial', I', O']` of the same rank, the target's own initial kernel.
       keep: `max`, or `min` for the smallest (published: `reverse_priority`).
-      constrained: rank inputs over the outputs already kept, not over all (published:
-        `input_constrained_by_output`).
+      constrained: rank inputs over the outputs already kept, not over all. The published option of
+        this meaning, `input_constrained_by_output`, has no effect there, whatever its value.
 
     Raises:
       OptionError: for another value of `keep`.

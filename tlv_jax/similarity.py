@@ -27,7 +27,7 @@ def similarity(
 ) -> float:
     """The score of the best alignment of two networks over that of the target with itself.
 
-    DPIAT's `sim` (arXiv 2212.13970, section 3.4): blocks aligned by dynamic programming with the
+    DPIAT's `sim` (arXiv 2212.13970): blocks aligned by dynamic programming with the
     shape score. In [0, 1]; 1 for two networks of the same shapes. Not symmetric: it asks how much
     of the target the source can fill. Plain Python on shapes.
 

@@ -1,6 +1,8 @@
 """Carry out a plan on arrays."""
 
 import functools
+import math
+import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,11 +18,13 @@ from tlv_jax.errors import NonFiniteSourceError, PlanMismatchError
 from tlv_jax.paths import array_leaves, is_array, leaf_path
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors, plan_transfer
+from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.types import Array, Layer, LayerPair, PyTree
 
 __all__ = ["apply_transfer", "stored_kernel", "transfer"]
 
 Leaves = dict[str, Any]
+ALIKE = 0.5  # similarity below which published transfers mostly hurt
 
 
 def transfer(
@@ -37,7 +41,8 @@ def transfer(
 
     Args:
       src_params: pretrained parameters, any pytree of arrays; a kernel is `[*spatial, I, O]`, or
-        `[O, I, *spatial]` if its leaf is named `weight`.
+        `[O, I, *spatial]` if its leaf is named `weight`. A list of such trees is a mixture of
+        several sources, of which each target layer takes the one that fits it best.
       dst_params: the target's own initial parameters, likewise. Not written to.
       key: random key; `jax.random.key(0)` if None.
       plan: who gives what to whom; `plan_transfer(src_params, dst_params)` if None.
@@ -48,12 +53,29 @@ def transfer(
 
     Raises:
       TLVError: as `plan_transfer` and `apply_transfer`.
+
+    Warns:
+      SimilarityWarning: without a plan, where `similarity` is below 0.5.
     """
     if plan is None:
         plan = plan_transfer(src_params, dst_params)
+        _warn_if_unlike(src_params, dst_params)
     if key is None:
         key = jax.random.key(0)
     return apply_transfer(plan, key, src_params, dst_params)
+
+
+def _warn_if_unlike(src_params: PyTree, dst_params: PyTree) -> None:
+    sources = src_params if isinstance(src_params, list) else [src_params]
+    value = max(similarity(source, dst_params) for source in sources)
+    if value < ALIKE:
+        warnings.warn(
+            f"The two networks are unlike: similarity {value:.2f}, below {ALIKE}. Published "
+            "transfers of such pairs mostly hurt; train a twin that starts from noise beside it. "
+            "A plan of your own is carried out without this warning.",
+            SimilarityWarning,
+            stacklevel=3,
+        )
 
 
 def apply_transfer(
@@ -106,7 +128,8 @@ def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) 
         keys = jnp.stack([layer_keys[pair.target.path] for pair in pairs])
         sources = jnp.stack([stored_kernel(pair.source, source) for pair in pairs])
         targets = jnp.stack([stored_kernel(pair.target, target) for pair in pairs])
-        rule = rules.clip if pairs[0].target.kind == "norm" else plan.rule
+        norms = pairs[0].target.kind == "norm"
+        rule = rules.clip if norms else functools.partial(_fit, plan)
         for pair, kernel in zip(pairs, jax.vmap(rule)(keys, sources, targets), strict=True):
             _store(pair.target, kernel, fitted)
     for pair in plan.layer_pairs:
@@ -125,6 +148,20 @@ def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) 
                 if name == "bias":
                     fitted[path] = jnp.zeros_like(target[path])
     return fitted
+
+
+def _fit(plan: TransferPlan, key: Array, source: Array, target: Array) -> Array:
+    """One kernel by the plan's rule, at the scale that the plan asks for."""
+    fitted = plan.rule(key, source, target)
+    if plan.rescale == "none":
+        return fitted
+    wanted = math.sqrt(2 / math.prod(target.shape[:-1]))
+    if plan.rescale == "source":
+        wanted = jnp.std(source.astype(jnp.float32))
+    spread = jnp.std(fitted.astype(jnp.float32))
+    # A kernel of equal weights has no spread that could be changed.
+    factor = jnp.where(spread > 0, wanted / jnp.where(spread > 0, spread, 1.0), 1.0)
+    return (fitted * factor).astype(fitted.dtype)
 
 
 def _batches(plan: TransferPlan) -> list[list[LayerPair]]:
