@@ -7,6 +7,8 @@ The core: pure functions over parameter pytrees, on jax and numpy alone.
 
 from tlv_jax import presets, rules
 from tlv_jax.blocks import standardize_blocks, standardize_graph
+from tlv_jax.channels import ChannelGraph, LayerLabels, trace_channels
+from tlv_jax.consistency import ConsistentChannels
 from tlv_jax.crossover import crossover
 from tlv_jax.errors import (
     NonFiniteSourceError,
@@ -34,7 +36,10 @@ from tlv_jax.transfer import apply_transfer, transfer
 from tlv_jax.types import Layer, LayerPair, Untouched
 
 __all__ = [
+    "ChannelGraph",
+    "ConsistentChannels",
     "Layer",
+    "LayerLabels",
     "LayerPair",
     "LayerReport",
     "NoSourceLayerError",
@@ -64,6 +69,7 @@ __all__ = [
     "standardize_blocks",
     "standardize_flat",
     "standardize_graph",
+    "trace_channels",
     "trace_layers",
     "transfer",
 ]

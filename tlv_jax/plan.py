@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from tlv_jax import rules
+from tlv_jax.consistency import Axis, ChannelPlan, LayerChannels, Space, Table
 from tlv_jax.errors import OptionError
 from tlv_jax.tables import format_table
 from tlv_jax.types import Layer, LayerPair, Rule, Untouched
@@ -36,6 +37,8 @@ class TransferPlan:
       target_leaves: `(path, shape)` of each target leaf that the plan replaces.
       source_order: how the order of the source's layers was found.
       target_order: how the order of the target's layers was found.
+      channels: how channels are chosen for all layers together; None if each kernel is fitted by
+        itself.
     """
 
     layer_pairs: tuple[LayerPair, ...]
@@ -49,6 +52,7 @@ class TransferPlan:
     target_leaves: tuple[tuple[str, tuple[int, ...]], ...]
     source_order: str
     target_order: str
+    channels: ChannelPlan | None = None
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -98,11 +102,19 @@ def _plan_table(plan: TransferPlan) -> str:
             "",
             f"rule: {plan.rule}"
             + ("" if plan.rescale == "none" else f", rescaled: {plan.rescale}"),
+            *_channels_line(plan.channels),
             f"source: {plan.source_order}",
             f"target: {plan.target_order}",
             untouched_table(plan.untouched),
         )
     )
+
+
+def _channels_line(channels: ChannelPlan | None) -> list[str]:
+    if channels is None:
+        return []
+    share = f"{channels.consistent:.0%} of the axes follow their neighbours"
+    return [f"channels: by {channels.rank}, {share}"]
 
 
 def untouched_table(untouched: tuple[Untouched, ...]) -> str:
@@ -167,6 +179,7 @@ def _plan_from_json(text: str) -> TransferPlan:
             target_leaves=_tuples(record["target_leaves"]),
             source_order=record["source_order"],
             target_order=record["target_order"],
+            channels=record["channels"] and _channels(record["channels"]),
         )
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise OptionError(
@@ -180,6 +193,33 @@ def _library_rules() -> dict[str, Any]:
 
 def _layer(record: dict[str, Any]) -> Layer:
     return Layer(**{name: _tuples(value) for name, value in record.items()})
+
+
+def _channels(record: dict[str, Any]) -> ChannelPlan:
+    def table(record: dict[str, Any]) -> Table:
+        return Table(_tuples(record["shape"]), record["data"])
+
+    def axis(record: dict[str, Any]) -> Axis:
+        return Axis(
+            space=table(record["space"]),
+            channel=table(record["channel"]),
+            places=tuple((number, table(places)) for number, places in record["places"]),
+            occurrence=table(record["occurrence"]),
+            own=record["own"],
+        )
+
+    spaces = [{name: _tuples(value) for name, value in s.items()} for s in record["spaces"]]
+    layers = [
+        LayerChannels(**{**layer, "reads": axis(layer["reads"]), "writes": axis(layer["writes"])})
+        for layer in record["layers"]
+    ]
+    return ChannelPlan(
+        rank=record["rank"],
+        grow=record["grow"],
+        spaces=tuple(Space(**space) for space in spaces),
+        layers=tuple(layers),
+        consistent=record["consistent"],
+    )
 
 
 def _tuples(value: Any) -> Any:

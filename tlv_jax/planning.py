@@ -1,6 +1,7 @@
 """Decide who gives what to whom, from shapes alone."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import jax
 
 from tlv_jax import rules
 from tlv_jax.blocks import flatten_blocks
+from tlv_jax.consistency import ConsistentChannels, plan_channels
 from tlv_jax.errors import NoSourceLayerError, OptionError, ParameterTreeError, PlanMismatchError
 from tlv_jax.matching import Match, match_by_index
 from tlv_jax.paths import array_leaves
@@ -33,7 +35,8 @@ def plan_transfer(
     dst_layers: Sequence[Layer] | None = None,
     standardize: Standardize = standardize_flat,
     match: Match = match_by_index,
-    rule: Rule = rules.variance,
+    rule: Rule | None = None,
+    channels: ConsistentChannels | None = None,
     head: Literal["statistics", "keep"] = "statistics",
     rescale: Literal["none", "he", "source"] = "none",
     kinds: Sequence[str] = ("conv",),
@@ -56,7 +59,10 @@ def plan_transfer(
         `standardize_blocks`, or `standardize_graph` for traced layers.
       match: `(source, target) -> pairs`: `match_by_index`, `match_by_score`,
         `match_by_score_flat`, `match_bipartite`, `match_random`.
-      rule: fits a kernel, `(key, source, target) -> kernel`; see `tlv_jax.rules`.
+      rule: fits a kernel, `(key, source, target) -> kernel`; see `tlv_jax.rules`. By default
+        `variance`, without its shuffle where `channels` are given.
+      channels: choose channels once for all layers that share them, see `ConsistentChannels`. The
+        rule then gets a source kernel that has the target's channels, and must keep their places.
       head: `statistics` draws each target dense layer that has no source from the pooled mean and
         standard deviation of the source's dense layers, its bias zero; `keep` leaves it as it is.
       rescale: `none` leaves each fitted kernel as it comes; `he` brings its standard deviation to
@@ -85,8 +91,14 @@ def plan_transfer(
     pairs = _best_pairs([match(standardize(layers, kinds), target) for layers, _ in sources])
     if not pairs:
         _raise_no_pairs(source_all, flatten_blocks(target), target_all, kinds)
+    if rule is None:
+        rule = functools.partial(rules.variance, shuffle=channels is None)
     bound = rules.bind(rule)
     _check_rule(bound, pairs)
+    if channels is not None and dict(bound.settings).get("shuffle"):
+        raise OptionError(
+            f"rule {bound} shuffles channels, which are to be consistent. Bind shuffle=False."
+        )
 
     matched = {pair.target.path for pair in pairs}
     drawn_from = tuple(layer for layer in source_all if layer.kind == "dense")
@@ -121,6 +133,7 @@ def plan_transfer(
         target_leaves=_shapes(target_leaves, replaced),
         source_order=source_order,
         target_order=target_order,
+        channels=None if channels is None else plan_channels(pairs, channels),
     )
 
 

@@ -9,7 +9,7 @@ Calls (`jit`, `remat`, custom derivatives) are entered, loops of `jax.lax.scan` 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.extend import core
@@ -19,7 +19,9 @@ from tlv_jax.paths import array_leaves, is_array, leaf_path
 from tlv_jax.standardization import find_layers
 from tlv_jax.types import Layer, PyTree
 
-__all__ = ["trace_layers"]
+__all__ = ["Kernel", "Tracer", "Value", "trace_layers", "walk"]
+
+AnyTracer = TypeVar("AnyTracer", bound="Tracer")
 
 # The value of a parameter's elements may change in these, their places do not.
 ELEMENTWISE = frozenset(
@@ -47,6 +49,11 @@ def trace_layers(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> tuple[
     Raises:
       ParameterTreeError: if `params` holds no array, or the function uses none of it as a kernel.
     """
+    return tuple(walk(Tracer, fn, params, *inputs).layers.values())
+
+
+def walk(tracer_class: type["AnyTracer"], fn: Any, params: PyTree, *inputs: Any) -> "AnyTracer":
+    """Has a tracer walk a function's program; see `trace_layers`."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     named = array_leaves(params, name="params")
     arrays = [leaf for _, leaf in leaves if is_array(leaf)]
@@ -59,11 +66,11 @@ def trace_layers(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> tuple[
     closed = jax.make_jaxpr(call)(arrays, inputs)
     paths = [leaf_path(keys) for keys, leaf in leaves if is_array(leaf)]
     views = [
-        _Value(leaves=(path,), view=_View(path, tuple(range(len(named[path].shape)))))
+        Value(leaves=(path,), view=_View(path, tuple(range(len(named[path].shape)))))
         for path in paths
     ]
-    activations = [_Value(active=True)] * (len(closed.jaxpr.invars) - len(views))
-    tracer = _Tracer(named, find_layers(params, name="params")[0])
+    activations = [Value(active=True)] * (len(closed.jaxpr.invars) - len(views))
+    tracer = tracer_class(named, find_layers(params, name="params")[0])
     tracer.run(closed.jaxpr, [*views, *activations])
     if not any(layer.kind != "norm" for layer in tracer.layers.values()):
         raise ParameterTreeError(
@@ -71,7 +78,7 @@ def trace_layers(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> tuple[
             f"{len(paths)} arrays in params ({', '.join(paths[:3])}, ...). Pass the parameters as "
             "the function's first argument, not inside a closure."
         )
-    return tuple(tracer.layers.values())
+    return tracer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +98,7 @@ class _View:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Value:
+class Value:
     """What is known of a value in the program.
 
     Attributes:
@@ -99,15 +106,17 @@ class _Value:
       leaves: paths of the parameters that it depends on, if it is not active.
       view: the parameter whose elements it holds, where that can still be told.
       feeds: paths of the layers whose outputs reach it with no other layer between.
+      labels: what a subclass of the tracer says of its channels.
     """
 
     active: bool = False
     leaves: tuple[str, ...] = ()
     view: _View | None = None
     feeds: tuple[str, ...] = ()
+    labels: Any = None
 
 
-class _Tracer:
+class Tracer:
     """Walks a jaxpr and gathers the layers that it meets in `layers`, by path."""
 
     def __init__(self, leaves: Mapping[str, Any], known: Iterable[Layer]) -> None:
@@ -116,19 +125,19 @@ class _Tracer:
         self.owner = {path: layer for layer in known for path in _leaf_paths(layer)}
         self.layers: dict[str, Layer] = {}
 
-    def run(self, jaxpr: core.Jaxpr, arguments: Sequence[_Value]) -> list[_Value]:
+    def run(self, jaxpr: core.Jaxpr, arguments: Sequence[Value]) -> list[Value]:
         """Follows the arguments through the program and returns its results."""
         environment = dict(zip(jaxpr.invars, arguments, strict=True))
 
-        def read(atom: Any) -> _Value:
-            return _Value() if isinstance(atom, core.Literal) else environment.get(atom, _Value())
+        def read(atom: Any) -> Value:
+            return Value() if isinstance(atom, core.Literal) else environment.get(atom, Value())
 
         for equation in jaxpr.eqns:
             results = self._equation(equation, [read(atom) for atom in equation.invars])
             environment.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _equation(self, equation: Any, operands: list[_Value]) -> list[_Value]:
+    def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
         name = equation.primitive.name
         count = len(equation.outvars)
         if name == "scan":
@@ -148,17 +157,32 @@ class _Tracer:
             if used is not None:
                 return [used]
         if any(operand.active for operand in operands):
-            return [self._touch(operands)] * count
+            return self.labelled(equation, operands, [self._touch(operands)] * count)
         return [_combine(equation, operands)] * count
 
-    def _scan(self, equation: Any, operands: list[_Value]) -> list[_Value]:
+    def labelled(
+        self, equation: Any, operands: Sequence[Value], results: list[Value]
+    ) -> list[Value]:
+        """Adds a subclass's labels to the results of an operation on activations."""
+        return results
+
+    def recorded(
+        self, equation: Any, kernel: "Kernel", path: str, activation: Value, side: int
+    ) -> Any:
+        """A subclass's labels of what a layer gives; `activation` is operand number `side`."""
+        return None
+
+    def normed(self, path: str, size: int, operands: Sequence[Value]) -> None:
+        """Lets a subclass look at what a norm is applied to."""
+
+    def _scan(self, equation: Any, operands: list[Value]) -> list[Value]:
         """Unrolls a loop over stacked parameters; any other is walked once."""
         body = equation.params["jaxpr"].jaxpr
         consts, carries = equation.params["num_consts"], equation.params["num_carry"]
         stacked = operands[consts + carries :]
         steps = equation.params["length"] if any(value.view for value in stacked) else 1
         carry = operands[consts : consts + carries]
-        results: list[list[_Value]] = []
+        results: list[list[Value]] = []
         for step in range(steps):
             sliced = [_take_step(value, step) for value in stacked]
             out = self.run(body, [*operands[:consts], *carry, *sliced])
@@ -167,12 +191,12 @@ class _Tracer:
         outputs = [_merge(values) for values in zip(*results, strict=True)]
         return [*carry, *outputs]
 
-    def _while(self, equation: Any, operands: list[_Value]) -> list[_Value]:
+    def _while(self, equation: Any, operands: list[Value]) -> list[Value]:
         """Walks the body of a loop once; its condition has no layers."""
         condition = equation.params["cond_nconsts"]
         return self.run(equation.params["body_jaxpr"].jaxpr, operands[condition:])
 
-    def _kernel(self, equation: Any, operands: list[_Value]) -> _Value | None:
+    def _kernel(self, equation: Any, operands: list[Value]) -> Value | None:
         """Records the layer if one operand is a parameter's kernel and the other an activation."""
         sides = [side for side in (0, 1) if operands[side].view and not operands[side].active]
         if len(sides) != 1 or not operands[1 - sides[0]].active:
@@ -188,10 +212,12 @@ class _Tracer:
             kernel = _dot_kernel(equation.params["dimension_numbers"], side, shapes[side])
         if kernel is None or any(view.axes[axis] is None for axis in kernel.axes):
             return None
-        feeds = operands[1 - side].feeds
-        return self._record(view, kernel, feeds)
+        activation = operands[1 - side]
+        used = self._record(view, kernel, activation.feeds)
+        labels = self.recorded(equation, kernel, used.feeds[0], activation, 1 - side)
+        return dataclasses.replace(used, labels=labels)
 
-    def _record(self, view: _View, kernel: "_Kernel", feeds: tuple[str, ...]) -> _Value:
+    def _record(self, view: _View, kernel: "Kernel", feeds: tuple[str, ...]) -> Value:
         known = self.known.get(view.leaf)
         steps = "".join(f"[{step}]" for step in view.index)
         path = (known.path if known else view.leaf) + steps
@@ -212,9 +238,9 @@ class _Tracer:
                 strides=kernel.strides,
                 inputs=feeds,
             )
-        return _Value(active=True, feeds=(path,))
+        return Value(active=True, feeds=(path,))
 
-    def _touch(self, operands: list[_Value]) -> _Value:
+    def _touch(self, operands: list[Value]) -> Value:
         """Arithmetic of an activation; with a norm's parameters it makes that norm a layer."""
         feeds = _feeds(operands)
         for path in dict.fromkeys(path for value in operands for path in value.leaves):
@@ -226,8 +252,9 @@ class _Tracer:
             inputs = dict.fromkeys((*known.inputs, *feeds))
             inputs.pop(layer.path, None)
             self.layers[layer.path] = dataclasses.replace(known, inputs=tuple(inputs))
+            self.normed(layer.path, layer.shape[0], operands)
             feeds = (layer.path,)
-        return _Value(active=True, feeds=self._nearest(feeds))
+        return Value(active=True, feeds=self._nearest(feeds))
 
     def _nearest(self, feeds: tuple[str, ...]) -> tuple[str, ...]:
         """Drops what reaches a value only through a norm among `feeds`.
@@ -244,7 +271,7 @@ class _Tracer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kernel:
+class Kernel:
     """A kernel as an operation uses it; `axes` orders its axes as `[*spatial, I, O]`."""
 
     kind: Any
@@ -254,12 +281,12 @@ class _Kernel:
     strides: tuple[int, ...] = ()
 
 
-def _conv_kernel(params: Mapping[str, Any], shape: tuple[int, ...]) -> _Kernel | None:
+def _conv_kernel(params: Mapping[str, Any], shape: tuple[int, ...]) -> Kernel | None:
     if params["batch_group_count"] != 1:
         return None  # only gradients are computed so
     output, inputs, *spatial = params["dimension_numbers"].rhs_spec
     axes = (*spatial, inputs, output)
-    return _Kernel(
+    return Kernel(
         "conv",
         axes,
         tuple(shape[axis] for axis in axes),
@@ -268,7 +295,7 @@ def _conv_kernel(params: Mapping[str, Any], shape: tuple[int, ...]) -> _Kernel |
     )
 
 
-def _dot_kernel(dimensions: Any, side: int, shape: tuple[int, ...]) -> _Kernel | None:
+def _dot_kernel(dimensions: Any, side: int, shape: tuple[int, ...]) -> Kernel | None:
     contracted, batched = (pair[side] for pair in dimensions)
     if batched:
         return None
@@ -277,10 +304,10 @@ def _dot_kernel(dimensions: Any, side: int, shape: tuple[int, ...]) -> _Kernel |
         math.prod(shape[axis] for axis in contracted),
         math.prod(shape[axis] for axis in free),
     )
-    return _Kernel("dense", (*contracted, *free), sizes)
+    return Kernel("dense", (*contracted, *free), sizes)
 
 
-def _combine(equation: Any, operands: list[_Value]) -> _Value:
+def _combine(equation: Any, operands: list[Value]) -> Value:
     """A value of parameters alone; it stays a view if the elements keep their identity."""
     leaves = tuple(dict.fromkeys(path for value in operands for path in value.leaves))
     shape = equation.outvars[0].aval.shape
@@ -288,8 +315,8 @@ def _combine(equation: Any, operands: list[_Value]) -> _Value:
         if value.view is not None:
             axes = _view_axes(equation, value.view.axes, variable.aval.shape, shape)
             if axes is not None:
-                return _Value(leaves=leaves, view=dataclasses.replace(value.view, axes=axes))
-    return _Value(leaves=leaves)
+                return Value(leaves=leaves, view=dataclasses.replace(value.view, axes=axes))
+    return Value(leaves=leaves)
 
 
 def _view_axes(
@@ -311,7 +338,7 @@ def _view_axes(
     return None
 
 
-def _take_step(value: _Value, step: int) -> _Value:
+def _take_step(value: Value, step: int) -> Value:
     """One step's slice of what `scan` loops over."""
     if value.view is None or value.view.axes[0] != 0:
         return dataclasses.replace(value, view=None)
@@ -320,16 +347,16 @@ def _take_step(value: _Value, step: int) -> _Value:
     return dataclasses.replace(value, view=view)
 
 
-def _merge(values: Sequence[_Value]) -> _Value:
+def _merge(values: Sequence[Value]) -> Value:
     """One value that may be any of several."""
-    return _Value(
+    return Value(
         active=any(value.active for value in values),
         leaves=tuple(dict.fromkeys(path for value in values for path in value.leaves)),
         feeds=_feeds(values),
     )
 
 
-def _feeds(values: Iterable[_Value]) -> tuple[str, ...]:
+def _feeds(values: Iterable[Value]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for value in values for path in value.feeds))
 
 

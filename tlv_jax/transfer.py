@@ -5,7 +5,7 @@ import math
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,16 @@ import numpy as np
 from jax.core import Tracer
 
 from tlv_jax import heads, rules
+from tlv_jax.consistency import (
+    ChannelPlan,
+    LayerChannels,
+    axis_places,
+    copies_of,
+    gather_kernel,
+    kept_channels,
+    own_places,
+    take_vector,
+)
 from tlv_jax.errors import NonFiniteSourceError, PlanMismatchError
 from tlv_jax.paths import array_leaves, is_array, leaf_path
 from tlv_jax.plan import TransferPlan
@@ -124,7 +134,9 @@ def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) 
     """Returns the replaced leaves of the target by path."""
     fitted = dict(target)
     layer_keys = _layer_keys(key, plan)
-    for pairs in _batches(plan):
+    if plan.channels is not None:
+        _fit_consistently(plan, plan.channels, layer_keys, source, target, fitted)
+    for pairs in [] if plan.channels else _batches(plan):
         keys = jnp.stack([layer_keys[pair.target.path] for pair in pairs])
         sources = jnp.stack([stored_kernel(pair.source, source) for pair in pairs])
         targets = jnp.stack([stored_kernel(pair.target, target) for pair in pairs])
@@ -132,7 +144,7 @@ def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) 
         rule = rules.clip if norms else functools.partial(_fit, plan)
         for pair, kernel in zip(pairs, jax.vmap(rule)(keys, sources, targets), strict=True):
             _store(pair.target, kernel, fitted)
-    for pair in plan.layer_pairs:
+    for pair in () if plan.channels else plan.layer_pairs:
         for source_path, path in fitted_vectors(pair, plan.biases):
             # Reshaped, since Equinox keeps a bias as [O, 1, 1].
             vector = rules.clip(key, source[source_path].reshape(-1), target[path].reshape(-1))
@@ -148,6 +160,74 @@ def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) 
                 if name == "bias":
                     fitted[path] = jnp.zeros_like(target[path])
     return fitted
+
+
+def _fit_consistently(
+    plan: TransferPlan,
+    channels: ChannelPlan,
+    keys: Mapping[str, Array],
+    source: Leaves,
+    target: Leaves,
+    fitted: Leaves,
+) -> None:
+    """Fits all pairs with the channels that were chosen for all of them together."""
+    kernels = {
+        pair.source.path: stored_kernel(pair.source, source)
+        for pair in plan.layer_pairs
+        if pair.source.kind != "norm"
+    }
+    kept = kept_channels(channels, kernels)
+    known = {layer.target: layer for layer in channels.layers}
+    for pair in plan.layer_pairs:
+        layer = known.get(pair.target.path)
+        if layer is None:  # not met by the trace: nothing is known of its channels
+            continue
+        if pair.target.kind == "norm":
+            scale = stored_kernel(pair.target, target)
+            own = own_places(jnp.ones(pair.source.shape[0]), len(scale), "first")
+            writes = axis_places(layer.writes, kept, own)
+            given = stored_kernel(pair.source, source)
+            _store(pair.target, take_vector(given, writes, scale), fitted)
+        else:
+            kernel = stored_kernel(pair.target, target)
+            given, writes = _consistent_kernel(
+                plan, channels, layer, kept, keys[pair.target.path], kernels, pair, kernel
+            )
+            _store(pair.target, given, fitted)
+        for source_path, path in fitted_vectors(pair, plan.biases):
+            own_vector = target[path].reshape(-1)
+            vector = take_vector(source[source_path].reshape(-1), writes, own_vector)
+            fitted[path] = vector.reshape(target[path].shape)
+
+
+def _consistent_kernel(
+    plan: TransferPlan,
+    channels: ChannelPlan,
+    layer: LayerChannels,
+    kept: Sequence[Array],
+    key: Array,
+    kernels: Mapping[str, Array],
+    pair: LayerPair,
+    target: Array,
+) -> tuple[Array, Array]:
+    """The kernel of one pair, and where along the source's outputs its own stand."""
+    source = kernels[pair.source.path]
+    inputs, outputs = target.shape[-2:]
+    weight = jnp.abs(source.astype(jnp.float32)).sum(tuple(range(source.ndim - 2)))  # [I, O]
+    own_reads = own_places(
+        jnp.tile(weight.sum(1), layer.source_groups),
+        inputs * layer.target_groups,
+        "first" if layer.source_groups > 1 else channels.rank,
+    )
+    reads = axis_places(layer.reads, kept, own_reads)
+    writes = axis_places(layer.writes, kept, own_places(weight.sum(0), outputs, channels.rank))
+    given, inside = gather_kernel(layer, reads, writes, source, (inputs, outputs))
+    if channels.grow == "copy" and layer.target_groups == 1:
+        copies = copies_of(reads, source.shape[-2] * layer.source_groups)
+        columns = copies.reshape((1,) * (given.ndim - 2) + (-1, 1))
+        given = (given / columns).astype(source.dtype)
+    new = _fit(plan, key, given, target)
+    return jnp.where(inside, new, target), writes
 
 
 def _fit(plan: TransferPlan, key: Array, source: Array, target: Array) -> Array:

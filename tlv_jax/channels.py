@@ -1,0 +1,277 @@
+"""Follow every channel of a network from the layer that writes it to the layers that read it.
+
+The network's program is walked once with labels in place of activations. A convolution or dense
+layer gives each of its outputs a new label; norms, activations, poolings, reshapes, slices and
+concatenations carry labels along; a residual add says that two labels are one channel, and so does
+a gate; a depthwise convolution hands its inputs' labels on. Nothing is computed.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tlv_jax.tracing import Kernel, Tracer, Value, walk
+from tlv_jax.types import PyTree
+
+__all__ = ["ChannelGraph", "LayerLabels", "trace_channels"]
+
+UNKNOWN = -1
+SHAPED = frozenset({"reshape", "squeeze", "expand_dims"})
+REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"})
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerLabels:
+    """The channels of one layer. Equal labels are one channel, whichever layer they stand at.
+
+    Attributes:
+      reads: labels of all inputs, `[I * groups]`; -1 where it cannot be told.
+      writes: labels of the outputs, `[O]`. A norm writes what it reads.
+      groups: the number of feature groups.
+    """
+
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    groups: int = 1
+
+
+ChannelGraph = Mapping[str, LayerLabels]
+"""The labels of each layer, by the paths that `trace_layers` gives."""
+
+
+def trace_channels(fn: Any, params: PyTree, *inputs: Any) -> ChannelGraph:
+    """Labels the channels that each layer of a function reads and writes.
+
+    Args:
+      fn: any JAX function `fn(params, *inputs)`, as for `trace_layers`.
+      params: the tree of parameters.
+      *inputs: the function's other arguments. Arrays may be `jax.ShapeDtypeStruct`s; small images
+        make it quicker.
+
+    Returns:
+      The labels of each layer that the function uses.
+
+    Raises:
+      ParameterTreeError: as `trace_layers`.
+    """
+    return walk(_ChannelTracer, fn, params, *inputs).graph()
+
+
+class _ChannelTracer(Tracer):
+    """Carries labels beside what the tracer knows of a value.
+
+    The labels of an activation are an array of its rank, an axis along which they do not change
+    having length 1.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.parents: list[int] = []
+        self.found: dict[str, list[tuple[np.ndarray, np.ndarray, int]]] = {}
+
+    def graph(self) -> ChannelGraph:
+        roots = np.array([self._root(label) for label in range(len(self.parents))] + [UNKNOWN])
+        graph = {}
+        for path, uses in self.found.items():
+            reads, writes, groups = uses[0]
+            graph[path] = LayerLabels(
+                tuple(roots[reads].tolist()), tuple(roots[writes].tolist()), groups
+            )
+        return graph
+
+    def labelled(
+        self, equation: Any, operands: Sequence[Value], results: list[Value]
+    ) -> list[Value]:
+        if len(results) != 1 or not results[0].active:
+            return self._several(equation, operands, results)
+        labels = self._labels(equation, operands)
+        return [dataclasses.replace(results[0], labels=labels)]
+
+    def recorded(
+        self, equation: Any, kernel: Kernel, path: str, activation: Value, side: int
+    ) -> np.ndarray:
+        """Labels what a layer with a kernel writes; notes what it reads."""
+        shape, outputs = equation.outvars[0].aval.shape, kernel.shape[-1]
+        sizes = equation.invars[side].aval.shape
+        numbers = equation.params["dimension_numbers"]
+        if kernel.kind == "conv":
+            channels = numbers.lhs_spec[1]
+            reads = self._along(activation.labels, (channels,), sizes[channels])
+            depthwise = kernel.groups == len(reads) == outputs and (reads != UNKNOWN).all()
+            writes = reads if depthwise else self._fresh(outputs)
+            labels = _placed(writes, len(shape), numbers.out_spec[1])
+        else:
+            contracted = numbers[0][side]
+            reads = self._along(activation.labels, contracted, *(sizes[a] for a in contracted))
+            writes = self._fresh(outputs)
+            others = equation.invars[1 - side].aval.shape
+            free = [n for axis, n in enumerate(others) if axis not in numbers[0][1 - side]]
+            ones = (1,) * (len(shape) - len(free))
+            labels = writes.reshape((*ones, *free) if side == 0 else (*free, *ones))
+        uses = self.found.setdefault(path, [])
+        uses.append((reads, writes, kernel.groups))
+        if len(uses) > 1:  # one kernel at several places: the same channels everywhere
+            self._unite(writes, uses[0][1])
+            self._unite(reads, uses[0][0])
+        return labels
+
+    def normed(self, path: str, size: int, operands: Sequence[Value]) -> None:
+        """Notes the channels that a norm scales."""
+        for value in operands:
+            if value.labels is None:
+                continue
+            axes = [axis for axis, length in enumerate(value.labels.shape) if length == size]
+            if axes and path not in self.found:
+                labels = self._along(value.labels, (axes[-1],), size)
+                self.found[path] = [(labels, labels, 1)]
+
+    def _several(
+        self, equation: Any, operands: Sequence[Value], results: list[Value]
+    ) -> list[Value]:
+        if equation.primitive.name != "split" or operands[0].labels is None:
+            return results
+        axis, sizes = equation.params["axis"], equation.params["sizes"]
+        whole = np.broadcast_to(operands[0].labels, equation.invars[0].aval.shape)
+        parts = np.split(whole, np.cumsum(sizes)[:-1], axis)
+        return [
+            dataclasses.replace(result, labels=_compressed(part))
+            for result, part in zip(results, parts, strict=True)
+        ]
+
+    def _labels(self, equation: Any, operands: Sequence[Value]) -> np.ndarray | None:
+        given = [value.labels for value in operands]
+        if all(labels is None for labels in given):
+            return None
+        name, params = equation.primitive.name, equation.params
+        before = [variable.aval.shape for variable in equation.invars]
+        after = equation.outvars[0].aval.shape
+        if name in ("concatenate", "stack"):
+            whole = [
+                np.broadcast_to(UNKNOWN if labels is None else labels, shape)
+                for labels, shape in zip(given, before, strict=True)
+            ]
+            if name == "stack":
+                return _compressed(np.stack(whole, params["axis"]))
+            return _compressed(np.concatenate(whole, params["dimension"]))
+        if name == "dot_general":
+            return self._mixed(equation, given)
+        first = given[0]
+        if name in SHAPED and first is not None:
+            return _compressed(np.broadcast_to(first, before[0]).reshape(after))
+        if name == "transpose" and first is not None:
+            return first.transpose(params["permutation"])
+        if name == "broadcast_in_dim" and first is not None:
+            shape = [1] * len(after)
+            for axis, place in enumerate(params["broadcast_dimensions"]):
+                shape[place] = first.shape[axis]
+            return first.reshape(shape)
+        if name == "slice" and first is not None:
+            strides = params["strides"] or (1,) * len(after)
+            limits = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+            window = tuple(slice(*limit) for limit in limits)
+            return _compressed(np.broadcast_to(first, before[0])[window])
+        if name in REDUCTIONS and first is not None:
+            axes = tuple(params["axes"])
+            return self._constant(first, axes).max(axes)
+        if len(after) != len(before[0]):
+            return None
+        # Elementwise, or a window that slides over some axes.
+        labels: np.ndarray | None = None
+        for other, shape in zip(given, before, strict=True):
+            if other is None or len(shape) != len(after):
+                continue
+            changed = tuple(
+                axis for axis, (n, m) in enumerate(zip(shape, after, strict=True)) if n != m
+            )
+            other = self._constant(other, changed).max(changed, keepdims=True)
+            labels = other if labels is None else self._union(labels, other)
+        return labels
+
+    def _mixed(self, equation: Any, given: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        """A product of two activations, such as attention: channels that are not summed over."""
+        contracted, batched = equation.params["dimension_numbers"]
+        shapes = [variable.aval.shape for variable in equation.invars]
+        free = [
+            [a for a in range(len(shapes[s])) if a not in (*contracted[s], *batched[s])]
+            for s in (0, 1)
+        ]
+        for side in (1, 0):
+            labels = given[side]
+            if labels is None:
+                continue
+            kept = self._constant(labels, contracted[side])
+            if (kept == UNKNOWN).all():
+                continue
+            order = (*batched[side], *free[side])
+            kept = kept.max(tuple(contracted[side]), keepdims=True)
+            parts = [kept.shape[axis] for axis in order]
+            kept = kept.transpose((*order, *contracted[side])).reshape(parts)
+            count = len(batched[side])
+            ones = (1,) * len(free[1 - side])
+            shape = (*parts[:count], *ones, *parts[count:]) if side else (*parts, *ones)
+            return kept.reshape(shape)
+        return None
+
+    def _along(self, labels: np.ndarray | None, axes: Sequence[int], *sizes: int) -> np.ndarray:
+        """The labels along some axes, flattened; those must not change along the others."""
+        count = int(np.prod(sizes))
+        if labels is None:
+            return np.full(count, UNKNOWN)
+        others = tuple(axis for axis in range(labels.ndim) if axis not in axes)
+        kept = self._constant(labels, others).max(others)
+        order = np.argsort(np.argsort(axes))
+        return np.broadcast_to(kept.transpose(order), sizes).reshape(-1)
+
+    def _constant(self, labels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+        """Makes labels unknown that change along some axes; padding may stand among them."""
+        for axis in axes:
+            if labels.shape[axis] == 1:
+                continue
+            highest = labels.max(axis, keepdims=True)
+            known = np.where(labels == UNKNOWN, highest, labels)
+            same = (known == highest).all(axis, keepdims=True)
+            labels = np.where(same, highest, UNKNOWN)
+        return labels
+
+    def _union(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Says that two activations added to each other have the same channels."""
+        first, second = np.broadcast_arrays(first, second)
+        if first is not second:
+            self._unite(first.reshape(-1), second.reshape(-1))
+        return np.maximum(first, second) if (first == UNKNOWN).any() else first
+
+    def _unite(self, first: np.ndarray, second: np.ndarray) -> None:
+        pairs = np.stack((first, second), axis=1)
+        pairs = pairs[(pairs != UNKNOWN).all(1) & (pairs[:, 0] != pairs[:, 1])]
+        for a, b in np.unique(pairs, axis=0).tolist():
+            a, b = self._root(a), self._root(b)
+            self.parents[max(a, b)] = min(a, b)
+
+    def _root(self, label: int) -> int:
+        while self.parents[label] != label:
+            self.parents[label] = self.parents[self.parents[label]]
+            label = self.parents[label]
+        return label
+
+    def _fresh(self, count: int) -> np.ndarray:
+        first = len(self.parents)
+        self.parents.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+
+def _placed(labels: np.ndarray, rank: int, axis: int) -> np.ndarray:
+    shape = [1] * rank
+    shape[axis] = len(labels)
+    return labels.reshape(shape)
+
+
+def _compressed(labels: np.ndarray) -> np.ndarray:
+    """Gives an axis along which nothing changes the length 1."""
+    for axis in range(labels.ndim):
+        if labels.shape[axis] > 1 and (
+            labels.strides[axis] == 0 or (labels == labels.take([0], axis)).all()
+        ):
+            labels = labels.take([0], axis)
+    return labels
