@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tlv_jax.selection import Select
+from tlv_jax.selection import Select, random_order
 from tlv_jax.types import Array
 
 __all__ = [
@@ -72,10 +72,9 @@ def place_inputs(key: Array, target: Array, source: Array, *, select: Select) ->
 def shuffle_channels(key: Array, kernel: Array) -> Array:
     """Permutes the outputs, and the inputs of each filter on its own. Shape unchanged."""
     inputs, outputs = kernel.shape[-2:]
-    # One draw for both: compiling a generator takes longer than anything else here.
-    noise = jax.random.uniform(key, (inputs + 1, outputs))
-    kernel = kernel[..., jnp.argsort(noise[-1])]
-    return _take_inputs(kernel, jnp.argsort(noise[:-1], axis=0))
+    key_outputs, key_inputs = jax.random.split(key)
+    kernel = kernel[..., random_order(key_outputs, (outputs,))]
+    return _take_inputs(kernel, random_order(key_inputs, (outputs, inputs)).T)
 
 
 def _take_inputs(kernel: Array, chosen: Array) -> Array:
