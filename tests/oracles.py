@@ -65,7 +65,7 @@ def variance_rule(source, target, keep, remove, pool="avg"):
     for o, place in enumerate(places):
         filter_ = source[..., o]
         if filter_.shape[-1] > inputs:
-            pixels = source if pointwise else filter_
+            pixels = source[..., : len(places)] if pointwise else filter_
             variance = [np.take(pixels, i, len(spatial)).var() for i in range(filter_.shape[-1])]
             filter_ = filter_[..., choose(variance, inputs, keep)]
         slots = list(range(inputs))
