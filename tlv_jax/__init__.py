@@ -31,6 +31,7 @@ from tlv_jax.report import LayerReport, TransferReport, report
 from tlv_jax.scores import position_scores, shape_scores
 from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.standardization import standardize_flat
+from tlv_jax.statistics import recompute_statistics
 from tlv_jax.tracing import trace_layers
 from tlv_jax.transfer import apply_transfer, transfer
 from tlv_jax.types import Layer, LayerPair, Untouched
@@ -62,6 +63,7 @@ __all__ = [
     "plan_transfer",
     "position_scores",
     "presets",
+    "recompute_statistics",
     "report",
     "rules",
     "shape_scores",

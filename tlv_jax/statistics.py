@@ -1,0 +1,56 @@
+"""Recompute the running statistics of batch norms, which a transfer leaves those of another net."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tlv_jax.errors import OptionError
+from tlv_jax.types import PyTree
+
+__all__ = ["recompute_statistics"]
+
+
+def recompute_statistics(
+    update: Callable[[PyTree, Any], PyTree], statistics: PyTree, batches: Iterable[Any]
+) -> PyTree:
+    """The plain average of the batches' own statistics, in place of the running ones.
+
+        def update(statistics, images):
+            variables = {"params": params, "batch_stats": statistics}
+            _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return updated["batch_stats"]
+
+        statistics = tlv_jax.recompute_statistics(jax.jit(update), statistics, batches)
+
+    As `torch.optim.swa_utils.update_bn`. The momentum of each norm need not be known: it is read
+    off how one batch changes statistics of zeros and of ones.
+
+    Args:
+      update: `(statistics, batch) -> statistics` after one training pass with that batch, a moving
+        average in each leaf: `(1 - m) * old + m * batch`, whatever its m.
+      statistics: gives structure, shapes and dtypes.
+      batches: a few of them, of any type that `update` takes, all of one size.
+
+    Returns:
+      A tree like `statistics`.
+
+    Raises:
+      OptionError: if there is no batch.
+    """
+    total, momentum, count = None, None, 0
+    for batch in batches:
+        first = update(jax.tree.map(jnp.zeros_like, statistics), batch)
+        if total is None:
+            other = update(jax.tree.map(jnp.ones_like, statistics), batch)
+            momentum = jax.tree.map(lambda zeros, ones: 1 - (ones - zeros), first, other)
+            total = first
+        else:
+            total = jax.tree.map(jnp.add, total, first)
+        count += 1
+    if total is None:
+        raise OptionError("batches: expected at least one batch, got none.")
+    return jax.tree.map(
+        lambda leaf, m, old: (leaf / (count * m)).astype(old.dtype), total, momentum, statistics
+    )
