@@ -1,5 +1,9 @@
 import contextlib
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import equinox as eqx
@@ -324,3 +328,41 @@ def test_unlike_networks_are_warned_of():
         tlv_jax.transfer(source, target)
     tlv_jax.transfer(target, target)
     tlv_jax.transfer(source, target, plan=tlv_jax.plan_transfer(source, target))
+
+
+EIGHT_DEVICES = """
+import jax, numpy as np, tlv_jax, trees
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+mesh = Mesh(np.array(jax.devices()), ("model",))
+assert mesh.size == 8
+
+def tree(seed, width):
+    shapes = {"a": (3, 3, 8, width), "b": (1, 1, width, 16), "c": (16, 8)}
+    return {name: {"kernel": trees.normal(seed, *shape)} for name, shape in shapes.items()}
+
+def divided(tree):
+    def place(leaf):
+        spec = PartitionSpec(*[None] * (leaf.ndim - 1), "model")
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+    return jax.tree.map(place, tree)
+
+source, target = tree(0, 32), tree(1, 24)
+for preset in (tlv_jax.presets.tlvfc(), tlv_jax.presets.dpiat()):
+    plan = tlv_jax.plan_transfer(source, target, **preset)
+    expected = tlv_jax.apply_transfer(plan, jax.random.key(0), source, target)
+    new = tlv_jax.apply_transfer(plan, jax.random.key(0), divided(source), divided(target))
+    # Not bit for bit: pooled statistics are summed in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new, expected)
+    for leaf in jax.tree.leaves(new):
+        assert {shard.data.nbytes for shard in leaf.addressable_shards} == {leaf.nbytes // 8}
+"""
+
+
+def test_over_eight_devices_none_holds_the_whole_tree():
+    tests = Path(__file__).parent
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, **flags, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    command = [sys.executable, "-c", EIGHT_DEVICES]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

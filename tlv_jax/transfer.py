@@ -121,7 +121,7 @@ def apply_transfer(
     target = _named(plan.target_leaves, dst_params, "dst_params")
     if check_finite:
         _check_finite(source)
-    fitted = _fit_leaves(plan, key, source, target)
+    fitted = _fit_leaves(plan, _shardings(target), key, source, target)
 
     def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
         return fitted.get(leaf_path(keys), leaf) if is_array(leaf) else leaf
@@ -129,9 +129,25 @@ def apply_transfer(
     return jax.tree_util.tree_map_with_path(replace, dst_params)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) -> Leaves:
-    """Returns the replaced leaves of the target by path."""
+Shardings = tuple[tuple[str, jax.sharding.Sharding], ...]
+
+
+def _shardings(leaves: Leaves) -> Shardings:
+    """How the leaves are laid out that lie on several devices."""
+    return tuple(
+        (path, leaf.sharding)
+        for path, leaf in leaves.items()
+        if isinstance(leaf, Array)
+        and not isinstance(leaf, Tracer)
+        and len(leaf.sharding.device_set) > 1
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fit_leaves(
+    plan: TransferPlan, shardings: Shardings, key: Array, source: Leaves, target: Leaves
+) -> Leaves:
+    """Returns the replaced leaves of the target by path, laid out as those of the target."""
     fitted = dict(target)
     layer_keys = _layer_keys(key, plan)
     if plan.channels is not None:
@@ -159,6 +175,9 @@ def _fit_leaves(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) 
             for name, path in layer.vectors:
                 if name == "bias":
                     fitted[path] = jnp.zeros_like(target[path])
+    # Asked for within the program: else a device may hold whole kernels before they are divided.
+    for path, sharding in shardings:
+        fitted[path] = jax.lax.with_sharding_constraint(fitted[path], sharding)
     return fitted
 
 
