@@ -7,7 +7,7 @@ Decisions on the published code's quirks, where the oracle follows the library a
 - Two-tailed choice of an odd count takes its extra channel from the upper end when it keeps, and
   drops the last source channel when it places (as recorded).
 - An axis that grows by an odd number has its extra row at the end.
-- The inputs of a kernel of one pixel are ranked by their variance over the filters.
+- The inputs of a kernel of one pixel are ranked by their variance over all filters.
 - Growing outputs while shrinking inputs places into the target's own kernel.
 """
 
@@ -52,7 +52,7 @@ def variance_rule(source, target, keep, remove, pool="avg"):
     """The variance rule with zero padding and without the shuffle, filter by filter."""
     *spatial, inputs, outputs = target.shape
     source = resize(source, spatial, pool)
-    result = target.copy()
+    every, result = source, target.copy()
     places = list(range(outputs))
     if source.shape[-1] > outputs:
         variance = [source[..., o].var() for o in range(source.shape[-1])]
@@ -60,18 +60,17 @@ def variance_rule(source, target, keep, remove, pool="avg"):
     elif source.shape[-1] < outputs:
         count = placed(source.shape[-1], remove)
         places = choose([target[..., o].var() for o in range(outputs)], count, remove)
-    under = target[..., places]
     pointwise = int(np.prod(spatial)) == 1
     for o, place in enumerate(places):
         filter_ = source[..., o]
         if filter_.shape[-1] > inputs:
-            pixels = source[..., : len(places)] if pointwise else filter_
+            pixels = every if pointwise else filter_
             variance = [np.take(pixels, i, len(spatial)).var() for i in range(filter_.shape[-1])]
             filter_ = filter_[..., choose(variance, inputs, keep)]
         slots = list(range(inputs))
         if filter_.shape[-1] < inputs:
             count = placed(filter_.shape[-1], remove)
-            pixels = under if pointwise else target[..., place]
+            pixels = target if pointwise else target[..., place]
             variance = [np.take(pixels, i, len(spatial)).var() for i in range(inputs)]
             slots = choose(variance, count, remove)
         for i, slot in enumerate(slots):

@@ -36,4 +36,4 @@ def test_every_module_function_is_annotated_and_documented(module):
     module = importlib.import_module(f"tlv_jax.{module}")
     for name in module.__all__:
         thing = getattr(module, name)
-        assert name in ("SELECTIONS", "Select", "Match") or thing.__doc__, name
+        assert name in ("RANKS", "SELECTIONS", "Match") or thing.__doc__, name

@@ -3,6 +3,8 @@
 Every message says where, what was expected, what came, and what to do about it.
 """
 
+from collections.abc import Collection
+
 __all__ = [
     "NoSourceLayerError",
     "NonFiniteSourceError",
@@ -10,6 +12,7 @@ __all__ = [
     "ParameterTreeError",
     "PlanMismatchError",
     "TLVError",
+    "check_option",
 ]
 
 
@@ -35,3 +38,13 @@ class OptionError(TLVError, ValueError):
 
 class PlanMismatchError(TLVError, ValueError):
     """A plan is applied to trees that it was not made for."""
+
+
+def check_option(option: str, value: str, allowed: Collection[str]) -> None:
+    """Refuses a value that an option does not have.
+
+    Raises:
+      OptionError: naming those that it has.
+    """
+    if value not in allowed:
+        raise OptionError(f"{option}={value!r} is not known; expected one of {', '.join(allowed)}.")

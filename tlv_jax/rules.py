@@ -11,103 +11,31 @@ of that form is a rule; settings are keyword-only and bound with `functools.part
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tlv_jax import kernels
-from tlv_jax.errors import OptionError
-from tlv_jax.selection import SELECTIONS
+from tlv_jax.errors import OptionError, check_option
 from tlv_jax.types import Array, Rule
+from tlv_jax.variance_rule import KeptSource, keep_source, place_source, variance
 
-__all__ = ["RULES", "BoundRule", "bind", "clip", "full", "magnitude", "uniform", "variance"]
+__all__ = [
+    "RULES",
+    "BoundRule",
+    "bind",
+    "clip",
+    "fitter",
+    "full",
+    "magnitude",
+    "uniform",
+    "variance",
+]
 
 RULES = ("clip", "full", "magnitude", "uniform", "variance")  # what a plan in JSON may name
-
-PADS = ("zero", "init")
-POOLS = ("avg", "max")
-
-
-def variance(
-    key: Array,
-    source: Array,
-    target: Array,
-    *,
-    keep: str = "interleaved",
-    remove: str = "random",
-    pad: str = "zero",
-    pool: str = "avg",
-    shuffle: bool = True,
-) -> Array:
-    """The variance rule of TLVFC (2024), which its published code calls `VarTransfer`.
-
-    The source is resized to the target's spatial size. Where it has too many output channels, some
-    are kept by the variance of their weights; too many inputs are thinned likewise, for each filter
-    on its own. Where it has too few, it takes the place of channels of the target, chosen by the
-    variance of the target's own initial values, and the rest of the target stays as it is.
-
-    As published, `remove="two_tailed"` places equal numbers at either end, so that of an odd number
-    of source channels the last finds no place.
-
-    Departures from the published code: any kernel size, odd growth and non-square ones included;
-    random choice draws without replacement and can reach the last channel; ties go by position. To
-    grow the outputs while shrinking the inputs, it thins the source and places it in the target,
-    where the published code goes through a freshly drawn temporary kernel.
-
-    Args:
-      key: random key, consumed.
-      source: `[*spatial, I, O]`.
-      target: `[*spatial', I', O']`, the target's own initial kernel.
-      keep: which source channels stay when there are too many: `max`, `min`, `interleaved`,
-        `two_tailed` or `random` (published: `maxVar`, `minVar`, `interLeaved`, `twoTailed`,
-        `random`, the value `keep` of `choice_method`).
-      remove: which target channels give way when there are too few; the same names (published:
-        the value `remove` of `choice_method`).
-      pad: what surrounds a kernel that is too small: `zero`, or `init` for He normal values
-        (published: `type_pad`).
-      pool: how a kernel that is too large shrinks: `avg` or `max` (published: `type_pool`).
-      shuffle: permute the outputs, and the inputs of each filter, at the end. The published code
-        always does.
-
-    Returns:
-      The fitted kernel, `[*spatial', I', O']` in the target's dtype.
-
-    Raises:
-      OptionError: for a value that is not listed here.
-    """
-    keep_channels = SELECTIONS[_known("keep", keep, SELECTIONS)]
-    remove_channels = SELECTIONS[_known("remove", remove, SELECTIONS)]
-    _known("pad", pad, PADS)
-    _known("pool", pool, POOLS)
-    inputs, outputs = target.shape[-2:]
-    key_resize, key_outputs, key_inputs, key_shuffle = jax.random.split(key, 4)
-
-    # In the wider of both dtypes: rounding the source first would turn variances into ties.
-    dtype = jnp.promote_types(source.dtype, target.dtype)
-    around, fitted = jnp.asarray(target, dtype), jnp.asarray(source, dtype)
-    fitted = kernels.resize_spatial(key_resize, fitted, target.shape[:-2], pad=pad, pool=pool)
-    places = None
-    if source.shape[-1] > outputs:
-        kept = kernels.chosen_outputs(key_outputs, fitted, outputs, select=keep_channels)
-        fitted = fitted[..., kept]
-    elif source.shape[-1] < outputs:
-        fitted = fitted[..., : _placed(source.shape[-1], remove)]
-        count = fitted.shape[-1]
-        places = kernels.chosen_outputs(key_outputs, around, count, select=remove_channels)
-    if source.shape[-2] > inputs:
-        fitted = kernels.keep_inputs(key_inputs, fitted, inputs, select=keep_channels)
-    elif source.shape[-2] < inputs:
-        fitted = fitted[..., : _placed(source.shape[-2], remove), :]
-        under = around if places is None else around[..., places]
-        fitted = kernels.place_inputs(key_inputs, under, fitted, select=remove_channels)
-    if places is not None:
-        fitted = around.at[..., places].set(fitted, unique_indices=True)
-    if shuffle:
-        fitted = kernels.shuffle_channels(key_shuffle, fitted)
-    return fitted.astype(target.dtype)
 
 
 def clip(key: Array, source: Array, target: Array) -> Array:
@@ -174,7 +102,8 @@ def magnitude(
       OptionError: for another value of `keep`.
     """
     del key
-    sign = -1 if _known("keep", keep, ("max", "min")) == "max" else 1
+    check_option("keep", keep, ("max", "min"))
+    sign = -1 if keep == "max" else 1
     ranked = source
     for axis in (-1, -2):
         count = target.shape[axis]
@@ -245,6 +174,33 @@ class BoundRule:
         return f"{name}({', '.join(f'{name}={value!r}' for name, value in self.settings)})"
 
 
+def fitter(rule: Rule) -> Rule:
+    """The rule for many kernels in turn: compiled once for each combination of shapes.
+
+    Of `variance` the parts are compiled, and what it keeps of a source is remembered as long as the
+    fitter lives: one source kernel often serves many targets of one shape.
+    """
+    if not (isinstance(rule, BoundRule) and rule.function is variance):
+        return functools.partial(_call, rule)
+    settings: dict[str, Any] = dict(rule.settings)
+    by_source = {name: settings.pop(name) for name in ("keep", "pool")}
+    # With the source itself: its id is not given to another array while it is here.
+    remembered: dict[Any, tuple[Array, KeptSource]] = {}
+
+    def fit(key: Array, source: Array, target: Array) -> Array:
+        known = id(source), target.shape, target.dtype
+        if known not in remembered:
+            remembered[known] = source, keep_source(source, target, **by_source)
+        return place_source(key, remembered[known][1], target, **settings)
+
+    return fit
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _call(rule: Rule, key: Array, source: Array, target: Array) -> Array:
+    return rule(key, source, target)
+
+
 def bind(rule: Rule) -> BoundRule:
     """Turns a rule, plain or from `functools.partial`, into one that is compared by value.
 
@@ -277,14 +233,3 @@ def bind(rule: Rule) -> BoundRule:
     except TypeError as error:
         raise OptionError(f"rule: a setting of {bound} cannot be hashed ({error}).") from error
     return bound
-
-
-def _placed(count: int, remove: str) -> int:
-    """How many of `count` source channels find a place in a larger target."""
-    return count - count % 2 if remove == "two_tailed" and count > 1 else count
-
-
-def _known(option: str, value: str, allowed: Collection[str]) -> str:
-    if value not in allowed:
-        raise OptionError(f"{option}={value!r} is not known; expected one of {', '.join(allowed)}.")
-    return value

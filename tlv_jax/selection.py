@@ -1,35 +1,34 @@
-"""Choose channels by their variance.
+"""Choose channels: by their variance, or at random.
 
-Every strategy has the form `(key, variance [..., N], count) -> indices [..., count]`: along the
-last axis `count` distinct positions, for any `1 <= count <= N`. All rank with a stable sort, so
-that equal variances are taken in the order of their positions. `key` is consumed by `select_random`
-alone; the others take it so that all can stand in each other's place.
-
-The strategies are those of TLVFC's published code (`choose_candidate`), made total: any count and
-never a channel twice.
+A strategy says which ranks are chosen of channels in ascending order of variance, as
+`(N, count) -> ranks [count]` in NumPy, for any `1 <= count <= N`; equal variances rank by position.
+They are those of TLVFC's published code (`choose_candidate`), made total: any count and never a
+channel twice. `random` needs no ranks; its order comes from `permutations`.
 """
 
-import math
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from tlv_jax.types import Array
 
 __all__ = [
+    "RANKS",
     "SELECTIONS",
-    "Select",
     "argsort",
-    "random_order",
-    "select_interleaved",
-    "select_max",
-    "select_min",
-    "select_random",
-    "select_two_tailed",
+    "draw",
+    "interleaved_ranks",
+    "max_ranks",
+    "min_ranks",
+    "numbers_of_places",
+    "permutations",
+    "two_tailed_ranks",
 ]
 
 # JAX moved it out of its experimental part in 0.8.
@@ -38,60 +37,50 @@ if hasattr(jax, "enable_x64"):
 else:
     from jax.experimental import enable_x64 as _enable_x64  # type: ignore[attr-defined]
 
-Select = Callable[[Array, Array, int], Array]
+ROUNDS = 4  # of mixing; with fewer, pairs of places are not quite independent for N below 10
 
 
-def select_max(key: Array, variance: Array, count: int) -> Array:
-    """Takes the `count` largest, in ascending order. `[..., N] -> [..., count]`.
-
-    Published as `maxVar`.
-    """
-    del key
-    return argsort(variance)[..., variance.shape[-1] - count :]
+def max_ranks(size: int, count: int) -> np.ndarray:
+    """The `count` largest. Published as `maxVar`."""
+    return np.arange(size - count, size)
 
 
-def select_min(key: Array, variance: Array, count: int) -> Array:
-    """Takes the `count` smallest, in ascending order. `[..., N] -> [..., count]`.
-
-    Published as `minVar`.
-    """
-    del key
-    return argsort(variance)[..., :count]
+def min_ranks(size: int, count: int) -> np.ndarray:
+    """The `count` smallest. Published as `minVar`."""
+    del size
+    return np.arange(count)
 
 
-def select_interleaved(key: Array, variance: Array, count: int) -> Array:
-    """Takes every k-th in ascending order, k = N // count. `[..., N] -> [..., count]`.
+def interleaved_ranks(size: int, count: int) -> np.ndarray:
+    """Every k-th, k = size // count.
 
     Published as `interLeaved`, which starts at rank 1 and so comes out one short where that leaves
-    too few ranks (`count == N` among them); ours then starts at rank 0.
+    too few ranks (`count == size` among them); ours then starts at rank 0.
     """
-    del key
-    size = variance.shape[-1]
     stride = size // count
     start = min(1, size - 1 - stride * (count - 1))
-    return argsort(variance)[..., start::stride][..., :count]
+    return start + stride * np.arange(count)
 
 
-def select_two_tailed(key: Array, variance: Array, count: int) -> Array:
-    """Takes half from either end, in ascending order. `[..., N] -> [..., count]`.
+def two_tailed_ranks(size: int, count: int) -> np.ndarray:
+    """Half from either end.
 
     Published as `twoTailed`. An odd `count`, on which the published code fails, takes its extra one
     from the upper end.
     """
-    del key
-    order = argsort(variance)
     lower = count // 2
-    upper = order[..., variance.shape[-1] - (count - lower) :]
-    return jnp.concatenate([order[..., :lower], upper], axis=-1)
+    return np.concatenate([np.arange(lower), np.arange(size - (count - lower), size)])
 
 
-def select_random(key: Array, variance: Array, count: int) -> Array:
-    """Draws `count` without replacement, in random order. `[..., N] -> [..., count]`.
-
-    Published as `random`. Departs from the published code, whose `randint(0, N - 1)` draws with
-    replacement and can never return the last channel.
-    """
-    return random_order(key, variance.shape)[..., :count]
+RANKS: Mapping[str, Callable[[int, int], np.ndarray]] = MappingProxyType(
+    {
+        "max": max_ranks,
+        "min": min_ranks,
+        "interleaved": interleaved_ranks,
+        "two_tailed": two_tailed_ranks,
+    }
+)
+SELECTIONS = (*RANKS, "random")
 
 
 def argsort(values: Array) -> Array:
@@ -111,42 +100,138 @@ def argsort(values: Array) -> Array:
         return (packed & jnp.int64(0xFFFFFFFF)).astype(jnp.int32)
 
 
-def random_order(key: Array, shape: tuple[int, ...]) -> Array:
-    """Permutations of the last axis, int32.
+def numbers_of_places(
+    order: Array | None,
+    drawn: Array | None,
+    size: int,
+    shape: tuple[int, int],
+    *,
+    remove: str,
+    shuffle: bool,
+) -> Array:
+    """Gives each place of the target a number below `size`, for each column on its own.
 
-    Random numbers that hold their positions in their lowest bits are sorted. Two of them tie with
-    a probability of some 1e-6 a pair for a thousand channels.
+    Where numbers are too few they take the places that `remove` says, the first number that of the
+    lowest rank; other places get none. Where they are too many, chance decides.
+
+    Args:
+      order: the places' orders by variance, `[places, columns]` or `[places, 1]`. None where no
+        choice is by variance.
+      drawn: from `draw`.
+      size: how many numbers there are.
+      shape: `(places, columns)`.
+      remove: one of `SELECTIONS`.
+      shuffle: permute which number comes to which place.
+
+    Returns:
+      int32 `[places, columns]`, -1 for none.
     """
-    mask = (1 << (shape[-1] - 1).bit_length()) - 1
-    noise = _noise(key, shape) >> jnp.uint32(1)
-    positions = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
-    packed = (noise.astype(jnp.int32) & ~mask) | positions
-    return lax.sort(packed, is_stable=False) & mask
+    places, columns = shape
+    if drawn is not None:
+        drawn = drawn[:, :columns]
+    if size >= places:
+        return lax.broadcasted_iota(jnp.int32, shape, 0) if drawn is None else drawn[:places]
+    count = placed(size, remove)
+    if order is None:
+        assert drawn is not None  # the places are chosen by chance
+        return jnp.where(drawn[:places] < count, drawn[:places], -1)
+    table = np.full(places, -1, np.int32)
+    table[RANKS[remove](places, count)] = np.arange(count)
+    numbers = jnp.asarray(table)[jnp.argsort(jnp.broadcast_to(order, shape), axis=0)]
+    if not shuffle:
+        return numbers
+    assert drawn is not None
+    moved = jnp.take_along_axis(drawn, jnp.maximum(numbers, 0), axis=0)
+    return jnp.where(numbers < 0, -1, moved)
 
 
-SELECTIONS: Mapping[str, Select] = MappingProxyType(
-    {
-        "max": select_max,
-        "min": select_min,
-        "interleaved": select_interleaved,
-        "two_tailed": select_two_tailed,
-        "random": select_random,
-    }
-)
+def placed(size: int, remove: str) -> int:
+    """How many of `size` numbers find a place in a larger target."""
+    return size - size % 2 if remove == "two_tailed" and size > 1 else size
 
 
-def _noise(key: Array, shape: tuple[int, ...]) -> Array:
-    """Random bits for an order, uint32: a hash of each element's number and the key.
+def draw(
+    key: Array, size: int, places: int, columns: int, *, remove: str, shuffle: bool, salt: int
+) -> Array | None:
+    """Draws what `numbers_of_places` needs, at least `[N, columns]`; None if nothing is random.
 
-    The finalizer is "lowbias32" (Chris Wellons, "Prospecting for Hash Functions", 2018), once for
-    each word of the key. JAX's own generator takes a third of a transfer's whole time of
-    compilation, and no more is asked of this noise than that it shuffles channels.
+    Args:
+      key: consumed.
+      size: how many numbers there are.
+      places: how many places.
+      columns: for how many filters.
+      remove: one of `SELECTIONS`.
+      shuffle: whether numbers are permuted.
+      salt: tells this draw from others with the same key.
     """
-    first, second = jax.random.key_data(key).astype(jnp.uint32)[:2]
-    bits = lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(0x9E3779B9)
-    for word in (first, second):
-        bits = bits ^ word
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-            bits = (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(factor)
-        bits = bits ^ (bits >> jnp.uint32(16))
-    return bits.reshape(shape)
+    by_chance = size > places or (size < places and remove == "random")
+    if not (shuffle or by_chance):
+        return None
+    if size < places:
+        size = places if by_chance else placed(size, remove)
+    return permutations(key, size, columns, salt=salt)
+
+
+def permutations(key: Array, size: int, count: int, *, salt: int = 0) -> Array:
+    """Draws a random permutation of `size` numbers for each of `count` columns.
+
+    Nothing is sorted: each number is sent through a bijection that the key and the column choose,
+    a few rounds of xor, odd multiplication and shift modulo a power of two, and rotation modulo
+    `size`. In exchange not all of the `size!` permutations can occur of long columns; every number
+    comes to every place, and every pair to every two places, equally often.
+
+    Departs from the published code, whose random choice is `randint(0, size - 1)`, which draws with
+    replacement and can never return the last channel.
+
+    Args:
+      key: consumed; typed, or raw words.
+      size: N, above 0.
+      count: M.
+      salt: tells this draw from others with the same key.
+
+    Returns:
+      int32 `[N', M']` with `N' >= N` and `M' >= M`, powers of two so that sizes share one compiled
+      program. `[:N, :M]` is meant.
+    """
+    shape = (_power_of_two(size), _power_of_two(count))
+    return _permutations(key, np.uint32(size), np.uint32(salt), shape=shape)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _permutations(key: Array, size: Array, salt: Array, *, shape: tuple[int, int]) -> Array:
+    one, sixteen = jnp.uint32(1), jnp.uint32(16)
+    bits = 31 - lax.clz(size)
+    mask = (one << bits) - one
+    half = jnp.maximum((bits + one) >> one, one)
+    words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
+    first = _hash(words[0] ^ salt)
+    columns = lax.iota(jnp.uint32, shape[1])[None] * jnp.uint32(0x9E3779B9)
+    seeds = _hash(columns + first) ^ _hash(words[1] + first + jnp.uint32(0x7F4A7C15))
+    numbers = lax.broadcasted_iota(jnp.uint32, shape, 0)
+    for _ in range(ROUNDS):
+        seeds = seeds * jnp.uint32(0x9E3779B1) + jnp.uint32(0x7F4A7C15)
+        others = (seeds ^ (seeds >> jnp.uint32(15))) * jnp.uint32(0x85EBCA6B)
+        # Other bits of the two words for each use: of a short column few bits count.
+        mixed = ((numbers ^ others) * ((seeds >> jnp.uint32(13)) | one)) & mask
+        mixed = mixed ^ (mixed >> half)
+        mixed = (mixed * ((others >> jnp.uint32(9)) | one)) & mask
+        mixed = mixed ^ (mixed >> half)
+        numbers = jnp.where(numbers <= mask, mixed, numbers)
+        numbers += jnp.minimum(((others >> sixteen) * size) >> sixteen, size - one)
+        numbers = jnp.where(numbers >= size, numbers - size, numbers)
+    return numbers.astype(jnp.int32)
+
+
+def _hash(bits: Array) -> Array:
+    """The finalizer "lowbias32" (Chris Wellons, "Prospecting for Hash Functions", 2018).
+
+    JAX's own generator takes longer to compile than all else here, and no more is asked than that
+    channels are shuffled.
+    """
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        bits = (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return bits ^ (bits >> jnp.uint32(16))

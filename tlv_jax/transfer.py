@@ -29,7 +29,7 @@ from tlv_jax.paths import array_leaves, is_array, leaf_path
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors, plan_transfer
 from tlv_jax.similarity import SimilarityWarning, similarity
-from tlv_jax.types import Array, Layer, LayerPair, PyTree
+from tlv_jax.types import Array, Layer, LayerPair, PyTree, Rule
 
 __all__ = ["apply_transfer", "stored_kernel", "transfer"]
 
@@ -99,8 +99,13 @@ def apply_transfer(
     """Applies a plan. Pure; works under `jit` (plan static or closed over) and `vmap` over keys.
 
     Each layer draws from `fold_in(key, hash of its path)`, so its answer does not depend on which
-    other layers are in the plan. Pairs of equal shapes are fitted in one batch, so that compile
-    time grows with the number of distinct shapes.
+    other layers are in the plan.
+
+    Where all arrays are at hand on one device, kernels are fitted one after another by programs
+    that are compiled once for each combination of shapes, and kept for other plans; nothing is
+    gathered, so that little more memory is taken than for the result. Where anything is traced or
+    divided over several devices, all is one program, in which pairs of equal shapes are one batch.
+    Either way the time of compilation grows with the number of distinct shapes, not of layers.
 
     Args:
       plan: from `plan_transfer`, for trees of these shapes.
@@ -121,12 +126,20 @@ def apply_transfer(
     target = _named(plan.target_leaves, dst_params, "dst_params")
     if check_finite:
         _check_finite(source)
-    fitted = _fit_leaves(plan, _shardings(target), key, source, target)
+    arrays = [key, *source.values(), *target.values()]
+    if any(isinstance(array, Tracer) or _is_divided(array) for array in arrays):
+        fitted = _fit_in_one_program(plan, _shardings(target), key, source, target)
+    else:
+        fitted = _fit_one_by_one(plan, key, source, target)
 
     def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
         return fitted.get(leaf_path(keys), leaf) if is_array(leaf) else leaf
 
     return jax.tree_util.tree_map_with_path(replace, dst_params)
+
+
+def _is_divided(array: Any) -> bool:
+    return isinstance(array, Array) and len(array.sharding.device_set) > 1
 
 
 Shardings = tuple[tuple[str, jax.sharding.Sharding], ...]
@@ -137,48 +150,85 @@ def _shardings(leaves: Leaves) -> Shardings:
     return tuple(
         (path, leaf.sharding)
         for path, leaf in leaves.items()
-        if isinstance(leaf, Array)
-        and not isinstance(leaf, Tracer)
-        and len(leaf.sharding.device_set) > 1
+        if not isinstance(leaf, Tracer) and _is_divided(leaf)
     )
 
 
+def _fit_one_by_one(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) -> Leaves:
+    """Returns the replaced leaves of the target by path."""
+    # Once: a source may serve many targets, and NumPy's arrays would be moved for each.
+    source, target = (
+        {path: jnp.asarray(leaf) for path, leaf in s.items()} for s in (source, target)
+    )
+    fitted = dict(target)
+    keys = _layer_keys(key, plan)
+    rule = rules.fitter(plan.rule)
+    for pair in _kernel_pairs(plan):
+        given, own = stored_kernel(pair.source, source), stored_kernel(pair.target, target)
+        _store(pair.target, _fit(rule, plan.rescale, keys[pair.target.path], given, own), fitted)
+    return fitted | _fit_rest(plan, keys, source, target)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _fit_leaves(
+def _fit_in_one_program(
     plan: TransferPlan, shardings: Shardings, key: Array, source: Leaves, target: Leaves
 ) -> Leaves:
-    """Returns the replaced leaves of the target by path, laid out as those of the target."""
+    """Likewise, laid out as the leaves of the target."""
     fitted = dict(target)
-    layer_keys = _layer_keys(key, plan)
-    if plan.channels is not None:
-        _fit_consistently(plan, plan.channels, layer_keys, source, target, fitted)
-    for pairs in [] if plan.channels else _batches(plan):
-        keys = jnp.stack([layer_keys[pair.target.path] for pair in pairs])
-        sources = jnp.stack([stored_kernel(pair.source, source) for pair in pairs])
-        targets = jnp.stack([stored_kernel(pair.target, target) for pair in pairs])
-        norms = pairs[0].target.kind == "norm"
-        rule = rules.clip if norms else functools.partial(_fit, plan)
-        for pair, kernel in zip(pairs, jax.vmap(rule)(keys, sources, targets), strict=True):
+    keys = _layer_keys(key, plan)
+    rule = rules.fitter(plan.rule)
+    batches = defaultdict(list)
+    for pair in _kernel_pairs(plan):
+        batches[pair.source.shape, pair.target.shape].append(pair)
+    for pairs in batches.values():
+        stacked = [
+            jnp.stack([keys[pair.target.path] for pair in pairs]),
+            jnp.stack([stored_kernel(pair.source, source) for pair in pairs]),
+            jnp.stack([stored_kernel(pair.target, target) for pair in pairs]),
+        ]
+        kernels = jax.vmap(functools.partial(_fit, rule, plan.rescale))(*stacked)
+        for pair, kernel in zip(pairs, kernels, strict=True):
             _store(pair.target, kernel, fitted)
+    fitted |= _fit_rest(plan, keys, source, target)
+    # Asked for within the program: else a device may hold whole kernels before they are divided.
+    for path, sharding in shardings:
+        fitted[path] = jax.lax.with_sharding_constraint(fitted[path], sharding)
+    return fitted
+
+
+def _kernel_pairs(plan: TransferPlan) -> list[LayerPair]:
+    """The pairs whose kernels are fitted by themselves."""
+    pairs = () if plan.channels else plan.layer_pairs
+    return [pair for pair in pairs if pair.target.kind != "norm"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fit_rest(
+    plan: TransferPlan, keys: Mapping[str, Array], source: Leaves, target: Leaves
+) -> Leaves:
+    """Fits norms, vectors and drawn layers, and with consistent channels all; returns these."""
+    fitted = dict(target)
+    if plan.channels is not None:
+        _fit_consistently(plan, plan.channels, keys, source, target, fitted)
     for pair in () if plan.channels else plan.layer_pairs:
+        if pair.target.kind == "norm":
+            scales = stored_kernel(pair.source, source), stored_kernel(pair.target, target)
+            _store(pair.target, rules.clip(keys[pair.target.path], *scales), fitted)
         for source_path, path in fitted_vectors(pair, plan.biases):
             # Reshaped, since Equinox keeps a bias as [O, 1, 1].
-            vector = rules.clip(key, source[source_path].reshape(-1), target[path].reshape(-1))
+            vectors = source[source_path].reshape(-1), target[path].reshape(-1)
+            vector = rules.clip(keys[pair.target.path], *vectors)
             fitted[path] = vector.reshape(target[path].shape)
     if plan.drawn:
         pooled = [stored_kernel(layer, source) for layer in plan.drawn_from]
         mean, spread = heads.pooled_statistics(pooled, len(plan.drawn))
         for layer in plan.drawn:
             kernel = stored_kernel(layer, target)
-            kernel = heads.draw_dense(layer_keys[layer.path], kernel, mean, spread)
-            _store(layer, kernel, fitted)
+            _store(layer, heads.draw_dense(keys[layer.path], kernel, mean, spread), fitted)
             for name, path in layer.vectors:
                 if name == "bias":
                     fitted[path] = jnp.zeros_like(target[path])
-    # Asked for within the program: else a device may hold whole kernels before they are divided.
-    for path, sharding in shardings:
-        fitted[path] = jax.lax.with_sharding_constraint(fitted[path], sharding)
-    return fitted
+    return {path: leaf for path, leaf in fitted.items() if leaf is not target[path]}
 
 
 def _fit_consistently(
@@ -245,17 +295,20 @@ def _consistent_kernel(
         copies = copies_of(reads, source.shape[-2] * layer.source_groups)
         columns = copies.reshape((1,) * (given.ndim - 2) + (-1, 1))
         given = (given / columns).astype(source.dtype)
-    new = _fit(plan, key, given, target)
+    new = _fit(plan.rule, plan.rescale, key, given, target)
     return jnp.where(inside, new, target), writes
 
 
-def _fit(plan: TransferPlan, key: Array, source: Array, target: Array) -> Array:
-    """One kernel by the plan's rule, at the scale that the plan asks for."""
-    fitted = plan.rule(key, source, target)
-    if plan.rescale == "none":
-        return fitted
-    wanted = math.sqrt(2 / math.prod(target.shape[:-1]))
-    if plan.rescale == "source":
+def _fit(rule: Rule, rescale: str, key: Array, source: Array, target: Array) -> Array:
+    """One kernel by a rule, at the scale that the plan asks for."""
+    fitted = rule(key, source, target)
+    return fitted if rescale == "none" else _rescaled(fitted, source, rescale)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _rescaled(fitted: Array, source: Array, rescale: str) -> Array:
+    wanted: Any = math.sqrt(2 / math.prod(fitted.shape[:-1]))
+    if rescale == "source":
         wanted = jnp.std(source.astype(jnp.float32))
     spread = jnp.std(fitted.astype(jnp.float32))
     # A kernel of equal weights has no spread that could be changed.
@@ -263,34 +316,50 @@ def _fit(plan: TransferPlan, key: Array, source: Array, target: Array) -> Array:
     return (fitted * factor).astype(fitted.dtype)
 
 
-def _batches(plan: TransferPlan) -> list[list[LayerPair]]:
-    """Groups the pairs whose fitting is the same program."""
-    batches = defaultdict(list)
-    for pair in plan.layer_pairs:
-        batches[pair.source.shape, pair.target.shape, pair.target.kind].append(pair)
-    return list(batches.values())
-
-
 def stored_kernel(layer: Layer, leaves: Mapping[str, Array]) -> Array:
     """Takes a layer's kernel out of its leaf, `[*spatial, I, O]`, of a norm its scale `[C]`."""
-    stored = jnp.asarray(leaves[layer.weight])[layer.index]
-    return stored.transpose(layer.axes).reshape(layer.shape)
+    stored = leaves[layer.weight]
+    if layer.index:
+        stored = stored[layer.index]
+    # Each step is a program of its own where nothing is traced: most leaves need none.
+    if layer.axes != tuple(range(stored.ndim)):
+        stored = stored.transpose(layer.axes)
+    return stored if stored.shape == layer.shape else stored.reshape(layer.shape)
 
 
 def _store(layer: Layer, kernel: Array, leaves: Leaves) -> None:
     """Puts a kernel back as its leaf stores it; the inverse of `stored_kernel`."""
     leaf = leaves[layer.weight]
     permuted = tuple(leaf.shape[len(layer.index) :][axis] for axis in layer.axes)
-    stored = kernel.reshape(permuted).transpose(np.argsort(layer.axes)).astype(leaf.dtype)
-    leaves[layer.weight] = leaf.at[layer.index].set(stored) if layer.index else stored
+    if kernel.shape != permuted:
+        kernel = kernel.reshape(permuted)
+    if layer.axes != tuple(range(kernel.ndim)):
+        kernel = kernel.transpose(np.argsort(layer.axes))
+    if kernel.dtype != leaf.dtype:
+        kernel = kernel.astype(leaf.dtype)
+    leaves[layer.weight] = leaf.at[layer.index].set(kernel) if layer.index else kernel
 
 
 def _layer_keys(key: Array, plan: TransferPlan) -> dict[str, Array]:
     """A key for each target layer, from a hash of its path that is the same in every process."""
-    paths = [layer.path for layer in (*(pair.target for pair in plan.layer_pairs), *plan.drawn)]
+    layers = (*(pair.target for pair in plan.layer_pairs), *plan.drawn)
+    paths = list(dict.fromkeys(layer.path for layer in layers))
     hashes = np.array([zlib.crc32(path.encode()) for path in paths], np.uint32)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, hashes)
-    return dict(zip(paths, keys, strict=True))
+    keys = _fold_in(key, hashes)
+    if isinstance(keys, Tracer):
+        return dict(zip(paths, keys, strict=True))
+    # Taken apart on the host: on the device each key would cost more than fitting a kernel.
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        return dict(zip(paths, np.asarray(keys), strict=True))  # raw words
+    implementation = jax.random.key_impl(keys)
+    words = np.asarray(jax.random.key_data(keys))
+    return {
+        path: jax.random.wrap_key_data(row, impl=implementation)
+        for path, row in zip(paths, words, strict=True)
+    }
+
+
+_fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
 
 
 def _named(expected: tuple[tuple[str, tuple[int, ...]], ...], tree: PyTree, name: str) -> Leaves:
@@ -308,9 +377,9 @@ def _named(expected: tuple[tuple[str, tuple[int, ...]], ...], tree: PyTree, name
 
 def _check_finite(source: Leaves) -> None:
     concrete = {path: leaf for path, leaf in source.items() if not isinstance(leaf, Tracer)}
-    for path, finite in jax.device_get(_all_finite(concrete)).items():
-        if not finite:
-            count = int(jnp.sum(~jnp.isfinite(source[path])))
+    for path, finite in jax.device_get(_finite_sums(concrete)).items():
+        # A sum may also overflow, of weights that are finite.
+        if not finite and (count := int(jnp.sum(~jnp.isfinite(source[path])))):
             raise NonFiniteSourceError(
                 f"src_params: leaf {path!r} has {count} values that are NaN or infinite; a "
                 "transfer would spread them. Load the checkpoint again, or pass "
@@ -319,5 +388,7 @@ def _check_finite(source: Leaves) -> None:
 
 
 @jax.jit
-def _all_finite(leaves: Leaves) -> dict[str, Array]:
-    return {path: jnp.all(jnp.isfinite(leaf)) for path, leaf in leaves.items()}
+def _finite_sums(leaves: Leaves) -> dict[str, Array]:
+    """Whether the sum of each leaf is finite; of one that holds NaN or infinity it is not."""
+    # A sum is taken as fast as memory is read; a test of each element is six times slower on a CPU.
+    return {path: jnp.isfinite(jnp.sum(leaf, dtype=jnp.float32)) for path, leaf in leaves.items()}
