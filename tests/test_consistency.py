@@ -1,7 +1,9 @@
 """Channels chosen once for all layers that share them."""
 
 import functools
+from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,3 +249,65 @@ def test_a_shuffle_is_refused():
     shapes = trees.shapes("vgg11")
     with pytest.raises(tlv_jax.OptionError, match="shuffle=False"):
         tlv_jax.plan_transfer(shapes, shapes, channels=channels, rule=rules.variance)
+
+
+RECORDED = np.load(Path(__file__).parent / "golden" / "iat_trace.npz")
+
+
+class Sequence(nn.Module):
+    """Convs, perhaps each with a norm, named as they were recorded."""
+
+    widths: tuple[int, ...]
+    sizes: tuple[int, ...]
+    norms: bool
+
+    @nn.compact
+    def __call__(self, images):
+        step = 3 if self.norms else 2
+        for number, (width, size) in enumerate(zip(self.widths, self.sizes, strict=True)):
+            conv = nn.Conv(width, (size, size), use_bias=not self.norms, name=str(step * number))
+            images = conv(images)
+            if self.norms:
+                norm = nn.BatchNorm(use_running_average=True, name=str(step * number + 1))
+                images = norm(images)
+            images = nn.relu(images)
+        return images
+
+
+def recorded_tree(case, part):
+    tree = {}
+    for name in RECORDED.files:
+        if not name.startswith(f"{case}.{part}."):
+            continue
+        layer, leaf = name.split(".")[2:]
+        array = RECORDED[name]
+        if array.ndim == 4:
+            tree.setdefault(layer, {})["kernel"] = array.transpose(2, 3, 1, 0)
+        else:
+            tree.setdefault(layer, {})["scale" if leaf == "weight" else leaf] = array
+    return {"params": tree}
+
+
+@pytest.mark.parametrize("case", ["narrower", "norms"])
+def test_the_trace_rule_keeps_along_a_sequence_what_was_recorded(key, case):
+    settings = {
+        "src": Sequence((8, 12, 10), (3, 3, 3), case == "norms"),
+        "dst": Sequence((5, 7, 6), (3, 5, 3) if case == "norms" else (3, 3, 3), case == "norms"),
+    }
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    graphs = []
+    for model in settings.values():
+        shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+        graphs.append(tlv_jax.trace_channels(model.apply, shapes, images))
+    source, target, expected = (recorded_tree(case, part) for part in ("src", "dst", "out"))
+    plan = tlv_jax.plan_transfer(
+        source,
+        target,
+        match=tlv_jax.match_by_index,
+        rule=rules.trace,
+        channels=tlv_jax.ConsistentChannels(*graphs, rank="trace"),
+        kinds=ALL,
+    )
+    assert tlv_jax.TransferPlan.from_json(plan.to_json()) == plan
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    jax.tree.map(np.testing.assert_array_equal, new, expected)

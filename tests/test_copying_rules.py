@@ -10,6 +10,7 @@ from tlv_jax import OptionError, rules
 
 RECORDED = np.load(Path(__file__).parent / "golden" / "iat_rules.npz")
 CLIPPED = sorted(name.removesuffix(".src") for name in RECORDED if name.endswith(".src"))
+COPYING = [rules.clip, rules.full, rules.magnitude, rules.trace, rules.uniform]
 SHAPES = [
     ((3, 3, 6, 8), (3, 3, 4, 5)),
     ((3, 3, 4, 5), (5, 5, 7, 8)),
@@ -38,12 +39,25 @@ def test_the_recorded_answers_are_met(key, name):
     np.testing.assert_array_equal(jax.jit(rule)(key, source, target), expected)
 
 
+TRACED = np.load(Path(__file__).parent / "golden" / "iat_trace.npz")
+
+
+@pytest.mark.parametrize("layer", ["narrower.0", "norms.0", "mixed.0", "mixed.4"])
+def test_trace_fits_a_kernel_of_which_nothing_is_known_as_recorded(key, layer):
+    # The first of a network, and one whose source has fewer inputs.
+    case, number = layer.split(".")
+    source, target, expected = (
+        to_flax(TRACED[f"{case}.{part}.{number}.weight"]) for part in ("src", "dst", "out")
+    )
+    np.testing.assert_array_equal(jax.jit(rules.trace)(key, source, target), expected)
+
+
 def test_all_recorded_answers_are_there():
     assert sum(name.startswith("clip") for name in CLIPPED) >= 4
     assert sum(name.startswith("magnitude") for name in CLIPPED) >= 8
 
 
-@pytest.mark.parametrize("rule", [rules.clip, rules.full, rules.magnitude, rules.uniform])
+@pytest.mark.parametrize("rule", COPYING)
 @pytest.mark.parametrize(("source", "target"), SHAPES)
 def test_every_value_comes_from_one_of_the_two(key, rule, source, target):
     source, target = normal(0, source), normal(1, target)
@@ -54,7 +68,7 @@ def test_every_value_comes_from_one_of_the_two(key, rule, source, target):
     assert set(fitted.ravel()) & set(source.ravel())
 
 
-@pytest.mark.parametrize("rule", [rules.clip, rules.full, rules.magnitude, rules.uniform])
+@pytest.mark.parametrize("rule", COPYING)
 def test_equal_shapes_are_copied(key, rule):
     source, target = normal(0, (3, 3, 4, 5)), normal(1, (3, 3, 4, 5))
     np.testing.assert_array_equal(rule(key, source, target), source)

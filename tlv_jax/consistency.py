@@ -47,8 +47,9 @@ class ConsistentChannels:
       source: from `trace_channels` of the source.
       target: from `trace_channels` of the target.
       rank: which source channels are kept where there are too many: those whose weights have the
-        largest `variance`, or absolute sum (`magnitude`, as DPIAT's "trace" rule), over all layers
-        that write them; or the `first`.
+        largest `variance` or absolute sum (`magnitude`) over all layers that write them; those with
+        the largest absolute sum in the first such layer, over the inputs that it keeps (`trace`, as
+        DPIAT's rule of that name); or the `first`.
       grow: what target channels are given where the source has too few: `init` leaves them their
         initial weights; `copy` gives them the source's channels once more, and divides the weights
         that read a channel by the number of its copies, so that the function stays (Net2Net,
@@ -57,7 +58,7 @@ class ConsistentChannels:
 
     source: ChannelGraph
     target: ChannelGraph
-    rank: Literal["variance", "magnitude", "first"] = "variance"
+    rank: Literal["variance", "magnitude", "trace", "first"] = "variance"
     grow: Literal["init", "copy"] = "init"
 
 
@@ -87,11 +88,13 @@ class Space:
       size: number of source channels.
       wanted: number of target channels.
       writers: paths of the source layers by whose kernels they are ranked.
+      first: paths of the source and the target layer that are the first to write them.
     """
 
     size: int
     wanted: int
     writers: tuple[str, ...]
+    first: tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,7 @@ def plan_channels(pairs: Sequence[LayerPair], channels: ConsistentChannels) -> C
       channels: both graphs, and how to choose.
     """
     places: dict[int, tuple[int, int]] = {}  # target label -> space, number
-    spaces: list[tuple[tuple[int, ...], int, list[str]]] = []
+    spaces: list[tuple[tuple[int, ...], int, list[str], tuple[str, str]]] = []
     writers: dict[tuple[int, ...], list[str]] = {}
     labelled = [
         (pair, channels.source[pair.source.path], channels.target[pair.target.path])
@@ -172,7 +175,8 @@ def plan_channels(pairs: Sequence[LayerPair], channels: ConsistentChannels) -> C
         if not any(label in places for label in target.writes):
             unique = list(dict.fromkeys(target.writes))
             places |= {label: (len(spaces), number) for number, label in enumerate(unique)}
-            spaces.append((source.writes, len(unique), writers.get(source.writes, [])))
+            first = pair.source.path, pair.target.path
+            spaces.append((source.writes, len(unique), writers.get(source.writes, []), first))
         layers.append(
             LayerChannels(
                 pair.target.path,
@@ -186,7 +190,9 @@ def plan_channels(pairs: Sequence[LayerPair], channels: ConsistentChannels) -> C
     return ChannelPlan(
         rank=channels.rank,
         grow=channels.grow,
-        spaces=tuple(Space(len(labels), wanted, tuple(by)) for labels, wanted, by in spaces),
+        spaces=tuple(
+            Space(len(labels), wanted, tuple(by), first) for labels, wanted, by, first in spaces
+        ),
         layers=tuple(layers),
         consistent=sum(not axis.own for axis in axes) / max(len(axes), 1),
     )
@@ -196,7 +202,7 @@ def _axis(
     target: Sequence[int],
     source: Sequence[int],
     places: Mapping[int, tuple[int, int]],
-    spaces: Sequence[tuple[tuple[int, ...], int, list[str]]],
+    spaces: Sequence[tuple[tuple[int, ...], int, list[str], tuple[str, str]]],
 ) -> Axis:
     standing: dict[int, list[int]] = {}
     for place, label in enumerate(source):
@@ -233,14 +239,19 @@ def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Array]) -> list[Array
       plan: of the channels.
       kernels: source kernels `[*spatial, I, O]` by the paths of their layers.
     """
-    kept = []
+    kept: list[Array] = []
+    layers = {layer.target: layer for layer in plan.layers}
     for space in plan.spaces:
         numbers = np.arange(space.wanted)
         if space.wanted > space.size:
             copies = numbers % space.size if plan.grow == "copy" else NONE
             kept.append(jnp.asarray(np.where(numbers < space.size, numbers, copies)))
         elif space.wanted < space.size and plan.rank != "first" and space.writers:
-            worth = sum(_worth(kernels[path], plan.rank) for path in space.writers)
+            if plan.rank == "trace":
+                kernel = kernels[space.first[0]]
+                worth = _traced_worth(kernel, layers[space.first[1]].reads, kept)
+            else:
+                worth = sum(_worth(kernels[path], plan.rank) for path in space.writers)
             best = jnp.argsort(worth, descending=True)[: space.wanted]
             kept.append(jnp.sort(best))
         else:
@@ -254,6 +265,15 @@ def _worth(kernel: Array, rank: str) -> Array:
     axes = tuple(range(kernel.ndim - 1))
     worth = jnp.var(wide, axes) if rank == "variance" else jnp.abs(wide).sum(axes)
     return worth / jnp.maximum(worth.sum(), jnp.finfo(jnp.float32).tiny)
+
+
+def _traced_worth(kernel: Array, reads: Axis, kept: Sequence[Array]) -> Array:
+    """What each output channel counts over the inputs that are kept before it. `[O]`."""
+    if not reads.own and kernel.shape[-2] > 1:
+        chosen = axis_places(reads, kept, kept[0])
+        taken = kernel[..., jnp.maximum(chosen, 0), :]
+        kernel = jnp.where(jnp.broadcast_to((chosen != NONE)[:, None], taken.shape), taken, 0)
+    return _worth(kernel, "magnitude")
 
 
 def axis_places(axis: Axis, kept: Sequence[Array], own: Array) -> Array:

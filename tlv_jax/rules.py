@@ -31,11 +31,19 @@ __all__ = [
     "fitter",
     "full",
     "magnitude",
+    "trace",
     "uniform",
     "variance",
 ]
 
-RULES = ("clip", "full", "magnitude", "uniform", "variance")  # what a plan in JSON may name
+RULES = (
+    "clip",
+    "full",
+    "magnitude",
+    "trace",
+    "uniform",
+    "variance",
+)  # what a plan in JSON may name
 
 
 def clip(key: Array, source: Array, target: Array) -> Array:
@@ -120,6 +128,36 @@ def magnitude(
     source = lax.dynamic_slice(source, (*starts, 0, 0), centre + source.shape[-2:])
     before = tuple((m - n) // 2 for n, m in zip(centre, spatial, strict=True))
     return lax.dynamic_update_slice(target, source.astype(target.dtype), (*before, 0, 0))
+
+
+def trace(key: Array, source: Array, target: Array, *, keep: str = "max") -> Array:
+    """Copies the outputs with the largest weights, and the inputs that the layer before kept.
+
+    The "trace" rule of DPIAT for one kernel. Of too many output channels those are kept whose
+    absolute weights sum to the most, in their own order, and stand first. All other axes are
+    clipped to their centres: what the layer before kept is known to a plan alone, whose
+
+        channels=ConsistentChannels(source_graph, target_graph, rank="trace")
+
+    hands the rule a source that has the right inputs and outputs already. In a sequence of layers
+    that only grow narrower this is the published rule; beyond, channels are followed through
+    residual adds and concatenations, where the published code takes those that came last.
+
+    Args:
+      key: ignored.
+      source: of the target's rank, `[*spatial, I, O]` for a kernel.
+      target: the target's own initial value.
+      keep: `max`, or `min` for the smallest (published: `reverse_priority`).
+
+    Raises:
+      OptionError: for another value of `keep`.
+    """
+    check_option("keep", keep, ("max", "min"))
+    if source.shape[-1] > target.shape[-1]:
+        sums = jnp.abs(source.astype(jnp.float32)).sum(tuple(range(source.ndim - 1)))
+        kept = jnp.argsort(-sums if keep == "max" else sums)[: target.shape[-1]]
+        source = jnp.take(source, jnp.sort(kept), axis=-1)
+    return clip(key, source, target)
 
 
 def uniform(key: Array, source: Array, target: Array) -> Array:
