@@ -10,7 +10,8 @@ from tlv_jax import OptionError, TransferPlan, rules
 
 
 def plan(**options):
-    return tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree(), **options)
+    settings = tlv_jax.presets.tlvfc() | options
+    return tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree(), **settings)
 
 
 @pytest.mark.parametrize(

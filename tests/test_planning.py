@@ -8,11 +8,13 @@ import trees
 import tlv_jax
 from tlv_jax import rules
 
+TLVFC = tlv_jax.presets.tlvfc()
+
 
 @pytest.fixture(scope="module")
 def plan():
     return tlv_jax.plan_transfer(
-        trees.shapes("vgg16")["params"], trees.shapes("resnet18")["params"]
+        trees.shapes("vgg16")["params"], trees.shapes("resnet18")["params"], **TLVFC
     )
 
 
@@ -31,7 +33,7 @@ def test_equal_plans_are_equal_and_hash_equal(plan):
     again = tlv_jax.plan_transfer(
         trees.shapes("vgg16")["params"],
         jax.tree.map(lambda leaf: leaf, trees.shapes("resnet18")["params"]),
-        rule=functools.partial(rules.variance, keep="interleaved"),
+        **TLVFC | {"rule": functools.partial(rules.variance, keep="interleaved")},
     )
     assert again == plan
     assert hash(again) == hash(plan)
@@ -68,7 +70,7 @@ def test_kinds_decide_what_is_carried_over(kinds, replaced):
 
 
 def test_head_from_statistics_replaces_the_dense_layer_and_its_bias():
-    plan = tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree())
+    plan = tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree(), head="statistics")
     assert {"fc/kernel", "fc/bias"} <= {path for path, _ in plan.target_leaves}
     assert "fc/kernel" in {path for path, _ in plan.source_leaves}
 
@@ -76,7 +78,7 @@ def test_head_from_statistics_replaces_the_dense_layer_and_its_bias():
 def test_a_source_without_dense_layers_leaves_the_head():
     source = trees.source_tree()
     del source["fc"]
-    plan = tlv_jax.plan_transfer(source, trees.target_tree())
+    plan = tlv_jax.plan_transfer(source, trees.target_tree(), head="statistics")
     reasons = {leaf.path: leaf.reason for leaf in plan.untouched}
     assert plan.drawn == ()
     assert "no dense layers" in reasons["fc/kernel"]
@@ -109,7 +111,7 @@ def test_traced_layers_decide_the_order():
         return images
 
     traced = tlv_jax.trace_layers(fn, target, jnp.zeros((1, 8, 8, 6)))
-    plan = tlv_jax.plan_transfer(source, target, dst_layers=traced, head="keep")
+    plan = tlv_jax.plan_transfer(source, target, dst_layers=traced, **TLVFC)
     assert plan.pairs == (("conv1", "conv2"), ("conv10", "conv1"))
     assert "traced" in plan.target_order
 
@@ -158,6 +160,13 @@ def test_presets_are_settings_of_a_plan(name, source, target):
     assert tlv_jax.TransferPlan.from_json(plan.to_json()) == plan
 
 
-def test_the_first_default_is_tlvfc(plan):
+def test_the_default_is_what_did_best_in_the_ablation():
     trees_of = [trees.shapes(side)["params"] for side in ("vgg16", "resnet18")]
-    assert tlv_jax.plan_transfer(*trees_of, **tlv_jax.presets.tlvfc()) == plan
+    assert tlv_jax.plan_transfer(*trees_of) == tlv_jax.plan_transfer(
+        *trees_of,
+        standardize=tlv_jax.standardize_blocks,
+        match=tlv_jax.match_by_score,
+        rule=rules.clip,
+        head="keep",
+        kinds=("conv",),
+    )

@@ -11,7 +11,7 @@ from tlv_jax import rules
 
 
 def make(key, source, target, **options):
-    plan = tlv_jax.plan_transfer(source, target, **options)
+    plan = tlv_jax.plan_transfer(source, target, **tlv_jax.presets.tlvfc() | options)
     new = tlv_jax.apply_transfer(plan, key, source, target)
     return tlv_jax.report(plan, source, target, new), new
 

@@ -42,6 +42,14 @@ def test_the_one_liner_keeps_structure_shapes_and_dtypes():
     chex.assert_tree_all_finite(new)
     assert not np.array_equal(new["conv1"]["kernel"], target["conv1"]["kernel"])
     assert new["bn1"]["scale"] is target["bn1"]["scale"]
+    assert new["fc"]["kernel"] is target["fc"]["kernel"]
+
+
+def test_heads_may_be_drawn_from_statistics(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    plan = tlv_jax.plan_transfer(source, target, head="statistics")
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    assert not np.array_equal(new["fc"]["kernel"], target["fc"]["kernel"])
     assert not new["fc"]["bias"].any()
 
 
@@ -116,7 +124,7 @@ def test_the_plan_can_be_a_static_argument_and_traces_once(key):
 
 def test_sixteen_seeds_in_one_call(key):
     source, target = trees.source_tree(), trees.target_tree()
-    plan = tlv_jax.plan_transfer(source, target)
+    plan = tlv_jax.plan_transfer(source, target, **tlv_jax.presets.tlvfc())
     keys = jax.random.split(key, 16)
     apply = functools.partial(tlv_jax.apply_transfer, plan)
     many = jax.vmap(apply, in_axes=(0, None, None))(keys, source, target)
@@ -226,8 +234,8 @@ def test_scanned_blocks_are_transferred_step_by_step(key):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_sources_that_are_not_finite_are_refused(key, bad):
     source = trees.source_tree()
-    source["conv10"]["kernel"][0, 0, 0, :2] = bad
-    with pytest.raises(tlv_jax.NonFiniteSourceError, match="'conv10/kernel' has 2 values"):
+    source["conv1"]["kernel"][0, 0, 0, :2] = bad
+    with pytest.raises(tlv_jax.NonFiniteSourceError, match="'conv1/kernel' has 2 values"):
         tlv_jax.transfer(source, trees.target_tree(), key=key)
 
 
@@ -235,10 +243,10 @@ def test_the_check_can_be_waived_and_ignores_what_the_plan_does_not_read(key):
     source, target = trees.source_tree(), trees.target_tree()
     source["bn1"]["scale"][0] = np.nan
     chex.assert_tree_all_finite(tlv_jax.transfer(source, target, key=key))
-    source["conv10"]["kernel"][:] = np.nan
+    source["conv1"]["kernel"][:] = np.nan
     plan = tlv_jax.plan_transfer(source, target)
     new = tlv_jax.apply_transfer(plan, key, source, target, check_finite=False)
-    assert np.isnan(new["conv2"]["kernel"]).any()
+    assert np.isnan(new["conv1"]["kernel"]).any()
 
 
 @pytest.mark.parametrize("side", ["src_params", "dst_params"])

@@ -147,7 +147,8 @@ def _transfer(
         shuffle=options.shuffle,
     )
     kinds = ("conv", "norm") if options.norms else ("conv",)
-    plan = tlv_jax.plan_transfer(source, target, rule=rule, head=options.head, kinds=kinds)
+    settings = tlv_jax.presets.tlvfc() | {"rule": rule, "head": options.head, "kinds": kinds}
+    plan = tlv_jax.plan_transfer(source, target, **settings)
     params = tlv_jax.apply_transfer(plan, key, source, target)
     report = tlv_jax.report(plan, source, target, params)
     if is_first_process():
