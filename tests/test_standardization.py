@@ -99,6 +99,26 @@ def test_linen_variables_join_a_norm_with_its_statistics():
     }
 
 
+@pytest.mark.parametrize("prefixes", [("", ""), ("params/", "state/")], ids=["merged", "apart"])
+def test_haiku_norms_are_joined_with_their_moving_averages(prefixes):
+    params, state = prefixes
+    average = {name: jnp.zeros((1, 1, 1, 8)) for name in ("average", "hidden")}
+    average["counter"] = jnp.zeros((), jnp.int32)
+    tree = {
+        f"{params}net/~/bn": {"scale": jnp.zeros((1, 1, 1, 8)), "offset": jnp.zeros((1, 1, 1, 8))},
+        f"{state}net/~/bn/~/mean_ema": average,
+        f"{state}net/~/bn/~/var_ema": average,
+        f"{state}codes/~/cluster_ema": average,  # of no norm: no layer either
+    }
+    (norm,), _ = find_layers(tree, name="t")
+    assert (norm.path, norm.kind, norm.shape) == (f"{params}net/~/bn", "norm", (8,))
+    assert dict(norm.vectors) == {
+        "bias": f"{params}net/~/bn/offset",
+        "mean": f"{state}net/~/bn/~/mean_ema/average",
+        "var": f"{state}net/~/bn/~/var_ema/average",
+    }
+
+
 def test_equinox_kernels_are_read_as_channels_first(key):
     module = eqx.nn.Conv2d(3, 8, (5, 7), key=key)
     (layer,), _ = find_layers(module, name="t")

@@ -7,6 +7,7 @@ it is a table that is looked up.
 `trace_layers` needs no such conventions.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +21,15 @@ from tlv_jax.types import Kind, Layer, PyTree
 
 __all__ = ["find_layers", "standardize_flat"]
 
-COLLECTIONS = ("params", "batch_stats")  # Linen's: one module has leaves in both
+# One module has leaves in several: of Linen's variables, or of `{"params": ..., "state": ...}`.
+COLLECTIONS = ("params", "batch_stats", "state")
 CHANNELS_LAST = frozenset({"kernel", "w"})
 CHANNELS_FIRST = frozenset({"weight"})
 LOOKED_UP = frozenset({"embedding", "relative_position_bias_table"})  # rows of them, by index
 NORM_SCALES = frozenset({"scale", "weight"})
 BIASES = frozenset({"bias", "b", "offset"})
 STATISTICS = frozenset({"mean", "var"})
+MOVING_AVERAGE = frozenset({"average", "hidden", "counter"})  # Haiku's, a module by itself
 # Attention projections [D, heads, D'] look like one-dimensional convs; only a trace can tell.
 ATTENTION = frozenset({"query", "key", "value", "out"})
 
@@ -62,6 +65,7 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str]:
         if collections and path.split("/")[0] in COLLECTIONS:
             module = module.partition("/")[2]
         modules[module][leaf_name] = path
+    _join_averages(modules)
     order, how = sort_modules([module for module in modules if module])
     layers: list[Layer] = []
     for module in [*order, *([""] if "" in modules else [])]:
@@ -75,6 +79,18 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str]:
     return tuple(layers), how
 
 
+def _join_averages(modules: dict[str, dict[str, str]]) -> None:
+    """Gives a norm the running statistics that Haiku keeps at `norm/~/mean_ema/average`."""
+    for module in [name for name, names in modules.items() if names.keys() >= MOVING_AVERAGE]:
+        # `hidden` and `counter` stay with the target: together they say how far its own average
+        # has come, and the average alone is what a norm reads.
+        average = modules.pop(module)["average"]
+        norm, _, name = module.rpartition("/~/")
+        statistic = name.removesuffix("_ema")
+        if norm in modules and statistic in STATISTICS:
+            modules[norm][statistic] = average
+
+
 def _layers_of_module(module: str, names: dict[str, str], leaves: dict[str, Any]) -> list[Layer]:
     """The layers that one module's own leaves make up: none, one, or one a bare kernel."""
     layers: list[Layer] = []
@@ -84,18 +100,20 @@ def _layers_of_module(module: str, names: dict[str, str], leaves: dict[str, Any]
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         named = name in CHANNELS_LAST | CHANNELS_FIRST | NORM_SCALES
-        kind = _kind(module, name, leaf.ndim)
+        kind = _kind(module, name, leaf.shape)
         if kind is None:
             continue
         axes = tuple(range(leaf.ndim))
+        shape = (leaf.size,) if kind == "norm" else leaf.shape
         if name in CHANNELS_FIRST and kind != "norm":
             axes = (*axes[2:], 1, 0)
+            shape = tuple(leaf.shape[axis] for axis in axes)
         layers.append(
             Layer(
                 path=_layer_path(module, path) if named else path,
                 kind=kind,
                 weight=path,
-                shape=tuple(int(leaf.shape[axis]) for axis in axes),
+                shape=tuple(int(size) for size in shape),
                 axes=axes,
                 vectors=vectors if named else (),
             )
@@ -108,9 +126,12 @@ def _layer_path(module: str, weight: str) -> str:
     return split_path(weight)[0] or weight
 
 
-def _kind(module: str, name: str, ndim: int) -> Kind | None:
+def _kind(module: str, name: str, shape: tuple[int, ...]) -> Kind | None:
+    ndim = len(shape)
     if name in NORM_SCALES and ndim == 1:
         return "norm"
+    if name == "scale" and ndim > 1 and max(shape) == math.prod(shape):
+        return "norm"  # of Haiku, ready to broadcast: [1, 1, 1, C]
     if name in CHANNELS_LAST | CHANNELS_FIRST:
         if ndim == 3 and module.rpartition("/")[2] in ATTENTION:
             return None
