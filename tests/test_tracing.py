@@ -222,10 +222,12 @@ def test_vgg16_into_resnet18_has_the_published_order_when_traced():
         return variables["params"], tlv_jax.trace_layers(fn, variables["params"], x)
 
     (source, source_layers), (target, target_layers) = traced("vgg16"), traced("resnet18")
-    plan = tlv_jax.plan_transfer(source, target, src_layers=source_layers, dst_layers=target_layers)
+    traced_layers = {"src_layers": source_layers, "dst_layers": target_layers}
+    published = tlv_jax.presets.tlvfc()
+    plan = tlv_jax.plan_transfer(source, target, **traced_layers, **published)
     convs = [layer.path for layer in source_layers if layer.kind == "conv"]
     assert [convs.index(path) for path, _ in plan.pairs] == trees.VGG16_TO_RESNET18
-    assert plan.pairs == tlv_jax.plan_transfer(source, target).pairs
+    assert plan.pairs == tlv_jax.plan_transfer(source, target, **published).pairs
 
 
 def test_a_deep_network_is_traced_without_being_run():

@@ -124,6 +124,8 @@ class Tracer:
         self.known = {layer.weight: layer for layer in known}
         self.owner = {path: layer for layer in known for path in _leaf_paths(layer)}
         self.layers: dict[str, Layer] = {}
+        self.scaled: set[str] = set()
+        self.repeats = 1
 
     def run(self, jaxpr: core.Jaxpr, arguments: Sequence[Value]) -> list[Value]:
         """Follows the arguments through the program and returns its results."""
@@ -157,7 +159,7 @@ class Tracer:
             if used is not None:
                 return [used]
         if any(operand.active for operand in operands):
-            return self.labelled(equation, operands, [self._touch(operands)] * count)
+            return self.labelled(equation, operands, [self._touch(equation, operands)] * count)
         return [_combine(equation, operands)] * count
 
     def labelled(
@@ -180,14 +182,17 @@ class Tracer:
         body = equation.params["jaxpr"].jaxpr
         consts, carries = equation.params["num_consts"], equation.params["num_carry"]
         stacked = operands[consts + carries :]
-        steps = equation.params["length"] if any(value.view for value in stacked) else 1
+        length, around = equation.params["length"], self.repeats
+        steps = length if any(value.view for value in stacked) else 1
+        self.repeats = around * max(length // max(steps, 1), 1)
         carry = operands[consts : consts + carries]
         results: list[list[Value]] = []
-        for step in range(steps):
+        for step in reversed(range(steps)) if equation.params["reverse"] else range(steps):
             sliced = [_take_step(value, step) for value in stacked]
             out = self.run(body, [*operands[:consts], *carry, *sliced])
             carry = out[:carries]
             results.append(out[carries:])
+        self.repeats = around
         outputs = [_merge(values) for values in zip(*results, strict=True)]
         return [*carry, *outputs]
 
@@ -224,7 +229,8 @@ class Tracer:
         if path in self.layers:
             layer = self.layers[path]
             feeds = tuple(dict.fromkeys((*layer.inputs, *feeds)))
-            self.layers[path] = dataclasses.replace(layer, calls=layer.calls + 1, inputs=feeds)
+            calls = layer.calls + self.repeats
+            self.layers[path] = dataclasses.replace(layer, calls=calls, inputs=feeds)
         else:
             self.layers[path] = Layer(
                 path=path,
@@ -237,37 +243,56 @@ class Tracer:
                 groups=kernel.groups,
                 strides=kernel.strides,
                 inputs=feeds,
+                calls=self.repeats,
             )
         return Value(active=True, feeds=(path,))
 
-    def _touch(self, operands: list[Value]) -> Value:
+    def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
         """Arithmetic of an activation; with a norm's parameters it makes that norm a layer."""
         feeds = _feeds(operands)
+        norms = []
         for path in dict.fromkeys(path for value in operands for path in value.leaves):
             layer = self.owner.get(path)
             if layer is None or layer.kind != "norm":
                 continue
             # Met before where its statistics, not its input, are the first operand.
-            known = self.layers.get(layer.path, layer)
-            inputs = dict.fromkeys((*known.inputs, *feeds))
-            inputs.pop(layer.path, None)
-            self.layers[layer.path] = dataclasses.replace(known, inputs=tuple(inputs))
+            self._feed_norm(self.layers.get(layer.path, layer), feeds)
+            if path == layer.weight:
+                self._count_norm(layer.path)
             self.normed(layer.path, layer.shape[0], operands)
             feeds = (layer.path,)
-        return Value(active=True, feeds=self._nearest(feeds))
+            norms.append(layer.path)
+        if not norms and equation.primitive.name in ("mul", "div"):
+            feeds = self._inside_norm(operands, feeds)
+        return Value(active=True, feeds=feeds)
 
-    def _nearest(self, feeds: tuple[str, ...]) -> tuple[str, ...]:
-        """Drops what reaches a value only through a norm among `feeds`.
+    def _feed_norm(self, norm: Layer, feeds: Sequence[str]) -> None:
+        inputs = dict.fromkeys((*norm.inputs, *feeds))
+        inputs.pop(norm.path, None)
+        self.layers[norm.path] = dataclasses.replace(norm, inputs=tuple(inputs))
 
-        A norm is several operations, and the activation enters more than one of them.
+    def _count_norm(self, path: str) -> None:
+        """Counts a call of a norm, which multiplies by its scale once."""
+        calls = self.repeats + (self.layers[path].calls if path in self.scaled else 0)
+        self.layers[path] = dataclasses.replace(self.layers[path], calls=calls)
+        self.scaled.add(path)
+
+    def _inside_norm(self, operands: Sequence[Value], feeds: tuple[str, ...]) -> tuple[str, ...]:
+        """Drops from `feeds` what enters a norm in the product of two activations.
+
+        A norm may multiply its scale by the deviation of the statistics first, and the activation
+        by both then. A sum of a norm's input and output, on the contrary, is a residual.
         """
-        behind = {
-            path
-            for norm in feeds
-            if self.layers[norm].kind == "norm"
-            for path in self.layers[norm].inputs
-        }
-        return tuple(path for path in feeds if path not in behind)
+        for factor, other in (operands, reversed(operands)):
+            norm = self.layers.get(factor.feeds[0]) if len(factor.feeds) == 1 else None
+            if norm is None or norm.kind != "norm" or norm.path in other.feeds:
+                continue
+            # Statistics that are arguments of the function come from no layer.
+            if not norm.inputs:
+                self._feed_norm(norm, other.feeds)
+            if set(other.feeds) <= set(self.layers[norm.path].inputs):
+                return factor.feeds
+        return feeds
 
 
 @dataclasses.dataclass(frozen=True)
