@@ -17,9 +17,9 @@ from importers.copying import copy_to_flax
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
 from importers.layouts import Layout
+from importers.likeness import likeliest
 from importers.rules import IGNORED
 from importers.sources import unwrap
-from importers.weights import WEIGHTS
 from tlv_jax import models
 
 __all__ = [
@@ -30,11 +30,10 @@ __all__ = [
     "entries_of",
     "match_keys",
     "model_of",
+    "shapes_of",
 ]
 
 Shape = tuple[int, ...]
-
-_CANDIDATES = 5  # architectures that a state dict which does not fit is tried on
 
 
 class StateDictError(CheckpointError):
@@ -148,6 +147,14 @@ def entries_of(name: str, model: nn.Module) -> Mapping[str, Entry]:
     return entries
 
 
+def shapes_of(name: str) -> dict[str, Shape]:
+    """Every key of torchvision's state dict of that name with its shape, counters left out."""
+    entries = entries_of(name, model_of(name, {}))
+    return {key: entry.shape for key, entry in entries.items()} | _shapes(
+        FAMILIES[name].buffers(name)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class KeyMatch:
     """How a state dict matches one architecture.
@@ -155,12 +162,10 @@ class KeyMatch:
     Attributes:
       entries: for each key that fills a leaf, which one and how.
       problems: a line for each key or leaf that does not fit.
-      score: share of all keys and leaves that fit each other.
     """
 
     entries: Mapping[str, Entry]
     problems: tuple[str, ...]
-    score: float
 
 
 def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
@@ -179,15 +184,13 @@ def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
             problems += _check_array(key, array, expected[key].shape)
         else:
             problems.append(f"{key}: found {_describe(array)}, expected no such key. Remove it.")
-    unfit = len(problems)
     for key in expected.keys() - arrays.keys():
         problems.append(
             f"{key}: found nothing, expected shape {expected[key].shape}, to fill "
             f"{expected[key].leaf}. Add it."
         )
-    score = (len(arrays) - unfit) / max(len(arrays), len(expected))
     entries = {key: expected[key] for key in arrays if key in expected}
-    return KeyMatch(entries, tuple(sorted(problems)), score)
+    return KeyMatch(entries, tuple(sorted(problems)))
 
 
 def _arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -251,21 +254,17 @@ def _explain(name: str, arrays: Mapping[str, np.ndarray], match: KeyMatch) -> st
     prefixes = [key.removesuffix(stem) for key in arrays if key.endswith(f".{stem}")]
     if prefixes and stem not in arrays:
         lines.append(f"Its keys begin with {prefixes[0]!r}: remove that prefix from all of them.")
-    scores = {other: match_keys(other, arrays).score for other in _likely(arrays)}
-    best = max(scores, key=scores.__getitem__, default=name)
-    if best != name and scores[best] > match.score:
+    likely = likeliest(_shapes(arrays))
+    if likely.names and name not in likely.names:
         lines.append(
-            f"Its keys fit {best!r} best ({scores[best]:.0%} of them): load it under that name."
+            f"Its keys fit {' or '.join(map(repr, likely.names))} best (about {likely.share:.0%} "
+            "of them): load it under that name."
         )
     return "\n".join(lines)
 
 
-def _likely(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Architectures whose first convolution the state dict has, the nearest ones in size."""
-    size = sum(array.size for key, array in arrays.items() if "running_" not in key)
-    names = [name for name, family in FAMILIES.items() if family.stem in arrays]
-    # To look at one takes half a second. The size is not exact, as the classes may be others.
-    return sorted(names, key=lambda name: abs(WEIGHTS[name][0].parameters - size))[:_CANDIDATES]
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, Shape]:
+    return {key: array.shape for key, array in arrays.items()}
 
 
 def _as_array(key: str, value: Any) -> np.ndarray:

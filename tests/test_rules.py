@@ -89,7 +89,6 @@ def test_every_key_of_torchvision_fills_one_leaf(name, monkeypatch):
     counted = {key: array for key, array in arrays.items() if not IGNORED.fullmatch(key)}
     match = match_keys(name, {**counted, **constants})
     assert match.problems == ()
-    assert match.score == 1
     assert len(match.entries) == len(counted) - len(constants)
 
 
@@ -179,7 +178,7 @@ def test_head_of_another_shape_is_one_problem(state_dict, shape):
     [("resnet50", "resnet18"), ("resnet34", "resnet18"), ("vgg11", "resnet18")],
 )
 def test_architecture_that_fits_is_named(state_dict, asked, given):
-    assert f"fit {given!r} best (100% of them)" in message_of(asked, state_dict)
+    assert f"fit {given!r} best" in message_of(asked, state_dict)
 
 
 def test_width_tells_architectures_of_the_same_keys_apart():
