@@ -26,6 +26,7 @@ __all__ = [
     "Entry",
     "KeyMatch",
     "StateDictError",
+    "arrays_of",
     "convert",
     "entries_of",
     "match_keys",
@@ -54,8 +55,8 @@ def convert(
       name: one of `models.names()`.
       state_dict: from torch's module names to arrays, or to torch tensors, which are read without
         importing torch.
-      param_dtype: of the parameters; by default each keeps its own. Batch statistics become
-        float32 in any case, as the models keep them.
+      param_dtype: of the parameters; by default each keeps its own, float16, bfloat16 and float64
+        too. Batch statistics become float32 in any case, as the models keep them.
 
     Returns:
       `(params, batch_stats)`: nested dicts of NumPy arrays that share no memory with the state
@@ -64,11 +65,12 @@ def convert(
 
     Raises:
       OptionError: for a name that is not known.
-      StateDictError: with everything that does not fit at once.
+      StateDictError: with everything that does not fit at once; or with every key that has values
+        that are not finite, or not in the dtype asked.
     """
     if name not in FAMILIES:
         models.create(name)  # raises, and knows the close names
-    arrays = _arrays_of(name, state_dict)
+    arrays = arrays_of(name, state_dict)
     match = match_keys(name, arrays)
     if match.problems:
         raise StateDictError(_explain(name, arrays, match))
@@ -104,11 +106,14 @@ def model_of(
       param_dtype: of the parameters.
     """
     family, state_dict = FAMILIES[name], unwrap(state_dict)
-    head, stem = state_dict.get(family.head), state_dict.get(family.stem)
+    # Whatever has no shape, `convert` refuses with its key.
+    head, stem = (
+        tuple(getattr(state_dict.get(key), "shape", ())) for key in (family.head, family.stem)
+    )
     model = models.create(
         name,
-        num_classes=head.shape[0] if head is not None and head.ndim > 1 and head.size else 1000,
-        in_channels=stem.shape[1] if stem is not None and stem.ndim == 4 and stem.size else 3,
+        num_classes=head[0] if len(head) > 1 and 0 not in head else 1000,
+        in_channels=stem[1] if len(stem) == 4 and 0 not in stem else 3,
         dtype=dtype,
         param_dtype=param_dtype,
     )
@@ -193,7 +198,16 @@ def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
     return KeyMatch(entries, tuple(sorted(problems)))
 
 
-def _arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a state dict by today's keys, less its counters.
+
+    Args:
+      name: one of `models.names()`.
+      state_dict: as for `convert`.
+
+    Raises:
+      StateDictError: for a value that is no array, or two keys of one array.
+    """
     family = FAMILIES[name]
     arrays: dict[str, np.ndarray] = {}
     for key, value in unwrap(state_dict).items():
@@ -210,10 +224,13 @@ def _arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray
 
 
 def _explain_broken(broken: Mapping[str, int], arrays: Mapping[str, np.ndarray]) -> str:
-    lines = [f"  {key}: {count} of {arrays[key].size} values" for key, count in broken.items()]
+    lines = []
+    for key, count in broken.items():
+        fits = " are too large for the dtype asked" if np.isfinite(arrays[key]).all() else ""
+        lines.append(f"  {key}: {count} of {arrays[key].size} values{fits}")
     return (
         "The state dict holds NaN or infinite values, expected finite ones. Take a checkpoint "
-        "from before the training diverged.\n" + "\n".join(lines)
+        "from before the training diverged, or a wider param_dtype.\n" + "\n".join(lines)
     )
 
 

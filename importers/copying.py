@@ -11,6 +11,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from importers.layouts import Layout
@@ -22,7 +23,7 @@ CACHE_LINE = 64  # bytes; a transposed block writes at least as much in one piec
 
 
 class Copied(NamedTuple):
-    """A copy, and how many of its source's values are NaN or infinite."""
+    """A copy, and how many of its values are NaN or infinite."""
 
     array: np.ndarray
     broken: int
@@ -37,9 +38,12 @@ def copy_to_flax(array: np.ndarray, layout: Layout, dtype: Any = None) -> Copied
       dtype: of the copy; `None` keeps the array's.
     """
     dtype = array.dtype if dtype is None else np.dtype(dtype)
+    # A narrower dtype may make an infinity of a large number; else the source is quicker to check.
+    narrower = ml_dtypes.finfo(dtype).max < ml_dtypes.finfo(array.dtype).max
     if array.ndim == 0 or array.nbytes <= BLOCK_BYTES:
-        converted = np.array(layout.to_flax(array), dtype, order="C")
-        return Copied(converted, _count_broken(array))
+        with np.errstate(over="ignore"):
+            converted = np.array(layout.to_flax(array), dtype, order="C")
+        return Copied(converted, _count_broken(converted if narrower else array))
     count, line = len(array), CACHE_LINE // array.itemsize
     rows = max(BLOCK_BYTES * count // array.nbytes // line, 1) * line
     shape = list(layout.to_flax(array[:1]).shape)
@@ -50,9 +54,10 @@ def copy_to_flax(array: np.ndarray, layout: Layout, dtype: Any = None) -> Copied
 
     def copy_block(start: int) -> int:
         block = array[start : start + rows]
-        broken = _count_broken(block)
         turned = np.moveaxis(layout.to_flax(block), layout.outputs_axis, -1)
-        outputs[..., start : start + rows] = turned
+        with np.errstate(over="ignore"):
+            outputs[..., start : start + rows] = turned
+        broken = _count_broken(outputs[..., start : start + rows] if narrower else block)
         if pages is not None:
             pages.give_back(block)
         return broken

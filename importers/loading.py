@@ -14,9 +14,10 @@ import numpy as np
 
 from importers.adaptation import FreshHeadWarning, adapt, draw
 from importers.categories import imagenet_categories
-from importers.conversion import convert, entries_of, model_of
+from importers.conversion import arrays_of, convert, entries_of, model_of
 from importers.downloads import download
 from importers.errors import CheckpointError
+from importers.families import FAMILIES
 from importers.preprocessing import Preprocess
 from importers.sources import Source, state_dict_of
 from importers.weights import WEIGHTS, Weights, choose
@@ -87,7 +88,8 @@ def load(
       in_channels: of the result. Where the checkpoint has another number, the first kernel is
         summed over its channels (for 1), or repeated and rescaled, as timm does.
       dtype: of the computation.
-      param_dtype: of the parameters, whatever the checkpoint's.
+      param_dtype: of the parameters, whatever the checkpoint's: those in half precision become
+        float32 exactly, those in float64 are rounded to it. Batch statistics are always float32.
 
     Raises:
       OptionError: for an architecture or weights that are not known.
@@ -116,11 +118,21 @@ def load(
 
 def _with_fresh_classifier(
     name: str, model: nn.Module, state_dict: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The state dict with all arrays drawn anew in which some value is NaN."""
-    arrays = {key: np.asarray(value) for key, value in state_dict.items()}
-    entries = entries_of(name, model)
-    broken = [key for key in entries if key in arrays and np.isnan(arrays[key]).any()]
+) -> Mapping[str, Any]:
+    """The state dict with the classifier's arrays drawn anew where they hold NaN."""
+    arrays, entries = arrays_of(name, state_dict), entries_of(name, model)
+    classifier = FAMILIES[name].head.partition(".")[0] + "."
+    # NaN anywhere else is damage, of which `convert` tells.
+    broken = [
+        key
+        for key, array in arrays.items()
+        if key.startswith(classifier)
+        and key in entries
+        and array.shape == entries[key].shape
+        and np.isnan(array).any()
+    ]
+    if not broken:
+        return state_dict
     leaves = draw(model, [entries[key].leaf for key in broken])
     for key in broken:
         arrays[key] = entries[key].layout.to_torch(leaves[entries[key].leaf])

@@ -50,6 +50,17 @@ def test_values_that_are_not_finite_are_counted(value):
 
 
 @pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize(
+    ("source", "narrow", "value"), [("f4", "f2", 1e5), ("f8", "f4", 1e39), ("f8", "f2", -1e300)]
+)
+def test_values_beyond_a_narrower_dtype_are_counted(source, narrow, value):
+    array = array_of((64, 48), source)
+    array[3, 4] = array[40, 2] = value
+    assert copy_to_flax(array, DENSE, narrow).broken == 2
+    assert copy_to_flax(array, DENSE).broken == 0
+
+
+@pytest.mark.usefixtures("block_bytes")
 def test_arrays_of_any_strides_are_copied():
     array = array_of((48, 64)).T[::-1]
     np.testing.assert_array_equal(copy_to_flax(array, DENSE).array, array.T)

@@ -1,5 +1,6 @@
 import importlib.util
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +71,17 @@ def test_dtypes_reach_model_and_parameters(checkpoint):
     assert pretrained.model.dtype == jnp.bfloat16
     assert pretrained.model.param_dtype == pretrained.params["fc"]["bias"].dtype == jnp.float16
     assert pretrained.batch_stats["bn1"]["mean"].dtype == np.float32
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
+def test_checkpoints_of_any_precision_become_float32(state_dict, tmp_path, stored):
+    tensors = {key: torch.from_numpy(array) for key, array in state_dict.items()}
+    tensors = {k: t.to(stored) if t.is_floating_point() else t for k, t in tensors.items()}
+    torch.save(tensors, tmp_path / "t.pth")
+    pretrained = importers.load("resnet18", tmp_path / "t.pth")
+    assert {leaf.dtype for leaf in jax.tree.leaves(pretrained.variables)} == {jnp.dtype("float32")}
+    expected = tensors["conv1.weight"].float().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(pretrained.params["conv1"]["kernel"], expected)
 
 
 def test_a_network_without_batch_norm_has_no_statistics():
@@ -143,6 +155,18 @@ def test_weights_without_a_classifier_get_a_fresh_one(tmp_path):
     )
     assert np.isfinite(pretrained.params["classifier.6"]["kernel"]).all()
     assert pretrained.params["classifier.3"]["kernel"].std() > 0
+
+
+def test_nan_is_damage_where_it_is_not_in_the_classifier():
+    state_dict = random_network("vgg16").state_dict()
+    state_dict["features.0.bias"][0] = torch.nan
+    with pytest.raises(importers.StateDictError, match=r"features\.0\.bias: 1 of 64 values$"):
+        importers.load("vgg16", state_dict, weights="IMAGENET1K_FEATURES")
+
+
+def test_a_value_without_a_shape_is_refused_by_key():
+    with pytest.raises(importers.StateDictError, match=r"int at 'fc\.weight'"):
+        importers.load("resnet18", {"fc.weight": 3})
 
 
 def test_the_inceptions_bring_their_images_to_other_statistics(tmp_path):

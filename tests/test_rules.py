@@ -127,7 +127,10 @@ def test_counters_may_be_missing(state_dict):
         (torch.float32, None, jnp.float32),
         (torch.float16, None, jnp.float16),
         (torch.bfloat16, None, jnp.bfloat16),
+        (torch.float64, None, np.float64),
         (torch.float16, jnp.float32, jnp.float32),
+        (torch.bfloat16, jnp.float32, jnp.float32),
+        (torch.float64, jnp.float32, jnp.float32),
         (torch.float32, jnp.bfloat16, jnp.bfloat16),
     ],
 )
@@ -136,8 +139,16 @@ def test_dtype_is_kept_unless_another_is_asked(state_dict, stored, asked, expect
     params, batch_stats = importers.convert("resnet18", tensors, param_dtype=asked)
     assert params["conv1"]["kernel"].dtype == expected
     assert batch_stats["bn1"]["var"].dtype == np.float32
-    rounded = tensors["fc.bias"].to(torch.float32).numpy()
+    wide = stored if stored == torch.float64 else torch.float32  # NumPy knows no bfloat16
+    rounded = tensors["fc.bias"].to(wide).numpy()
     np.testing.assert_array_equal(params["fc"]["bias"], rounded.astype(expected))
+
+
+def test_values_beyond_the_dtype_asked_are_refused_by_key(state_dict):
+    large = {**state_dict, "fc.bias": torch.tensor([1e5] * 3 + [0.0] * 7)}
+    importers.convert("resnet18", large)
+    with pytest.raises(importers.StateDictError, match=r"fc\.bias: 3 of 10 values are too large"):
+        importers.convert("resnet18", large, param_dtype=jnp.float16)
 
 
 def test_tensors_that_require_gradients_are_read(state_dict):
