@@ -11,7 +11,6 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -37,9 +36,12 @@ class Library:
             self.modules[name] = make()
         return self.modules[name]
 
+    @property
+    def window(self):
+        return (1, 2, 2, 1) if self.axis == -1 else (1, 1, 2, 2)
+
     def pool(self, x):
-        window = (1, 2, 2, 1) if self.axis == -1 else (1, 1, 2, 2)
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *[self.window] * 2, "VALID")
 
     def flatten(self, x):
         return x.reshape(len(x), -1)
@@ -146,6 +148,7 @@ class Equinox(Library):
         return self.made(name, make)(x)
 
     def batch_norm(self, name, x, train=False, bias=True):
+        del bias  # always there
         norm = self.made(name, lambda: eqx.nn.BatchNorm(len(x), "batch", mode="batch"))
         if self.state is None:
             return x
@@ -202,8 +205,7 @@ class Haiku(Library):
         return self.made(name, make)(x)
 
     def pool(self, x):
-        window = (1, 2, 2, 1) if self.axis == -1 else (1, 1, 2, 2)
-        return hk.max_pool(x, window, window, "VALID")
+        return hk.max_pool(x, self.window, self.window, "VALID")
 
     def flatten(self, x):
         return hk.Flatten()(x)
@@ -329,7 +331,7 @@ def straight(library, x, train=False):
 @libraries
 def test_order_kinds_and_shapes(library):
     layers = traced(library, straight)
-    # NNX and plain functions make modules in the order of execution, the rest sort or nest them.
+    # A tree sorts its keys: there `bn` comes before `stem`.
     assert [(short(layer.path), layer.kind, layer.shape) for layer in layers] == [
         ("stem", "conv", (3, 5, 3, 8)),
         ("bn", "norm", (8,)),
@@ -414,210 +416,6 @@ def test_layers_that_are_called_again_are_counted(library):
     assert graph(layers)["shared"] == {"stem", "norm"}
 
 
-def linen_blocks(remat, scan):
-    class Block(nn.Module):
-        @nn.compact
-        def __call__(self, x, _):
-            x = x + nn.relu(nn.Conv(4, (3, 3), name="a")(x))
-            return nn.Dense(4, name="b")(nn.LayerNorm(name="n")(x)), None
-
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.Conv(4, (1, 1), name="stem")(x)
-            block = nn.remat(Block) if remat else Block
-            if scan:
-                split = {"params": True}
-                block = nn.scan(block, variable_axes={"params": 0}, split_rngs=split, length=2)
-            return nn.Conv(2, (1, 1), name="head")(block(name="block")(x, None)[0])
-
-    params = jax.eval_shape(Net().init, KEY, NHWC)
-    return tlv_jax.trace_layers(Net().apply, params, NHWC)
-
-
-def nnx_blocks(remat, scan):
-    class Block(nnx.Module):
-        def __init__(self):
-            rngs = nnx.Rngs(0)
-            self.a = nnx.Conv(4, 4, (3, 3), rngs=rngs)
-            self.n = nnx.LayerNorm(4, rngs=rngs)
-            self.b = nnx.Linear(4, 4, rngs=rngs)
-
-        def __call__(self, x):
-            return self.b(self.n(x + nnx.relu(self.a(x))))
-
-    class Net(nnx.Module):
-        def __init__(self):
-            rngs = nnx.Rngs(0)
-            self.stem = nnx.Conv(3, 4, (1, 1), rngs=rngs)
-            make = lambda _: Block()  # noqa: E731
-            make = nnx.vmap(make, in_axes=None, axis_size=2) if scan else make
-            self.block = make(0)
-            self.head = nnx.Conv(4, 2, (1, 1), rngs=rngs)
-
-        def __call__(self, x):
-            call = lambda block, x: block(x)  # noqa: E731
-            call = nnx.remat(call) if remat else call
-            if scan:
-                call = nnx.scan(call, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
-            return self.head(call(self.block, self.stem(x)))
-
-    graph, params = nnx.split(nnx.eval_shape(Net))
-    return tlv_jax.trace_layers(lambda params, x: nnx.merge(graph, params)(x), params, NHWC)
-
-
-def equinox_blocks(remat, scan):
-    def block_of(key):
-        conv = eqx.nn.Conv2d(4, 4, 3, padding=1, key=key)
-        return {"a": conv, "n": eqx.nn.LayerNorm(4), "b": eqx.nn.Linear(4, 4, key=key)}
-
-    def make():
-        key = jax.random.key(0)
-        return {
-            "stem": eqx.nn.Conv2d(3, 4, 1, key=key),
-            "block": eqx.filter_vmap(block_of)(jax.random.split(key)) if scan else block_of(key),
-            "head": eqx.nn.Conv2d(4, 2, 1, key=key),
-        }
-
-    def call(block, x):
-        x = x + jax.nn.relu(block["a"](x))
-        rows = jax.vmap(block["n"])(x.reshape(4, -1).T)
-        return jax.vmap(block["b"])(rows).T.reshape(x.shape)
-
-    def fn(model, x):
-        each = eqx.filter_checkpoint(call) if remat else call
-        x = model["stem"](x)
-        if scan:
-            arrays, rest = eqx.partition(model["block"], eqx.is_array)
-            step = lambda x, arrays: (each(eqx.combine(arrays, rest), x), None)  # noqa: E731
-            x = jax.lax.scan(step, x, arrays)[0]
-        else:
-            x = each(model["block"], x)
-        return model["head"](x)
-
-    model = eqx.filter_eval_shape(make)
-    return tlv_jax.trace_layers(fn, model, jax.ShapeDtypeStruct((3, 8, 8), jnp.float32))
-
-
-def haiku_blocks(remat, scan):
-    def block(x):
-        x = x + jax.nn.relu(hk.Conv2D(4, 3, name="a")(x))
-        return hk.Linear(4, name="b")(hk.LayerNorm(-1, True, True, name="n")(x))
-
-    def forward(x):
-        x = hk.Conv2D(4, 1, name="stem")(x)
-        each = hk.remat(block) if remat else block
-        x = hk.layer_stack(2)(each)(x) if scan else each(x)
-        return hk.Conv2D(2, 1, name="head")(x)
-
-    net = hk.without_apply_rng(hk.transform(forward))
-    params = jax.eval_shape(net.init, KEY, NHWC)
-    return tlv_jax.trace_layers(net.apply, params, NHWC)
-
-
-MAKERS = (linen_blocks, nnx_blocks, equinox_blocks, haiku_blocks)
-
-
-@pytest.mark.parametrize("remat", [False, True], ids=["stored", "remat"])
-@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_scanned_blocks_are_unrolled(make, remat):
-    layers = [layer for layer in make(remat, scan=True) if layer.kind != "norm"]
-    assert [(short(layer.path), layer.index, layer.shape) for layer in layers] == [
-        ("stem", (), (1, 1, 3, 4)),
-        ("a[0]", (0,), (3, 3, 4, 4)),
-        ("b[0]", (0,), (4, 4)),
-        ("a[1]", (1,), (3, 3, 4, 4)),
-        ("b[1]", (1,), (4, 4)),
-        ("head", (), (1, 1, 4, 2)),
-    ]
-
-
-@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_rematerialized_blocks_are_entered(make):
-    assert graph(make(remat=True, scan=False)) == {
-        "stem": set(),
-        "a": {"stem"},
-        "n": {"stem", "a"},
-        "b": {"n"},
-        "head": {"b"},
-    }
-    assert make(remat=True, scan=False) == make(remat=False, scan=False)
-
-
-def linen_loop(x):
-    class Step(nn.Module):
-        @nn.compact
-        def __call__(self, x, _):
-            return nn.Conv(3, (3, 3), name="shared")(x), None
-
-    step = nn.scan(Step, variable_broadcast="params", split_rngs={"params": False}, length=4)()
-    params = jax.eval_shape(step.init, KEY, x, None)
-    return lambda params, x: step.apply(params, x, None), params
-
-
-def nnx_loop(x):
-    def make():
-        return nnx.Conv(3, 3, (3, 3), rngs=nnx.Rngs(0))
-
-    graph, state = nnx.split(nnx.eval_shape(make))
-
-    def fn(params, x):
-        conv = nnx.merge(graph, params["shared"])
-        step = lambda x: conv(x)  # noqa: E731
-        return nnx.scan(step, in_axes=nnx.Carry, out_axes=nnx.Carry, length=4)(x)
-
-    return fn, {"shared": state}
-
-
-def haiku_loop(x):
-    def forward(x):
-        conv = hk.Conv2D(3, 3, name="shared")
-        return hk.scan(lambda x, _: (conv(x), None), x, None, length=4)[0]
-
-    net = hk.without_apply_rng(hk.transform(forward))
-    return net.apply, jax.eval_shape(net.init, KEY, x)
-
-
-def plain_loop(x):
-    def fn(params, x):
-        step = lambda _, x: x @ params["shared"]  # noqa: E731
-        return jax.lax.fori_loop(0, 4, step, x)
-
-    return fn, {"shared": jnp.zeros((3, 3))}
-
-
-@pytest.mark.parametrize(
-    "make", [linen_loop, nnx_loop, haiku_loop, plain_loop], ids=lambda make: make.__name__
-)
-def test_a_layer_within_a_loop_is_called_at_every_step(make):
-    (layer,) = tlv_jax.trace_layers(*make(NHWC), NHWC)
-    assert (short(layer.path), layer.calls) == ("shared", 4)
-
-
-def test_a_reversed_scan_runs_from_its_last_layer_to_its_first():
-    def fn(params, x):
-        return jax.lax.scan(lambda x, w: (x @ w, None), x, params["w"], reverse=True)[0]
-
-    layers = tlv_jax.trace_layers(fn, {"w": jnp.zeros((3, 3, 3))}, NHWC)
-    assert [layer.index for layer in layers] == [(2,), (1,), (0,)]
-    assert layers[1].inputs == ("w[2]",)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_network_that_comes_with_haiku(version):
-    def forward(x):
-        return hk.nets.ResNet18(5, resnet_v2=version == 2)(x, is_training=hk.running_init())
-
-    net = hk.without_apply_rng(hk.transform_with_state(forward))
-    params, state = jax.eval_shape(net.init, KEY, NHWC)
-    layers = tlv_jax.trace_layers(lambda *trees: net.apply(*trees)[0], params, state, NHWC)
-    kinds = [layer.kind for layer in layers]
-    assert [kinds.count(kind) for kind in ("conv", "dense")] == [20, 1]
-    assert [layer.path for layer in layers][-1].endswith("logits")
-    blocks = tlv_jax.standardize_graph(layers, ("conv",))
-    assert sum(isinstance(block, tuple) for block in blocks) >= 8
-
-
 @pytest.mark.parametrize(
     ("library", "collection"),
     [(Linen, "batch_stats"), (Haiku, "state"), (HaikuNCHW, "state"), (Plain, "batch_stats")],
@@ -642,44 +440,3 @@ def test_a_norm_has_its_bias_and_running_statistics(library, collection):
     assert {path: layer.vectors for path, layer in found.items()} == {
         layer.path: layer.vectors for layer in layers
     }
-
-
-def haiku_net(width):
-    def forward(x):
-        library = Haiku()
-        x = library.conv("a", x, width, (3, 3))
-        x = library.conv("b", jax.nn.relu(library.batch_norm("n", x)), width, (3, 3))
-        return library.dense("head", library.flatten(x), 5)
-
-    net = hk.without_apply_rng(hk.transform_with_state(forward))
-    shapes = dict(zip(("params", "state"), jax.eval_shape(net.init, KEY, NHWC), strict=True))
-
-    def fn(tree, x):
-        return net.apply(tree["params"], tree["state"], x)
-
-    draw = np.random.default_rng(width)
-    tree = jax.tree.map(lambda leaf: draw.uniform(1, 2, leaf.shape).astype(leaf.dtype), shapes)
-    return tree, tlv_jax.trace_layers(fn, shapes, NHWC)
-
-
-@pytest.mark.parametrize("trace", [False, True], ids=["found", "traced"])
-def test_a_haiku_network_takes_over_another(key, trace):
-    (source, source_layers), (target, target_layers) = haiku_net(6), haiku_net(4)
-    traced = {"src_layers": source_layers, "dst_layers": target_layers} if trace else {}
-    kinds = ("conv", "dense", "norm", "bias")
-    plan = tlv_jax.plan_transfer(source, target, kinds=kinds, **traced)
-    assert set(plan.pairs) == {(f"params/{name}",) * 2 for name in ("a", "b", "n", "head")}
-    assert {leaf.path for leaf in plan.untouched} == {
-        f"state/n/~/{name}_ema/{leaf}" for name in ("mean", "var") for leaf in ("counter", "hidden")
-    }
-    fitted = tlv_jax.apply_transfer(plan, key, source, target)
-    assert jax.tree.map(jnp.shape, fitted) == jax.tree.map(jnp.shape, target)
-    for kind, module, leaf in (
-        ("params", "n", "scale"),
-        ("params", "n", "offset"),
-        ("params", "a", "b"),
-        ("state", "n/~/mean_ema", "average"),
-        ("state", "n/~/var_ema", "average"),
-    ):
-        middle = source[kind][module][leaf][..., 1:5]
-        np.testing.assert_array_equal(fitted[kind][module][leaf], middle)

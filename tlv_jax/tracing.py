@@ -43,8 +43,8 @@ def trace_layers(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> tuple[
 
     Returns:
       The layers, with kernels as `[*spatial, I, O]`, feature groups, strides, the layers that feed
-      each one, and how often it is called. A parameter that `jax.lax.scan` stacks gives one layer
-      for each step. Layers that the function does not use are not listed.
+      each one, and how often it is called. A kernel that `jax.lax.scan` stacks gives one layer for
+      each step. Stacked norms, and layers that the function does not use, are not listed.
 
     Raises:
       ParameterTreeError: if `params` holds no array, or the function uses none of it as a kernel.
@@ -225,7 +225,8 @@ class Tracer:
     def _record(self, view: _View, kernel: "Kernel", feeds: tuple[str, ...]) -> Value:
         known = self.known.get(view.leaf)
         steps = "".join(f"[{step}]" for step in view.index)
-        path = (known.path if known else view.leaf) + steps
+        # By name, attention's kernels could be those of convs, and are not known.
+        path = (known.path if known else view.leaf.removesuffix("/kernel")) + steps
         if path in self.layers:
             layer = self.layers[path]
             feeds = tuple(dict.fromkeys((*layer.inputs, *feeds)))
