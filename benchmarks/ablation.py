@@ -1,0 +1,403 @@
+"""Train a target from differently transferred weights, and write down how well it does.
+
+    python -m benchmarks.ablation --target mobilenet_v2 --match index score --rule variance clip
+
+Every combination of the given settings is a treatment, and every treatment is trained with every
+seed; `--he` adds the network that starts from noise. A seed decides the initialization, the
+transfer, the order of the images and their augmentation, so that treatments are compared in pairs.
+The split is the same for all; no choice is made by the images that are not trained on, so all of
+them measure.
+
+One row an epoch is appended to a CSV file when a training is complete; what is there already is
+not trained again, so a broken sweep is started once more with the same command. `--table` trains
+nothing and prints what the file holds, means over seeds.
+"""
+
+import csv
+import dataclasses
+import datetime
+import functools
+import itertools
+import os
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import importers
+import tlv_jax
+from tlv_jax import models, rules
+from train.config import Config, Dataset
+from train.data import LabelledImages, eval_batches, stratified_split, train_order
+from train.datasets import load_dataset
+from train.metrics import merge, summarize
+from train.step import Task, initial_state, make_eval_step, make_optimizer, make_train_step
+
+RESULTS = Path(__file__).parent / "results" / "ablation.csv"
+
+STANDARDIZATIONS = {
+    "flat": tlv_jax.standardize_flat,
+    "blocks": tlv_jax.standardize_blocks,
+    "graph": tlv_jax.standardize_graph,
+}
+MATCHINGS = {
+    "index": tlv_jax.match_by_index,
+    "score": tlv_jax.match_by_score,
+    "score_flat": tlv_jax.match_by_score_flat,
+    "bipartite": tlv_jax.match_bipartite,
+    "random": tlv_jax.match_random,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is the same for all treatments."""
+
+    source: str = "efficientnet_lite0"
+    target: str = "mobilenet_v2"
+    dataset: Dataset = "elpv"
+    image_size: int = 64
+    images: int = 0
+    """How many images are trained on; all if 0."""
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Treatment:
+    """How the target is initialized; `match="none"` leaves it as it was drawn."""
+
+    standardize: str
+    match: str
+    rule: str
+    shuffle: bool
+    norms: bool
+    channels: str
+    rescale: str
+
+
+HE = Treatment("none", "none", "none", False, False, "none", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The experiment, and the settings whose every combination is tried."""
+
+    experiment: tyro.conf.OmitArgPrefixes[Experiment] = dataclasses.field(
+        default_factory=Experiment
+    )
+    standardize: tuple[Literal["flat", "blocks", "graph"], ...] = ("flat",)
+    match: tuple[Literal["index", "score", "score_flat", "bipartite", "random"], ...] = ("index",)
+    rule: tuple[Literal["variance", "clip", "full", "magnitude", "uniform"], ...] = ("variance",)
+    shuffle: tuple[bool, ...] = (False,)
+    """Of the variance rule alone."""
+    norms: tuple[bool, ...] = (False,)
+    """Carry scales, biases and running statistics over."""
+    channels: tuple[Literal["none", "variance", "magnitude", "first"], ...] = ("none",)
+    """Choose channels once for all layers, ranked so."""
+    rescale: tuple[Literal["none", "he", "source"], ...] = ("none",)
+    he: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Also train the network that starts from noise."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds_at_once: int = 1
+    """Trained together in one program, where the device's memory allows."""
+    data_dir: Path | None = None
+    """Where a data set lies that does not come as a package."""
+    results: Path = RESULTS
+    table: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print what the results hold, and train nothing."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__.split("\n")[0])
+    if options.table:
+        print_tables(options.results)
+        return
+    study = Study(options)
+    for treatment in treatments(options):
+        missing = [seed for seed in options.seeds if not study.is_done(treatment, seed)]
+        for start in range(0, len(missing), options.seeds_at_once):
+            study.run(treatment, missing[start : start + options.seeds_at_once])
+
+
+def treatments(options: Options) -> Iterator[Treatment]:
+    """Every combination that makes a difference."""
+    if options.he:
+        yield HE
+    axes = [getattr(options, field.name) for field in dataclasses.fields(Treatment)]
+    for treatment in itertools.starmap(Treatment, itertools.product(*axes)):
+        shuffles = treatment.rule == "variance" and treatment.channels == "none"
+        if shuffles or not treatment.shuffle:
+            yield treatment
+
+
+class Study:
+    """One experiment: its networks, its images, and the file that its rows go to."""
+
+    def __init__(self, options: Options) -> None:
+        self.experiment = experiment = options.experiment
+        self.results = options.results
+        self.source = importers.load(experiment.source)
+        config = Config(
+            dataset=experiment.dataset, image_size=experiment.image_size, data_dir=options.data_dir
+        )
+        splits = load_dataset(config)
+        train = splits.train
+        if experiment.images:
+            share = experiment.images / len(train)
+            train = train[stratified_split(train.labels, (share,), seed=0)[0]]
+        held_out = LabelledImages(
+            *(
+                np.concatenate([getattr(part, name) for part in (splits.validation, splits.test)])
+                for name in ("images", "labels")
+            )
+        )
+        self.train, self.held_out = jax.device_put((train, held_out))
+        self.model = models.create(experiment.target, num_classes=len(splits.classes))
+        self.task = Task(
+            self.model, self.source.preprocess.mean, self.source.preprocess.std, jnp.float32
+        )
+        steps = len(train) // experiment.batch_size * experiment.epochs
+        self.optimizer = make_optimizer(experiment.learning_rate, 5e-4, steps)
+        step = jax.vmap(make_train_step(self.task, self.optimizer, None), (0, 0, 0, None, None))
+        self.step = jax.jit(step, donate_argnums=0)
+        self.evaluate = jax.jit(jax.vmap(make_eval_step(self.task), (0, None, None, None)))
+        self.initialize = jax.jit(self.model.init)
+        self.done = {identity(row) for row in read_rows(self.results)}
+
+    def is_done(self, treatment: Treatment, seed: int) -> bool:
+        """Whether the file has this training."""
+        return identity({**self.settings(treatment), "seed": seed}) in self.done
+
+    def settings(self, treatment: Treatment) -> dict[str, Any]:
+        """The columns that name a treatment in this experiment."""
+        return {**dataclasses.asdict(self.experiment), **dataclasses.asdict(treatment)}
+
+    def run(self, treatment: Treatment, seeds: Sequence[int]) -> None:
+        """Trains with several seeds at once and appends their rows."""
+        started = time.perf_counter()
+        keys = [jax.random.split(jax.random.key(seed), 4) for seed in seeds]
+        starts = [self.start(treatment, init, transfer) for init, transfer, _, _ in keys]
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+        step_keys = jnp.stack([key[3] for key in keys])
+        rows = []
+        size, batch = len(self.train), self.experiment.batch_size
+        for epoch in range(1, self.experiment.epochs + 1):
+            orders = np.stack([train_order(key[2], epoch, size, batch) for key in keys], axis=1)
+            trained = None
+            # Not around the start: a trace must see the convs.
+            with nn.intercept_methods(shifted_depthwise):
+                for order in orders:
+                    state, counted = self.step(state, step_keys, order, self.train, None)
+                    trained = counted if trained is None else merge(trained, counted)
+                measured = self.measure(state)
+            rows += [
+                {
+                    "seed": seed,
+                    "epoch": epoch,
+                    "train_loss": summarize(jax.tree.map(lambda leaf, n=n: leaf[n], trained)).loss,
+                    **summarize(jax.tree.map(lambda leaf, n=n: leaf[n], measured))._asdict(),
+                    "seconds": time.perf_counter() - started,
+                }
+                for n, seed in enumerate(seeds)
+            ]
+        append_rows(self.results, [{**provenance(), **self.settings(treatment), **r} for r in rows])
+        last = [row for row in rows if row["epoch"] == self.experiment.epochs]
+        scores = " ".join(f"{row['balanced_accuracy']:.3f}" for row in last)
+        print(f"{describe(treatment)}: seeds {seeds}: {scores} ({rows[-1]['seconds']:.0f} s)")
+
+    def start(self, treatment: Treatment, key_init: Any, key_transfer: Any) -> Any:
+        """The state of one seed before the first step."""
+        size = self.experiment.image_size
+        variables = self.initialize(key_init, jnp.zeros((1, size, size, 3)))
+        if treatment != HE:
+            plan = self.plan(treatment)
+            variables = tlv_jax.apply_transfer(plan, key_transfer, self.source.variables, variables)
+        statistics = variables.get("batch_stats", {})
+        return initial_state(variables["params"], statistics, self.optimizer)
+
+    @functools.cache  # noqa: B019  one study a process
+    def plan(self, treatment: Treatment) -> tlv_jax.TransferPlan:
+        """The plan, made on traced layers: all matchings see the same order."""
+        source_layers, source_graph, target_layers, target_graph = self.traced()
+        rule = getattr(rules, treatment.rule)
+        if treatment.rule == "variance":
+            rule = functools.partial(rule, shuffle=treatment.shuffle)
+        channels = None
+        if treatment.channels != "none":
+            rank: Any = treatment.channels
+            channels = tlv_jax.ConsistentChannels(source_graph, target_graph, rank=rank)
+        return tlv_jax.plan_transfer(
+            self.source.variables,
+            models.abstract_variables(self.model),
+            src_layers=source_layers,
+            dst_layers=target_layers,
+            standardize=STANDARDIZATIONS[treatment.standardize],
+            match=MATCHINGS[treatment.match],
+            rule=rule,
+            channels=channels,
+            head="keep",
+            rescale=treatment.rescale,  # type: ignore[arg-type]
+            kinds=("conv", "norm") if treatment.norms else ("conv",),
+        )
+
+    @functools.cache  # noqa: B019
+    def traced(self) -> tuple[Any, ...]:
+        """Layers and channels of the source, then of the target."""
+        size = self.experiment.image_size
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        found = []
+        for model in (self.source.model, self.model):
+            variables = models.abstract_variables(model)
+            for trace in (tlv_jax.trace_layers, tlv_jax.trace_channels):
+                found.append(trace(model.apply, variables, images))
+        return tuple(found)
+
+    def measure(self, state: Any) -> Any:
+        """Counts over all images that are not trained on, for each seed."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        total = None
+        for rows, real in eval_batches(len(self.held_out), 128):
+            counted = self.evaluate(variables, rows, real, self.held_out)
+            total = counted if total is None else merge(total, counted)
+        return total
+
+
+def shifted_depthwise(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Computes depthwise convs as sums of shifted products, in place of their own method.
+
+    The same function; on a CPU, where XLA convolves grouped kernels in a plain loop, a MobileNetV2
+    trains some five times faster.
+    """
+    conv = context.module
+    depthwise = (
+        isinstance(conv, nn.Conv)
+        and context.method_name == "__call__"
+        and conv.feature_group_count == conv.features == args[0].shape[-1] > 1
+        and not conv.use_bias
+        and not isinstance(conv.padding, str)
+        and conv.has_variable("params", "kernel")
+    )
+    if not depthwise or jax.default_backend() != "cpu":
+        return call(*args, **kwargs)
+    kernel = conv.get_variable("params", "kernel")[:, :, 0]
+    stride = conv.strides if isinstance(conv.strides, int) else conv.strides[0]
+    images = jnp.pad(args[0], ((0, 0), *conv.padding, (0, 0)))
+    height, width = (
+        (n - k) // stride + 1 for n, k in zip(images.shape[1:3], kernel.shape, strict=False)
+    )
+    return sum(
+        images[:, i : i + stride * height : stride, j : j + stride * width : stride]
+        * kernel[i, j][None, None, None]
+        for i, j in np.ndindex(kernel.shape[:2])
+    )
+
+
+def describe(treatment: Treatment) -> str:
+    if treatment == HE:
+        return "He"
+    parts = [f"{treatment.standardize}, {treatment.match}, {treatment.rule}"]
+    parts += [name for name in ("shuffle", "norms") if getattr(treatment, name)]
+    if treatment.channels != "none":
+        parts.append(f"channels by {treatment.channels}")
+    if treatment.rescale != "none":
+        parts.append(f"rescaled: {treatment.rescale}")
+    return ", ".join(parts)
+
+
+def provenance() -> dict[str, Any]:
+    device = jax.devices()[0].device_kind
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{processor()}, {os.cpu_count()} cores" if device == "cpu" else device,
+        "jax": jax.__version__,
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+SETTINGS = [field.name for kind in (Experiment, Treatment) for field in dataclasses.fields(kind)]
+
+
+def identity(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells one training from every other."""
+    return tuple(str(row[name]) for name in (*SETTINGS, "seed"))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """All epochs of some trainings at once, so that the file never holds half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(
+            {
+                k: f"{v:.4f}" if isinstance(v, float) and k not in SETTINGS else v
+                for k, v in r.items()
+            }
+            for r in rows
+        )
+
+
+def print_tables(path: Path) -> None:
+    """One table an experiment: the mean over seeds after each epoch, and the spread at the end."""
+    tables: dict[Experiment, dict[str, dict[int, list[float]]]] = {}
+    for row in read_rows(path):
+        experiment = typed(Experiment, row)
+        name = describe(typed(Treatment, row))
+        epochs = tables.setdefault(experiment, {}).setdefault(name, defaultdict(list))
+        epochs[int(row["epoch"])].append(float(row["balanced_accuracy"]))
+    for experiment, table in tables.items():
+        images = experiment.images or "all"
+        print(
+            f"\n{experiment.source} into {experiment.target}, {experiment.dataset}, {images} "
+            f"images at {experiment.image_size} pixels, rate {experiment.learning_rate}\n"
+        )
+        numbers = range(1, experiment.epochs + 1)
+        print(f"| treatment | {' | '.join(f'epoch {n}' for n in numbers)} | spread | seeds |")
+        print(f"|---|{'---|' * (experiment.epochs + 2)}")
+        ranked = sorted(
+            table.items(), key=lambda item: -statistics.mean(item[1][experiment.epochs])
+        )
+        for name, epochs in ranked:
+            means = [f"{statistics.mean(epochs[n]):.3f}" for n in numbers]
+            last = epochs[experiment.epochs]
+            print(f"| {name} | {' | '.join(means)} | {statistics.pstdev(last):.3f} | {len(last)} |")
+
+
+def typed(kind: Callable[..., Any], row: Mapping[str, str]) -> Any:
+    """A record of settings from the words of a row."""
+    casts = {int: int, float: float, bool: lambda word: word == "True"}
+    return kind(
+        **{f.name: casts.get(f.type, str)(row[f.name]) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    )
+
+
+if __name__ == "__main__":
+    main()
