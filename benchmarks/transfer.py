@@ -1,26 +1,40 @@
-"""Time of a transfer, beside an eager PyTorch loop over kernels and the package `iatransfer`.
+"""Time and memory of a transfer, beside eager PyTorch loops over kernels.
 
-    python -m benchmarks.transfer [--rounds 5] [--loop]
+    python -m benchmarks.transfer [--rounds 9] [--loop] [--iatransfer FOLDER]
 
-For each pair and rule: `plan` (shapes alone), `first` (the first call of a process, compilation
-included), `steady` (the median of later calls, other keys), all in seconds; `x copy` is the steady
-time over that of copying the target's parameters in memory, measured in turn with it. With `--loop`
-the variance rule is also carried out by the obvious loop in eager PyTorch that this file contains,
-once, and `x loop` says how many times faster the steady call is.
+For each pair and rule, in a process of its own: `plan` (from shapes alone), `first` (the first
+call, compilation included) and `steady` (the median of later calls with other keys), in seconds;
+`x copy` is the steady time over that of copying the target's parameters in memory, measured in turn
+with it; `memory` is what a call takes at its peak over what the target takes.
+
+The settings are `default`; `variance` and `clip`, which carry the convs as TLVFC matches them;
+`tlvfc`, which also draws the head from the statistics of the source's dense layers; and `dpiat`.
+
+With `--loop`, the variance rule is also carried out by the obvious loop in eager PyTorch that this
+file contains, once. With `--iatransfer`, the clip rule is also carried out by the package of that
+name, of which the folder holds the unpacked wheel (its rule needs torch alone; the rest of the
+package, which needs more, is not imported). `x eager` is their time over the steady one.
 """
 
 import argparse
+import importlib
+import json
 import os
-import platform
 import statistics
+import subprocess
+import sys
 import time
+import types
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
 
 import tlv_jax
+from benchmarks.ablation import processor
 from tlv_jax import models
+from tlv_jax.paths import array_leaves
 
 PAIRS = (
     ("vgg16", "resnet18"),
@@ -28,33 +42,76 @@ PAIRS = (
     ("vgg16", "resnet152"),
     ("resnet50", "densenet121"),
 )
-PRESETS = {
-    "variance": tlv_jax.presets.tlvfc(),
-    "clip": {**tlv_jax.presets.tlvfc(), "rule": tlv_jax.rules.clip},
+CONVS = tlv_jax.presets.tlvfc() | {"head": "keep"}
+SETTINGS = {
+    "default": {},
+    "variance": CONVS,
+    "clip": CONVS | {"rule": tlv_jax.rules.clip},
+    "tlvfc": tlv_jax.presets.tlvfc(),
     "dpiat": tlv_jax.presets.dpiat(),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--loop", action="store_true", help="time the eager PyTorch loop too")
+    parser.add_argument("--iatransfer", type=Path, help="folder of the unpacked package")
+    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.row:
+        print(json.dumps(measure(*options.row, options)))
+        return
     kind = jax.devices()[0].device_kind
-    print(f"{kind}, {os.cpu_count()} cores, {platform.machine()}, JAX {jax.__version__}")
-    print("| pair | rule | plan | first | steady | x copy | x loop |")
-    print("|---|---|---|---|---|---|---|")
-    for source_name, target_name in PAIRS:
-        source, target = random_params(source_name, 0), random_params(target_name, 1)
-        for rule, settings in PRESETS.items():
-            row = measure(source, target, settings, options.rounds)
-            loop = ""
-            if options.loop and rule == "variance":
-                start = time.perf_counter()
-                eager_loop(source, target, settings)
-                loop = f"{(time.perf_counter() - start) / row[2]:.0f}"
-            cells = [f"{value:.3f}" for value in row[:3]] + [f"{row[3]:.1f}", loop]
-            print(f"| {source_name} to {target_name} | {rule} | {' | '.join(cells)} |", flush=True)
+    machine = processor() if kind == "cpu" else kind
+    print(f"{machine}, {os.cpu_count()} cores, JAX {jax.__version__}\n")
+    print("| pair | settings | plan | first | steady | x copy | memory | x eager |")
+    print("|---|---|---|---|---|---|---|---|")
+    for pair in PAIRS:
+        for name in SETTINGS:
+            command = [sys.executable, "-m", "benchmarks.transfer", *sys.argv[1:]]
+            run = subprocess.run([*command, "--row", *pair, name], capture_output=True, text=True)
+            if run.returncode:
+                raise SystemExit(run.stderr)
+            row = json.loads(run.stdout.splitlines()[-1])
+            cells = [f"{row[key]:.3f}" for key in ("plan", "first", "steady")]
+            cells += [f"{row['copies']:.1f}", f"{row['memory']:.2f}"]
+            cells.append(f"{row['eager']:.0f}" if row["eager"] else "")
+            print(f"| {' to '.join(pair)} | {name} | {' | '.join(cells)} |", flush=True)
+
+
+def measure(
+    source_name: str, target_name: str, name: str, options: argparse.Namespace
+) -> dict[str, float]:
+    """One row of the table."""
+    source, target = random_params(source_name, 0), random_params(target_name, 1)
+    planning, plan = seconds(lambda: tlv_jax.plan_transfer(source, target, **SETTINGS[name]))
+
+    def call(seed: int) -> None:
+        key = jax.random.key(seed)
+        jax.block_until_ready(tlv_jax.apply_transfer(plan, key, source, target))
+
+    copy = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree))
+    jax.block_until_ready(copy(target))
+    first, _ = seconds(lambda: call(0))
+    steady, copies = [], []
+    for number in range(options.rounds):
+        steady.append(seconds(lambda number=number: call(number + 1))[0])
+        copies.append(seconds(lambda: jax.block_until_ready(copy(target)))[0])
+    median = statistics.median(steady)
+    eager = 0.0
+    if options.loop and name == "variance":
+        eager, _ = seconds(lambda: eager_loop(plan, source, target))
+    if options.iatransfer and name == "clip":
+        eager = iatransfer_clip(options.iatransfer, plan, source, target)
+    return {
+        "plan": planning,
+        "first": first,
+        "steady": median,
+        "copies": median / statistics.median(copies),
+        "memory": peak(lambda: call(0)) / sum(leaf.nbytes for leaf in jax.tree.leaves(target)),
+        "eager": eager / median,
+    }
 
 
 def random_params(name: str, seed: int) -> dict:
@@ -65,49 +122,69 @@ def random_params(name: str, seed: int) -> dict:
     )
 
 
-def measure(source: dict, target: dict, settings: dict, rounds: int) -> tuple[float, ...]:
+def seconds(run: Callable[[], object]) -> tuple[float, object]:
     start = time.perf_counter()
-    plan = tlv_jax.plan_transfer(source, target, **settings)
-    planning = time.perf_counter() - start
-
-    def call(seed: int) -> None:
-        key = jax.random.key(seed)
-        jax.block_until_ready(tlv_jax.apply_transfer(plan, key, source, target))
-
-    copy = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree))
-    jax.block_until_ready(copy(target))
-    first = seconds(lambda: call(0))
-    steady, copies = [], []
-    for number in range(rounds):
-        steady.append(seconds(lambda number=number: call(number + 1)))
-        copies.append(seconds(lambda: jax.block_until_ready(copy(target))))
-    median = statistics.median(steady)
-    return planning, first, median, median / statistics.median(copies)
+    result = run()
+    return time.perf_counter() - start, result
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def peak(run: Callable[[], object]) -> float:
+    """By how many bytes the memory of this process grows while it runs; NaN off Linux."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists():
+        return float("nan")
+
+    def read(field: str) -> int:
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+    reset.write_text("5")  # the peak so far is forgotten
+    before = read("VmRSS")
     run()
-    return time.perf_counter() - start
+    return read("VmHWM") - before
 
 
-def eager_loop(source: dict, target: dict, settings: dict) -> None:
+def torch_kernels(plan: tlv_jax.TransferPlan, source: dict, target: dict) -> list[tuple]:
+    """The kernels of all pairs as PyTorch lays them out."""
+    import torch
+
+    trees = {"source": source, "target": target}
+    leaves = {side: array_leaves(tree, name=side) for side, tree in trees.items()}
+    return [
+        tuple(
+            torch.from_numpy(np.array(leaves[side][layer.weight]).transpose(3, 2, 0, 1).copy())
+            for side, layer in (("source", pair.source), ("target", pair.target))
+        )
+        for pair in plan.layer_pairs
+    ]
+
+
+def iatransfer_clip(folder: Path, plan: tlv_jax.TransferPlan, source: dict, target: dict) -> float:
+    """Seconds that the package takes to clip all kernels, in place."""
+    for name in ("iatransfer.toolkit", "iatransfer.toolkit.transfer"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(folder / name.replace(".", "/"))]
+        sys.modules[name] = package
+    sys.path.append(str(folder))
+    module = importlib.import_module("iatransfer.toolkit.transfer.clip_transfer")
+    pairs = torch_kernels(plan, source, target)
+    layers = [
+        [types.SimpleNamespace(weight=kernel, bias=None) for kernel in pair] for pair in pairs
+    ]
+    rule = module.ClipTransfer()
+    return statistics.median(
+        seconds(lambda: rule.transfer([tuple(pair) for pair in layers]))[0] for _ in range(5)
+    )
+
+
+def eager_loop(plan: tlv_jax.TransferPlan, source: dict, target: dict) -> None:
     """The variance rule as one would write it first: kernel by kernel, filter by filter.
 
     Interleaved keep, random remove, zero padding, average pooling, shuffle; on the same pairs.
     """
     import torch
 
-    plan = tlv_jax.plan_transfer(source, target, **settings)
-    leaves = {
-        side: tlv_jax.paths.array_leaves(tree, name=side)
-        for side, tree in (("source", source), ("target", target))
-    }
-    for pair in plan.layer_pairs:
-        kernel, around = (
-            torch.from_numpy(np.array(leaves[side][layer.weight]).transpose(3, 2, 0, 1).copy())
-            for side, layer in (("source", pair.source), ("target", pair.target))
-        )
+    for kernel, around in torch_kernels(plan, source, target):
         fit(torch, kernel, around)
 
 
