@@ -1,6 +1,7 @@
 """`python -m importers`: look at checkpoints, convert and verify them, from the command line."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -186,6 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         return command.run()
+    except BrokenPipeError:  # whoever reads the list, such as `head`, has seen enough
+        # What Python still holds back would fail again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (TLVError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:

@@ -82,8 +82,10 @@ def write_safetensors(
     try:
         save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(path)
-    except SafetensorError as error:  # of the package's own kind, though the fault is the system's
-        raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from error
+    except (SafetensorError, OSError) as error:
+        # The package's own kind tells of the system's faults too, and none should name `partial`.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OSError(errno.EIO, f"cannot be written ({reason})", str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -115,21 +115,33 @@ def _build(path: Path, data: Data, loaded: object, locate: Locate) -> dict[str, 
             f"{path}: expected a state dict of tensors by name, found "
             f"{'an empty one' if loaded == {} else type(loaded).__name__}. Save model.state_dict()."
         )
-    tensors = {}
-    for name, value in _innermost(loaded).items():
-        if not isinstance(name, str):
-            raise FileFormatError(
-                f"{path}: expected a state dict of tensors by name, found the key {name!r}, which "
-                "is no text. Save model.state_dict()."
-            )
-        if not isinstance(value, Tensor):
-            nested = isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
-            advice = f"Save the part under {name!r} by itself." if nested else "Leave it out."
-            raise FileFormatError(
-                f"{path}: key {name!r} holds {_describe(value)}, expected a tensor. {advice}"
-            )
-        tensors[name] = _view(path, data, name, value, locate(value.storage))
-    return tensors
+    entries = _innermost(loaded)
+    strays = [stray for name, value in entries.items() if (stray := _stray(name, value))]
+    if strays:
+        raise FileFormatError(
+            f"{path}: expected a state dict of tensors by name, found{_joined(strays)}"
+        )
+    return {
+        name: _view(path, data, name, value, locate(value.storage))
+        for name, value in entries.items()
+    }
+
+
+def _stray(name: object, value: object) -> str:
+    """What is wrong with an entry that is no named tensor, and what to do; else nothing."""
+    if not isinstance(name, str):
+        return f"the key {name!r}, which is no text. Save model.state_dict()."
+    if isinstance(value, Tensor):
+        return ""
+    nested = isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+    advice = f"Save the part under {name!r} by itself." if nested else "Leave it out."
+    return f"key {name!r} that holds {_describe(value)}. {advice}"
+
+
+def _joined(strays: list[str]) -> str:
+    if len(strays) == 1:
+        return f" {strays[0]}"
+    return f" {len(strays)} other entries:\n" + "\n".join(f"  {stray}" for stray in strays)
 
 
 def _innermost(loaded: dict[Any, Any]) -> dict[Any, Any]:

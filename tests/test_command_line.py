@@ -84,14 +84,30 @@ def test_verify_fails_where_the_logits_differ(capsys, checkpoint, monkeypatch):
             ["convert", "CHECKPOINT", "--arch", "squeezenet1_1", "--out", "none/x.safetensors"],
             "none/x.safetensors: cannot be written",
         ),
+        (
+            ["convert", "CHECKPOINT", "--arch", "squeezenet1_1", "--out", "FOLDER"],
+            "FOLDER: cannot be written (Is a directory)",
+        ),
     ],
 )
-def test_bad_input_is_one_error_and_status_2(capsys, checkpoint, arguments, message):
-    arguments = [str(checkpoint) if word == "CHECKPOINT" else word for word in arguments]
-    assert main(arguments) == 2
+def test_bad_input_is_one_error_and_status_2(capsys, checkpoint, tmp_path, arguments, message):
+    paths = {"CHECKPOINT": str(checkpoint), "FOLDER": str(tmp_path)}
+    assert main([paths.get(word, word) for word in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
-    assert message in captured.err
+    assert message.replace("FOLDER", str(tmp_path)) in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = [sys.executable, "-m", "importers", "list"]
+    folder = Path(__file__).parent.parent
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 0
 
 
 def test_verify_works_without_torchvision(checkpoint):

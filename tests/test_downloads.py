@@ -1,4 +1,5 @@
 import concurrent.futures
+import functools
 import hashlib
 import http.server
 import os
@@ -10,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from importers import downloads
 from importers.downloads import _locked, cache_folder, download
 from importers.errors import DownloadError
 from tlv_jax import OptionError
@@ -73,8 +76,7 @@ def fetch(server, path, folder, **options):
         f"{server.url}/{path}",
         digest=DIGEST,
         cache=folder,
-        progress=False,
-        **{"timeout": 5, **options},
+        **{"timeout": 5, "progress": False, **options},
     )
 
 
@@ -215,6 +217,33 @@ def test_digests_of_either_algorithm(server, tmp_path, algorithm):
         f"{server.url}/file", digest=digest, name="other", cache=tmp_path, progress=True
     )
     assert path == tmp_path / "other"
+
+
+def test_progress_is_shown_on_a_terminal_alone(server, tmp_path, monkeypatch, capsys):
+    fetch(server, "file", tmp_path / "file", progress=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(downloads, "Console", functools.partial(Console, force_terminal=True))
+    fetch(server, "slow", tmp_path / "shown", progress=True)
+    shown = capsys.readouterr()
+    assert "slow" in shown.err
+    assert "102.4/102.4 kB" in shown.err
+    assert shown.out == ""
+    fetch(server, "quiet", tmp_path / "quiet", progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_processes_at_once_download_once(server, tmp_path):
+    code = (
+        "import sys; from importers import download\n"
+        "print(download(sys.argv[1], digest=sys.argv[2], cache=sys.argv[3]).stat().st_size)"
+    )
+    command = [sys.executable, "-c", code, f"{server.url}/slow", DIGEST, str(tmp_path)]
+    root = Path(__file__).parent.parent
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) for _ in range(2)]
+    for process in running:
+        assert process.communicate()[0] == f"{len(CONTENT)}\n".encode()
+    assert len(server.asked) == 1
+    assert os.listdir(tmp_path) == ["slow"]
 
 
 def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):

@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +121,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, variables):
     with pytest.raises(importers.StateDictError):
         importers.write_safetensors(path, "resnet34", *variables)
     assert path.read_bytes() == b"old"
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file_alone(tmp_path, variables, monkeypatch):
+    def fill_the_disk(tensors, path, **settings):
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("importers.exporting.save_file", fill_the_disk)
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"No space left.*t\.safetensors'$"):
+        importers.write_safetensors(path, "resnet18", *variables)
+    assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [(path, b"old")]
 
 
 def test_writing_needs_no_torch(tmp_path, variables):

@@ -1,4 +1,9 @@
+import dataclasses
+import functools
+import hashlib
+import http.server
 import importlib.util
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +17,7 @@ from safetensors.numpy import save_file
 import importers
 from importers.categories import imagenet_categories
 from importers.loading import locate
-from importers.weights import choose
+from importers.weights import WEIGHTS, choose
 from tlv_jax import models
 from tlv_jax.errors import OptionError
 
@@ -130,6 +135,54 @@ def test_missing_file_is_refused(tmp_path):
 def test_unknown_options_are_refused_before_anything_is_read(name, settings, message):
     with pytest.raises(OptionError, match=message):
         importers.load(name, "nowhere.pth", **settings)
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A server in torchvision's place that has random weights of SqueezeNet; what it was asked."""
+    folder, asked = tmp_path / "server", []
+    folder.mkdir()
+    torch.save(random_network("squeezenet1_1", num_classes=1000).state_dict(), folder / "file")
+    digest = hashlib.sha256((folder / "file").read_bytes()).hexdigest()
+    (folder / "file").rename(folder / f"squeezenet1_1-{digest[:8]}.pth")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    (weights,) = WEIGHTS["squeezenet1_1"]
+    weights = dataclasses.replace(weights, file=f"squeezenet1_1-{digest[:8]}.pth")
+    monkeypatch.setattr("importers.weights.WEIGHTS", {"squeezenet1_1": (weights,)})
+    monkeypatch.setenv("TLV_JAX_CACHE", str(tmp_path / "cache"))
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr("importers.weights._TORCHVISION", url)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield asked
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("weights", [None, "DEFAULT", "IMAGENET1K_V1"])
+def test_published_weights_are_downloaded_once_and_used(published, tmp_path, weights):
+    for _ in range(2):
+        pretrained = importers.load("squeezenet1_1", weights=weights)
+    assert len(published) == 1
+    (file,) = (tmp_path / "cache").iterdir()
+    expected = importers.convert("squeezenet1_1", importers.read_state_dict(file))
+    np.testing.assert_equal((pretrained.params, pretrained.batch_stats), expected)
+    assert pretrained.categories == imagenet_categories()
+    assert pretrained.preprocess == WEIGHTS["squeezenet1_1"][0].preprocess
+
+
+def test_a_file_that_is_not_the_published_one_is_never_used(published, tmp_path):
+    (file,) = (tmp_path / "server").iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(importers.DownloadError, match=r"damaged or not the published one.*path"):
+        importers.load("squeezenet1_1")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_categories_are_imagenets():

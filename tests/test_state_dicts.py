@@ -150,10 +150,11 @@ def test_a_plain_pickle_is_refused(tmp_path):
     [
         ({}, "found an empty one"),
         ([torch.ones(1)], "found list"),
-        ({"w": torch.ones(1), "epoch": 3}, "key 'epoch' holds int 3.*Leave it out"),
+        ({"w": torch.ones(1), "epoch": 3}, "key 'epoch' that holds int 3. Leave it out"),
+        ({"w": torch.ones(1), "epoch": 3, 7: 1}, "2 other entries:\n  key 'epoch'.*\n  the key 7"),
         ({"ema": {"w": torch.ones(1)}}, "Save the part under 'ema'"),
     ],
-    ids=["empty", "list", "number", "nested"],
+    ids=["empty", "list", "number", "several", "nested"],
 )
 def test_what_is_no_flat_state_dict_is_refused(tmp_path, value, message, zipped):
     with pytest.raises(FileFormatError, match=message):

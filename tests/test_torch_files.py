@@ -2,6 +2,7 @@ import collections
 import io
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import pytest
@@ -43,6 +44,19 @@ def test_damaged_archives_are_refused(tmp_path, change, message):
     rezip(path, change)
     with pytest.raises(FileFormatError, match=message):
         read_state_dict(path)
+
+
+def test_a_zip_bomb_is_refused_without_unpacking_it(tmp_path):
+    path = tmp_path / "t.pth"
+    size = 1 << 28
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("a/data.pkl", bytes(size))
+    assert path.stat().st_size < size // 100
+    tracemalloc.start()
+    with pytest.raises(FileFormatError, match=r"'a/data\.pkl' is compressed"):
+        read_state_dict(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def craft(tmp_path, arguments, count=4):
@@ -108,6 +122,7 @@ HOSTILE = {
     "nested beyond recursion": b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".",
     "key that takes forever to hash": b"\x80\x02}N" + b"q\x00h\x00\x86" * 60 + b"Ns.",
     "attributes of a function": b"\x80\x02ctorch._utils\n_rebuild_tensor\n}X\x01\0\0\0aNsb.",
+    "key twice": b"\x80\x02}(X\x01\0\0\0aNX\x01\0\0\0aNu.",
     "made by class": b"\x80\x02ccollections\nOrderedDict\n)\x81.",
     "nothing": b"\x80\x02.",
     "no end": b"\x80\x02}",
@@ -122,6 +137,14 @@ def test_hostile_pickles_are_refused_at_once(tmp_path, name):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", HOSTILE[name])
     with pytest.raises(CheckpointError):
+        read_state_dict(path)
+
+
+def test_a_key_twice_is_told(tmp_path):
+    path = tmp_path / "t.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", HOSTILE["key twice"])
+    with pytest.raises(FileFormatError, match="the key 'a' twice"):
         read_state_dict(path)
 
 
