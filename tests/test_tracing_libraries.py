@@ -381,6 +381,17 @@ def test_splits_concatenations_and_residual_sums(library):
     }
 
 
+@libraries
+def test_channels_are_followed_through_norms_splits_and_sums(library):
+    fn, params, statistics = library.build(branched)
+    channels = tlv_jax.trace_channels(fn, params, statistics, library.images)
+    named = {short(path): labels for path, labels in channels.items()}
+    shared = named["a"].writes
+    assert named["n"].writes == named["d"].reads == named["o"].writes == shared
+    assert named["b"].reads + named["c"].reads == named["b"].writes + named["c"].writes == shared
+    assert set(named["head"].reads) == set(shared)
+
+
 @pytest.mark.parametrize("norm", ["layer_norm", "group_norm", "batch_norm"])
 @libraries
 def test_a_residual_around_a_norm_alone_has_two_sources(library, norm):
