@@ -227,6 +227,8 @@ def test_sizes_below_one_are_refused(option):
         ("efficientnet_lite0", (32, 32, 3), "batch axis"),
         ("vgg11", (2, 31, 64, 3), "at least 32 pixels"),
         ("alexnet", (2, 62, 64, 3), "at least 63 pixels"),
+        ("squeezenet1_0", (2, 21, 20, 3), "at least 21 pixels"),
+        ("squeezenet1_1", (2, 16, 17, 3), "at least 17 pixels"),
         ("vit_b_32", (2, 224, 256, 3), "expected 224 pixels a side"),
     ],
 )
@@ -235,6 +237,29 @@ def test_images_of_another_shape_are_refused(name, shape, message):
     with pytest.raises(ImageError, match=message) as error:
         jax.eval_shape(model.init, jax.random.key(0), abstract_images(*shape))
     assert isinstance(error.value, TLVError)
+
+
+# The smallest of each family that torch takes as well; the others take a single pixel.
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("alexnet", 63),
+        ("convnext_tiny", 32),
+        ("densenet121", 29),
+        ("googlenet", 15),
+        ("inception_v3", 75),
+        ("resnet18", 1),
+        ("squeezenet1_0", 21),
+        ("squeezenet1_1", 17),
+        ("swin_t", 4),
+        ("vgg11", 32),
+    ],
+)
+def test_images_as_small_as_torch_takes_are_taken(name, side):
+    model = models.create(name)
+    variables = models.abstract_variables(model)
+    logits = jax.eval_shape(model.apply, variables, abstract_images(1, side, side, 3))
+    assert logits.shape == (1, 1000)
 
 
 def test_training_on_one_value_a_channel_is_refused():

@@ -93,7 +93,7 @@ class SqueezeNet(nn.Module):
         """
         del train  # nothing before the classifier behaves differently
         config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        check_images(images, channels=self.in_channels, smallest=config.stem_size + 10)
+        check_images(images, channels=self.in_channels, smallest=config.stem_size + 14)
         stem = conv(
             config.stem_width,
             config.stem_size,
