@@ -3,7 +3,10 @@ import functools
 import hashlib
 import http.server
 import importlib.util
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +186,33 @@ def test_a_file_that_is_not_the_published_one_is_never_used(published, tmp_path)
     with pytest.raises(importers.DownloadError, match=r"damaged or not the published one.*path"):
         importers.load("squeezenet1_1")
     assert not list((tmp_path / "cache").iterdir())
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import importers
+from importers.conversion import entries_of, model_of
+
+def resident(field):
+    return int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+entries_of("vgg11", model_of("vgg11", {}))
+before = resident("VmRSS")
+pretrained = importers.load("vgg11", sys.argv[1])
+print((resident("VmHWM") - before) / Path(sys.argv[1]).stat().st_size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_allocates_the_weights_once(tmp_path):
+    path = tmp_path / "vgg11.pth"
+    torch.save(random_network("vgg11", num_classes=1000).state_dict(), path)
+    command = [sys.executable, "-c", MEASURE, str(path)]
+    root = Path(__file__).parent.parent
+    peak = float(subprocess.check_output(command, cwd=root))
+    assert 0.9 < peak < 1.3
 
 
 def test_categories_are_imagenets():
