@@ -30,11 +30,21 @@ class LayerLabels:
       reads: labels of all inputs, `[I * groups]`; -1 where it cannot be told.
       writes: labels of the outputs, `[O]`. A norm writes what it reads.
       groups: the number of feature groups.
+      inputs: paths of the layers whose outputs reach this one with no other layer between.
+      size: the spatial size of what it writes, of a norm that of the layer before it; empty where
+        there is none.
+      stays: whether each output stands where the middle of its window stands in the input: stride
+        1, an odd window, as much padding on both sides as keeps the size.
+      gated: whether what it writes is multiplied with what another layer writes.
     """
 
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     groups: int = 1
+    inputs: tuple[str, ...] = ()
+    size: tuple[int, ...] = ()
+    stays: bool = False
+    gated: bool = False
 
 
 ChannelGraph = Mapping[str, LayerLabels]
@@ -70,14 +80,25 @@ class _ChannelTracer(Tracer):
         super().__init__(*arguments)
         self.parents: list[int] = []
         self.found: dict[str, list[tuple[np.ndarray, np.ndarray, int]]] = {}
+        self.windows: dict[str, tuple[tuple[int, ...], bool]] = {}  # size and stays
+        self.gated: set[str] = set()
 
     def graph(self) -> ChannelGraph:
         roots = np.array([self._root(label) for label in range(len(self.parents))] + [UNKNOWN])
-        graph = {}
+        graph: dict[str, LayerLabels] = {}
         for path, uses in self.found.items():
             reads, writes, groups = uses[0]
+            inputs = self.layers[path].inputs
+            before = graph[inputs[0]].size if inputs and inputs[0] in graph else ()
+            size, stays = self.windows.get(path, (before, False))
             graph[path] = LayerLabels(
-                tuple(roots[reads].tolist()), tuple(roots[writes].tolist()), groups
+                tuple(roots[reads].tolist()),
+                tuple(roots[writes].tolist()),
+                groups,
+                inputs=inputs,
+                size=size,
+                stays=stays,
+                gated=path in self.gated,
             )
         return graph
 
@@ -102,6 +123,7 @@ class _ChannelTracer(Tracer):
             depthwise = kernel.groups == len(reads) == outputs and (reads != UNKNOWN).all()
             writes = reads if depthwise else self._fresh(outputs)
             labels = _placed(writes, len(shape), numbers.out_spec[1])
+            window = tuple(shape[axis] for axis in numbers.out_spec[2:]), _stays(equation, kernel)
         else:
             contracted = numbers[0][side]
             reads = self._along(activation.labels, contracted, *(sizes[a] for a in contracted))
@@ -110,6 +132,8 @@ class _ChannelTracer(Tracer):
             free = [n for axis, n in enumerate(others) if axis not in numbers[0][1 - side]]
             ones = (1,) * (len(shape) - len(free))
             labels = writes.reshape((*ones, *free) if side == 0 else (*free, *ones))
+            window = shape[1:-1], True
+        self.windows.setdefault(path, window)
         uses = self.found.setdefault(path, [])
         uses.append((reads, writes, kernel.groups))
         if len(uses) > 1:  # one kernel at several places: the same channels everywhere
@@ -186,6 +210,8 @@ class _ChannelTracer(Tracer):
                 axis for axis, (n, m) in enumerate(zip(shape, after, strict=True)) if n != m
             )
             other = self._constant(other, changed).max(changed, keepdims=True)
+            if labels is not None and name == "mul" and _differ(labels, other):
+                self.gated.update(path for value in operands for path in value.feeds)
             labels = other if labels is None else self._union(labels, other)
         return labels
 
@@ -259,6 +285,24 @@ class _ChannelTracer(Tracer):
         first = len(self.parents)
         self.parents.extend(range(first, first + count))
         return np.arange(first, first + count)
+
+
+def _differ(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two activations hold channels of different layers."""
+    first, second = np.broadcast_arrays(first, second)
+    return bool(((first != second) & (first != UNKNOWN) & (second != UNKNOWN)).any())
+
+
+def _stays(equation: Any, kernel: Kernel) -> bool:
+    """Whether the outputs of a convolution stand where the middles of its windows stand."""
+    params = equation.params
+    dilated = zip(kernel.shape[:-2], params["rhs_dilation"], strict=True)
+    kept = tuple((dilation * (size // 2),) * 2 for size, dilation in dilated)
+    return (
+        all(size % 2 for size in kernel.shape[:-2])
+        and {*params["window_strides"], *params["lhs_dilation"]} <= {1}
+        and tuple(map(tuple, params["padding"])) == kept
+    )
 
 
 def _placed(labels: np.ndarray, rank: int, axis: int) -> np.ndarray:
