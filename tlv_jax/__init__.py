@@ -10,6 +10,7 @@ from tlv_jax.blocks import standardize_blocks, standardize_graph
 from tlv_jax.channels import ChannelGraph, LayerLabels, trace_channels
 from tlv_jax.consistency import ConsistentChannels
 from tlv_jax.crossover import crossover
+from tlv_jax.deepening import match_each_once
 from tlv_jax.errors import (
     NonFiniteSourceError,
     NoSourceLayerError,
@@ -59,6 +60,7 @@ __all__ = [
     "match_by_index",
     "match_by_score",
     "match_by_score_flat",
+    "match_each_once",
     "match_random",
     "plan_transfer",
     "position_scores",

@@ -7,6 +7,7 @@ from typing import Any
 
 from tlv_jax import rules
 from tlv_jax.consistency import Axis, ChannelPlan, LayerChannels, Space, Table
+from tlv_jax.deepening import Inserted
 from tlv_jax.errors import OptionError
 from tlv_jax.tables import format_table
 from tlv_jax.types import Layer, LayerPair, Rule, Untouched
@@ -39,6 +40,7 @@ class TransferPlan:
       target_order: how the order of the target's layers was found.
       channels: how channels are chosen for all layers together; None if each kernel is fitted by
         itself.
+      inserted: layers without a source that are made to change nothing.
     """
 
     layer_pairs: tuple[LayerPair, ...]
@@ -53,6 +55,7 @@ class TransferPlan:
     source_order: str
     target_order: str
     channels: ChannelPlan | None = None
+    inserted: tuple[Inserted, ...] = ()
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -94,6 +97,10 @@ def _plan_table(plan: TransferPlan) -> str:
     ]
     rows += [
         (layer.path, _describe_kernel(layer), "drawn from statistics", "") for layer in plan.drawn
+    ]
+    rows += [
+        (entry.layer.path, _describe_kernel(entry.layer), f"inserted: {entry.role}", "")
+        for entry in plan.inserted
     ]
     table = format_table(("target", "kernel", "source", "kernel"), rows)
     return "\n".join(
@@ -180,6 +187,10 @@ def _plan_from_json(text: str) -> TransferPlan:
             source_order=record["source_order"],
             target_order=record["target_order"],
             channels=record["channels"] and _channels(record["channels"]),
+            inserted=tuple(
+                Inserted(_layer(entry["layer"]), entry["role"], _tuples(entry["constants"]))
+                for entry in record.get("inserted", ())  # which older plans do not have
+            ),
         )
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise OptionError(

@@ -9,6 +9,7 @@ import jax
 from tlv_jax import rules
 from tlv_jax.blocks import flatten_blocks, standardize_blocks
 from tlv_jax.consistency import ConsistentChannels, plan_channels
+from tlv_jax.deepening import Insertions, inserted_leaves, plan_insertions
 from tlv_jax.errors import NoSourceLayerError, OptionError, ParameterTreeError, PlanMismatchError
 from tlv_jax.matching import Match, match_by_score
 from tlv_jax.paths import array_leaves
@@ -23,6 +24,7 @@ Standardize = Callable[[Sequence[Layer], Sequence[str]], Sequence[Layer | Block]
 KINDS = ("conv", "dense", "norm", "bias")
 HEADS = ("statistics", "keep")
 RESCALES = ("none", "he", "source")
+INSERTS = ("init", "identity")
 TRACED = "order of execution, traced"
 
 
@@ -39,6 +41,7 @@ def plan_transfer(
     head: Literal["statistics", "keep"] = "keep",
     rescale: Literal["none", "he", "source"] = "none",
     kinds: Sequence[str] = ("conv",),
+    insert: Literal["init", "identity"] = "init",
 ) -> TransferPlan:
     """Plans a transfer from the shapes of two parameter trees. Nothing is allocated on a device.
 
@@ -69,6 +72,10 @@ def plan_transfer(
       kinds: what is carried over, of `conv`, `dense`, `norm` and `bias`. Vectors (biases; scale,
         bias and running statistics of norms) are fitted by `tlv_jax.rules.clip`, as in DPIAT;
         `bias` means those of matched convs and dense layers.
+      insert: what becomes of target layers of `kinds` that the matching gives no source: `init`
+        leaves them their initial weights; `identity` makes them change nothing where they can (see
+        `tlv_jax.deepening`), and the plan says of the others why not. It needs `channels`, and a
+        matching such as `match_each_once` that leaves layers out.
 
     Returns:
       A frozen, hashable plan.
@@ -76,9 +83,10 @@ def plan_transfer(
     Raises:
       ParameterTreeError: if a tree holds no arrays, or the target no layer of `kinds`.
       NoSourceLayerError: if the source has no layer of any kind that the target asks for.
-      OptionError: for an unknown kind or head, or a rule that does not return the target's shape.
+      OptionError: for an unknown kind, head, rescale or insert, identities without `channels`, or a
+        rule that does not return the target's shape.
     """
-    _check_options(head, rescale, kinds)
+    _check_options(head, rescale, kinds, insert)
     source_leaves = array_leaves(src_params, name="src_params")
     target_leaves = array_leaves(dst_params, name="dst_params")
     target_all, target_order = _layers(dst_layers, dst_params, target_leaves, "dst_params")
@@ -99,8 +107,10 @@ def plan_transfer(
 
     matched = {pair.target.path for pair in pairs}
     drawn_from = tuple(layer for layer in source_all if layer.kind == "dense")
+    added, channels = _insertions(insert, channels, flatten_blocks(target), matched)
+    served = matched | {entry.layer.path for entry in added.inserted}
     drawn = tuple(
-        layer for layer in target_all if layer.kind == "dense" and layer.path not in matched
+        layer for layer in target_all if layer.kind == "dense" and layer.path not in served
     )
     if head == "keep" or not drawn_from:
         drawn, drawn_from = (), ()
@@ -108,9 +118,10 @@ def plan_transfer(
     read = [leaf for pair in pairs for leaf in _fitted_leaves(pair, biases)]
     replaced = [target for _, target in read]
     replaced += [path for layer in drawn for path in _drawn_leaves(layer)]
+    replaced += [path for entry in added.inserted for path in inserted_leaves(entry)]
     replaced = list(dict.fromkeys(replaced))
     source_kinds = {layer.kind for layers in source for layer in layers}
-    reasons = _reasons(target_all, matched, kinds, head, source_kinds)
+    reasons = _reasons(target_all, matched, kinds, head, source_kinds, added)
     return TransferPlan(
         layer_pairs=tuple(pairs),
         rule=bound,
@@ -131,7 +142,26 @@ def plan_transfer(
         source_order=source_order,
         target_order=target_order,
         channels=None if channels is None else plan_channels(pairs, channels),
+        inserted=added.inserted,
     )
+
+
+def _insertions(
+    insert: str,
+    channels: ConsistentChannels | None,
+    layers: Sequence[Layer],
+    matched: set[str],
+) -> tuple[Insertions, ConsistentChannels | None]:
+    """What becomes of layers without a source, and the channels as those pass them on."""
+    if insert == "init":
+        return Insertions((), {}, {}), channels
+    if channels is None:
+        raise OptionError(
+            "insert='identity': expected channels too, which tell where a layer was inserted. Pass "
+            "channels=ConsistentChannels(source_graph, target_graph)."
+        )
+    added = plan_insertions(layers, matched, channels.target)
+    return added, dataclasses.replace(channels, target=added.graph)
 
 
 def _fitted_leaves(pair: LayerPair, biases: bool) -> list[tuple[str, str]]:
@@ -151,8 +181,12 @@ def _drawn_leaves(layer: Layer) -> list[str]:
     return [layer.weight, *(path for name, path in layer.vectors if name == "bias")]
 
 
-def _check_options(head: str, rescale: str, kinds: Sequence[str]) -> None:
-    for option, value, allowed in (("head", head, HEADS), ("rescale", rescale, RESCALES)):
+def _check_options(head: str, rescale: str, kinds: Sequence[str], insert: str) -> None:
+    for option, value, allowed in (
+        ("head", head, HEADS),
+        ("rescale", rescale, RESCALES),
+        ("insert", insert, INSERTS),
+    ):
         if value not in allowed:
             raise OptionError(
                 f"{option}={value!r} is not known; expected one of {', '.join(allowed)}."
@@ -269,6 +303,7 @@ def _reasons(
     kinds: Sequence[str],
     head: str,
     source_kinds: set[str],
+    added: Insertions,
 ) -> dict[str, str]:
     """Why each leaf of the target's layers would stay as it is."""
     reasons = {}
@@ -286,6 +321,7 @@ def _reasons(
             own = rest = f"{layer.kind} layers are not carried over (no {layer.kind!r} in kinds)"
         elif layer.kind not in source_kinds:
             own = rest = f"the source has no {layer.kind} layers"
+        own, rest = (added.reasons.get(layer.path, reason) for reason in (own, rest))
         reasons |= {layer.weight: own} | {path: rest for _, path in layer.vectors}
     return reasons
 

@@ -24,10 +24,10 @@ class LayerReport:
 
     Attributes:
       target: path of the layer.
-      source: path of the layer that gave, None for one drawn from statistics.
+      source: path of the layer that gave, None for one drawn from statistics or inserted.
       target_shape: `[*spatial', I', O']`.
-      source_shape: `[*spatial, I, O]`, None for one drawn from statistics.
-      rule: name and settings of what fitted it.
+      source_shape: `[*spatial, I, O]`, likewise None.
+      rule: name and settings of what fitted it; `statistics`, or an inserted layer's role.
       share: the part in [0, 1] of the kernel's elements that depend on the source's weights; those
         padded with zeros or kept from the target's initialization do not.
       std_before: standard deviation of the target's own initial kernel.
@@ -56,7 +56,7 @@ class TransferReport:
             (
                 row.target,
                 _shape(row.target_shape),
-                row.source or "(statistics)",
+                row.source or f"({row.rule})",
                 _shape(row.source_shape or ()),
                 f"{row.share:.0%}",
                 f"{row.std_before:.4f}",
@@ -92,6 +92,10 @@ def report(
         for pair in plan.layer_pairs
     ]
     rows += [_row(layer, None, 0.0, plan, before, after) for layer in plan.drawn]
+    rows += [
+        dataclasses.replace(_row(entry.layer, None, 0.0, plan, before, after), rule=entry.role)
+        for entry in plan.inserted
+    ]
     return TransferReport(tuple(rows), plan.untouched)
 
 

@@ -24,6 +24,7 @@ from tlv_jax.consistency import (
     own_places,
     take_vector,
 )
+from tlv_jax.deepening import identity_kernel
 from tlv_jax.errors import NonFiniteSourceError, PlanMismatchError
 from tlv_jax.paths import array_leaves, is_array, leaf_path
 from tlv_jax.plan import TransferPlan
@@ -228,6 +229,10 @@ def _fit_rest(
             for name, path in layer.vectors:
                 if name == "bias":
                     fitted[path] = jnp.zeros_like(target[path])
+    for entry in plan.inserted:
+        if entry.role == "identity" and entry.layer.kind != "norm":
+            _store(entry.layer, identity_kernel(entry.layer.shape), fitted)
+        fitted |= {path: jnp.full_like(target[path], value) for path, value in entry.constants}
     return {path: leaf for path, leaf in fitted.items() if leaf is not target[path]}
 
 

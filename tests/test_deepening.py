@@ -1,0 +1,385 @@
+"""Deeper networks of the same function (Net2Net)."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trees
+from helpers import relative_error
+from test_consistency import graph_of, logits, variables_of
+
+import tlv_jax
+from tlv_jax import deepening, presets
+
+IMAGES = np.random.default_rng(5).normal(size=(2, 16, 16, 3)).astype(np.float32)
+
+
+class Plain(nn.Module):
+    """VGG-like: stages of convolutions, each with a ReLU, and a pool behind each stage."""
+
+    depths: tuple
+    widths: tuple
+    norm: bool = True
+    bias: bool = True
+    size: int = 3
+    hidden: int = 12
+    dense: int = 1
+
+    @nn.compact
+    def __call__(self, images):
+        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
+            for number in range(depth):
+                name = f"conv{stage}_{number}"
+                conv = nn.Conv(width, (self.size, self.size), use_bias=self.bias, name=name)
+                images = conv(images)
+                if self.norm:
+                    norm = nn.BatchNorm(use_running_average=True, name=f"norm{stage}_{number}")
+                    images = norm(images)
+                images = nn.relu(images)
+            images = nn.max_pool(images, (2, 2), (2, 2))
+        outputs = images.reshape(images.shape[0], -1)
+        for number in range(self.dense):
+            outputs = nn.relu(nn.Dense(self.hidden, name=f"hidden{number}")(outputs))
+        return nn.Dense(5, name="head")(outputs)
+
+
+class Residual(nn.Module):
+    """Stages of residual blocks, with or without norms, their activation before or behind."""
+
+    depths: tuple
+    widths: tuple
+    norm: bool = True
+    before: bool = False
+    gated: bool = False
+
+    @nn.compact
+    def __call__(self, images):
+        outputs = nn.Conv(self.widths[0], (3, 3), name="stem")(images)
+        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
+            for number in range(depth):
+                strides = (2, 2) if stage and not number else (1, 1)
+                outputs = self.block(outputs, width, strides, f"{stage}_{number}")
+        return nn.Dense(5, name="head")(nn.relu(outputs).mean((1, 2)))
+
+    def block(self, inputs, width, strides, name):
+        """conv, conv, and the sum with the inputs."""
+        outputs = inputs
+        for number in range(2):
+            if self.before:
+                outputs = nn.relu(self.normed(outputs, f"norm{name}_{number}"))
+            step = (1, 1) if number else strides
+            outputs = nn.Conv(width, (3, 3), step, name=f"conv{name}_{number}")(outputs)
+            if not self.before:
+                outputs = self.normed(outputs, f"norm{name}_{number}")
+                outputs = outputs if number else nn.relu(outputs)
+        if self.gated:
+            gate = nn.Dense(width, name=f"gate{name}")(outputs.mean((1, 2), keepdims=True))
+            outputs = outputs * nn.sigmoid(gate)
+        if inputs.shape != outputs.shape:
+            inputs = nn.Conv(width, (1, 1), strides, name=f"shortcut{name}")(inputs)
+        outputs = inputs + outputs
+        return outputs if self.before else nn.relu(outputs)
+
+    def normed(self, inputs, name):
+        norm = nn.BatchNorm(use_running_average=True, name=name)
+        return norm(inputs) if self.norm else inputs
+
+
+def drawn(model, seed):
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = generator.standard_normal(leaf.shape, np.float32)
+        match path[-1].key:
+            case "var":
+                return np.abs(noise) + np.float32(0.5)
+            case "scale":
+                return 1 + noise / 10
+            case "bias" | "mean":
+                return noise / 10
+        return noise * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def traced(model, variables):
+    return tlv_jax.trace_channels(model.apply, variables, IMAGES)
+
+
+def planned(source, target, **changes):
+    variables = drawn(source, 0), drawn(target, 1)
+    graphs = traced(source, variables[0]), traced(target, variables[1])
+    settings = presets.net2net(*graphs) | changes
+    return tlv_jax.plan_transfer(*variables, **settings), variables
+
+
+def deepened(source, target, **changes):
+    """The plan, and how far the target's logits are from the source's."""
+    plan, variables = planned(source, target, **changes)
+    new = tlv_jax.apply_transfer(plan, jax.random.key(0), *variables)
+    return plan, relative_error(target.apply(new, IMAGES), source.apply(variables[0], IMAGES))
+
+
+def roles(plan):
+    return {entry.layer.path.removeprefix("params/"): entry.role for entry in plan.inserted}
+
+
+def reasons(plan):
+    return {leaf.path.removeprefix("params/"): leaf.reason for leaf in plan.untouched}
+
+
+SHALLOW, DEEP = {"depths": (1, 2), "widths": (4, 6)}, {"depths": (2, 4), "widths": (4, 6)}
+WIDER = {"depths": (2, 4), "widths": (7, 12)}
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("target", [DEEP, WIDER], ids=["deeper", "deeper and wider"])
+def test_a_plain_network_keeps_its_function(norm, bias, target):
+    options = {"norm": norm, "bias": bias}
+    plan, error = deepened(Plain(**SHALLOW, **options), Plain(**target, **options))
+    assert error <= 1e-4
+    inserted = ["conv0_1", "conv1_2", "conv1_3"]
+    inserted += [name.replace("conv", "norm") for name in inserted if norm]
+    assert roles(plan) == dict.fromkeys(inserted, "identity")
+    assert plan.untouched == ()
+
+
+def test_a_dense_layer_is_inserted_too_and_kernels_may_grow():
+    source = Plain(**SHALLOW)
+    target = Plain(**WIDER, dense=2, size=5, hidden=20)
+    plan, error = deepened(source, target)
+    assert error <= 1e-4
+    assert roles(plan)["hidden1"] == "identity"
+
+
+@pytest.mark.parametrize("target", [DEEP, WIDER], ids=["deeper", "deeper and wider"])
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        ({}, "norm"),
+        ({"norm": False}, "conv"),
+        ({"before": True}, "conv"),
+        ({"norm": False, "before": True}, "conv"),
+    ],
+)
+def test_a_residual_network_keeps_its_function(options, ends, target):
+    plan, error = deepened(Residual(**SHALLOW, **options), Residual(**target, **options))
+    assert error <= 1e-5
+    assert roles(plan) == dict.fromkeys([f"{ends}{n}_1" for n in ("0_1", "1_2", "1_3")], "zero")
+    assert "within a branch" in reasons(plan)["conv1_3_0/kernel"]  # stays random, so that it learns
+
+
+def test_an_inserted_branch_learns():
+    source, target = Residual(**SHALLOW), Residual(**DEEP)
+    plan, variables = planned(source, target)
+    new = tlv_jax.apply_transfer(plan, jax.random.key(0), *variables)
+    slope = jax.grad(lambda variables: target.apply(variables, IMAGES)[0, 0])(new)["params"]
+    assert jnp.abs(slope["norm1_3_1"]["scale"]).max() > 0
+
+
+def test_channels_pass_through_what_is_inserted():
+    plan, _ = planned(Plain(**SHALLOW), Plain(**WIDER))
+    own = sum(axis.own for layer in plan.channels.layers for axis in (layer.reads, layer.writes))
+    assert own == 1  # what the first layer reads, the image
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("vgg11", "vgg19"),
+        ("vgg11_bn", "vgg16_bn"),
+        ("resnet18", "resnet34"),
+        ("resnet50", "resnet101"),
+        ("resnet50", "wide_resnet101_2"),
+        ("resnet101", "resnet152"),
+        ("efficientnet_b0", "efficientnet_b1"),
+    ],
+)
+@pytest.mark.slow
+def test_networks_of_the_zoo_keep_their_function(source, target):
+    variables = variables_of(source, 0), variables_of(target, 1)
+    settings = presets.net2net(graph_of(source), graph_of(target))
+    plan = tlv_jax.plan_transfer(*variables, **settings)
+    assert not any("inserted, but" in leaf.reason for leaf in plan.untouched)
+    new = tlv_jax.apply_transfer(plan, jax.random.key(0), *variables)
+    assert relative_error(logits(target, new), logits(source, variables[0])) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "count", "last"),
+    [
+        ("vgg11", "vgg16", 5, ("features.18", "features.28")),
+        ("vgg13_bn", "vgg19_bn", 12, ("features.31", "features.49")),
+        ("resnet18", "resnet34", 32, ("layer4.1/bn2", "layer4.1/bn2")),
+        ("resnet50", "wide_resnet101_2", 102, ("layer4.2/bn3", "layer4.2/bn3")),
+        ("efficientnet_b0", "efficientnet_b1", 54, ("features.8.1", "features.8.1")),
+    ],
+)
+def test_every_layer_of_the_source_is_used_once(source, target, count, last):
+    settings = presets.net2net(graph_of(source), graph_of(target))
+    plan = tlv_jax.plan_transfer(trees.shapes(source), trees.shapes(target), **settings)
+    sources, targets = zip(*plan.pairs, strict=True)
+    assert set(sources) == set(graph_of(source))
+    assert len(set(sources)) == len(sources) == len(set(targets))
+    assert len(graph_of(target)) - len(targets) == count
+    assert tuple(f"params/{name}" for name in last) in plan.pairs
+
+
+def test_blocks_of_one_network_stay_together():
+    settings = presets.net2net(graph_of("resnet50"), graph_of("wide_resnet101_2"))
+    trees_of = [trees.shapes(name) for name in ("resnet50", "wide_resnet101_2")]
+    assert all(a == b for a, b in tlv_jax.plan_transfer(*trees_of, **settings).pairs)
+
+
+def test_networks_without_layers_have_no_pairs():
+    match = functools.partial(tlv_jax.match_each_once, source_graph={}, target_graph={})
+    layer = tlv_jax.Layer("a", "norm", "a/scale", (3,), (0,))
+    assert match((), (layer,)) == match((layer,), ()) == ()
+    assert match((layer,), (layer,)) == (tlv_jax.LayerPair(layer, layer),)
+
+
+def test_layers_that_cannot_be_identities_stay_and_say_why():
+    class Strided(Plain):
+        @nn.compact
+        def __call__(self, images):
+            images = nn.relu(nn.Conv(4, (3, 3), name="conv0_0")(images))
+            images = nn.relu(nn.Conv(4, (3, 3), (2, 2), name="strided")(images))
+            images = nn.relu(nn.LayerNorm(name="normed")(nn.Conv(4, (3, 3), name="late")(images)))
+            images = nn.relu(nn.Conv(6, (1, 1), name="wide")(images))
+            return nn.Dense(5, name="head")(images.mean((1, 2)))
+
+    class Short(Plain):
+        @nn.compact
+        def __call__(self, images):
+            images = nn.relu(nn.Conv(4, (3, 3), name="conv0_0")(images))
+            return nn.Dense(5, name="head")(images.mean((1, 2)))
+
+    none = {"depths": (), "widths": ()}
+    plan, _ = planned(Short(**none), Strided(**none))
+    found = reasons(plan)
+    assert "stride" in found["strided/kernel"]
+    assert "norm behind it" in found["late/kernel"]
+    assert "normalizes" in found["normed/scale"]
+    assert "makes 6 channels of 4" in found["wide/bias"]
+    assert plan.inserted == ()
+
+
+def test_a_gated_branch_is_not_taken_for_one_that_adds():
+    plan, _ = planned(Residual(**SHALLOW, gated=True), Residual(**DEEP, gated=True))
+    assert "multiplied" in reasons(plan)["norm1_3_1/scale"]
+
+
+def test_a_layer_with_a_gate_between_is_no_sum():
+    plan, _ = planned(Residual(**SHALLOW), Residual(**SHALLOW, gated=True))
+    assert "multiplied" in reasons(plan)["gate0_0/kernel"]
+
+
+def test_without_insertion_the_function_is_lost():
+    plan, error = deepened(Plain(**SHALLOW), Plain(**DEEP), insert="init")
+    assert plan.inserted == ()
+    assert error > 0.1
+    assert "no source" in reasons(plan)["conv0_1/kernel"]
+
+
+def test_plans_with_insertions_survive_json_and_print():
+    plan, _ = planned(Residual(**SHALLOW), Residual(**WIDER))
+    again = tlv_jax.TransferPlan.from_json(plan.to_json())
+    assert again == plan
+    assert hash(again) == hash(plan)
+    assert "inserted: zero" in str(plan)
+
+
+def test_plans_written_before_there_were_insertions_are_read():
+    plan, _ = planned(Plain(**SHALLOW), Plain(**SHALLOW))
+    text = plan.to_json().replace(', "inserted": []', "")
+    assert "inserted" not in text
+    assert tlv_jax.TransferPlan.from_json(text) == plan
+
+
+def test_insertions_are_the_same_under_jit(key):
+    plan, variables = planned(Plain(**SHALLOW), Plain(**WIDER))
+    eager = tlv_jax.apply_transfer(plan, key, *variables)
+    jitted = jax.jit(tlv_jax.apply_transfer, static_argnums=0)(plan, key, *variables)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), jitted, eager)
+    assert {leaf.dtype for leaf in jax.tree.leaves(eager)} == {jnp.dtype(jnp.float32)}
+
+
+def test_the_report_tells_what_was_inserted():
+    plan, variables = planned(Plain(**SHALLOW), Plain(**DEEP))
+    new = tlv_jax.apply_transfer(plan, jax.random.key(0), *variables)
+    report = tlv_jax.report(plan, *variables, new)
+    assert {row.rule for row in report.rows if row.source is None} == {"identity"}
+    assert "(identity)" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"insert": "dirac"}, "insert='dirac' is not known; expected one of init, identity"),
+        ({"channels": None}, "insert='identity': expected channels"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(tlv_jax.OptionError, match=message):
+        planned(Plain(**SHALLOW), Plain(**DEEP), **changes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((4, 4), 1), ((3, 4, 4), 1), ((5, 3, 1, 4), 4), ((1, 1, 2, 6), 3)]
+)
+def test_the_identity_kernel_hands_its_inputs_on(shape, groups):
+    spatial, channels = shape[:-2], shape[-2] * groups
+    inputs = np.random.default_rng(0).normal(size=(2, *(7,) * len(spatial), channels))
+    kernel = deepening.identity_kernel(shape)
+    if not spatial:
+        outputs = inputs.astype(np.float32) @ kernel
+    else:
+        letters = "HWD"[: len(spatial)]
+        numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+        outputs = jax.lax.conv_general_dilated(
+            inputs.astype(np.float32),
+            kernel,
+            (1,) * len(spatial),
+            "SAME",
+            dimension_numbers=numbers,
+            feature_group_count=groups,
+        )
+    np.testing.assert_array_equal(outputs, inputs.astype(np.float32))
+
+
+def test_insertions_need_no_graph_of_other_layers():
+    graph = traced(Plain(**DEEP), drawn(Plain(**DEEP), 1))
+    layer = tlv_jax.Layer("elsewhere", "conv", "elsewhere/kernel", (3, 3, 4, 4), (0, 1, 2, 3))
+    found = deepening.plan_insertions((layer,), set(graph), graph)
+    assert found.inserted == ()
+    assert "did not meet" in found.reasons["elsewhere"]
+    assert {path: dataclasses.astuple(labels) for path, labels in found.graph.items()} == {
+        path: dataclasses.astuple(labels) for path, labels in graph.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "stays"),
+    [
+        ({"kernel_size": (3, 3)}, True),
+        ({"kernel_size": (5, 1)}, True),
+        ({"kernel_size": (3, 3), "kernel_dilation": 2}, True),
+        ({"kernel_size": (3, 3), "feature_group_count": 3}, True),
+        ({"kernel_size": (2, 2)}, False),
+        ({"kernel_size": (3, 3), "strides": 2}, False),
+        ({"kernel_size": (3, 3), "padding": "VALID"}, False),
+        ({"kernel_size": (3, 3), "padding": ((0, 2), (1, 1))}, False),
+    ],
+)
+def test_the_trace_tells_windows_that_stay(settings, stays):
+    model = nn.Conv(3, name="conv", **settings)
+    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    (labels,) = traced(model, variables).values()
+    assert labels.stays is stays
+    assert labels.size == model.apply(jax.tree.map(jnp.zeros_like, variables), IMAGES).shape[1:3]
