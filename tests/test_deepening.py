@@ -318,6 +318,36 @@ def test_the_report_tells_what_was_inserted():
     assert "(identity)" in str(report)
 
 
+def channels_first(params, images):
+    """Convolutions with kernels `[O, I, H, W]`, and biases `[O, 1, 1]` as in Equinox."""
+    for name in sorted(params):
+        kernel, bias = params[name]["weight"], params[name]["bias"]
+        images = jax.nn.relu(jax.lax.conv(images, kernel, (1, 1), "SAME") + bias[None])
+    return images
+
+
+def test_kernels_with_their_channels_first(key):
+    def draw(seed, *widths):
+        generator = np.random.default_rng(seed)
+        sizes = zip(widths[1:], widths[:-1], strict=True)
+        return {
+            f"conv{number}": {
+                "weight": generator.normal(size=(*size, 3, 3)).astype(np.float32),
+                "bias": generator.normal(size=(size[0], 1, 1)).astype(np.float32),
+            }
+            for number, size in enumerate(sizes)
+        }
+
+    images = IMAGES.transpose(0, 3, 1, 2)
+    trees_of = draw(0, 3, 4, 2), draw(1, 3, 6, 6, 2, 2)
+    graphs = [tlv_jax.trace_channels(channels_first, tree, images) for tree in trees_of]
+    plan = tlv_jax.plan_transfer(*trees_of, **presets.net2net(*graphs))
+    new = tlv_jax.apply_transfer(plan, key, *trees_of)
+    expected = channels_first(trees_of[0], images)
+    assert relative_error(channels_first(new, images), expected) <= 1e-5
+    assert roles(plan) == {"conv1": "identity", "conv3": "identity"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

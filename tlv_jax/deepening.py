@@ -136,7 +136,7 @@ def _widths(layers: Sequence[Layer], graph: ChannelGraph) -> np.ndarray:
 
 
 def _levels(layers: Sequence[Layer], graph: ChannelGraph) -> np.ndarray:
-    """How often each layer's resolution was halved; -1 where there is only one place. `[n]`."""
+    """How often each layer's number of places was halved, -1 where one is left. `[n]`."""
     places = [math.prod(graph[layer.path].size) if layer.path in graph else 1 for layer in layers]
     largest = max(places)
     return np.array([round(math.log2(largest / n)) if n > 1 else -1 for n in places])
