@@ -165,7 +165,7 @@ def test_the_default_is_what_did_best_in_the_ablation():
     assert tlv_jax.plan_transfer(*trees_of) == tlv_jax.plan_transfer(
         *trees_of,
         standardize=tlv_jax.standardize_blocks,
-        match=tlv_jax.match_by_score,
+        match=tlv_jax.match_by_coverage,
         rule=rules.clip,
         head="keep",
         kinds=("conv",),

@@ -200,3 +200,21 @@ def test_similarity_is_that_of_shapes(source, target, low, high):
 def test_similarity_of_a_tree_without_layers_is_an_error():
     with pytest.raises(tlv_jax.ParameterTreeError, match="dst_params"):
         tlv_jax.similarity(trees.source_tree(), {"x": np.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "standardize", "covered"),
+    [
+        ("vgg16", "resnet18", tlv_jax.standardize_flat, 19),
+        ("efficientnet_lite0", "mobilenet_v2", tlv_jax.standardize_blocks, 52),
+    ],
+)
+def test_coverage_decides_between_blocks_and_layers(source, target, standardize, covered):
+    layers = [
+        tlv_jax.standardization.find_layers(trees.shapes(name)["params"], name=name)[0]
+        for name in (source, target)
+    ]
+    blocks = [tlv_jax.standardize_blocks(side, ("conv",)) for side in layers]
+    pairs = tlv_jax.match_by_coverage(*blocks)
+    assert pairs == tlv_jax.match_by_score(*[standardize(side, ("conv",)) for side in layers])
+    assert len(pairs) == covered

@@ -21,6 +21,7 @@ from tlv_jax.errors import (
 )
 from tlv_jax.matching import (
     match_bipartite,
+    match_by_coverage,
     match_by_index,
     match_by_score,
     match_by_score_flat,
@@ -57,6 +58,7 @@ __all__ = [
     "apply_transfer",
     "crossover",
     "match_bipartite",
+    "match_by_coverage",
     "match_by_index",
     "match_by_score",
     "match_by_score_flat",

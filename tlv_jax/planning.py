@@ -11,7 +11,7 @@ from tlv_jax.blocks import flatten_blocks, standardize_blocks
 from tlv_jax.consistency import ConsistentChannels, plan_channels
 from tlv_jax.deepening import Insertions, inserted_leaves, plan_insertions
 from tlv_jax.errors import NoSourceLayerError, OptionError, ParameterTreeError, PlanMismatchError
-from tlv_jax.matching import Match, match_by_score
+from tlv_jax.matching import Match, match_by_coverage
 from tlv_jax.paths import array_leaves
 from tlv_jax.plan import TransferPlan
 from tlv_jax.scores import shape_scores
@@ -35,7 +35,7 @@ def plan_transfer(
     src_layers: Sequence[Layer] | None = None,
     dst_layers: Sequence[Layer] | None = None,
     standardize: Standardize = standardize_blocks,
-    match: Match = match_by_score,
+    match: Match = match_by_coverage,
     rule: Rule | None = None,
     channels: ConsistentChannels | None = None,
     head: Literal["statistics", "keep"] = "keep",
@@ -46,8 +46,9 @@ def plan_transfer(
     """Plans a transfer from the shapes of two parameter trees. Nothing is allocated on a device.
 
     The defaults are those that did best where published and other settings were trained beside each
-    other (`benchmarks/ablation.py`): layers are matched by dynamic programming on blocks, kernels
-    clipped, heads left as they are. `tlv_jax.presets` has the published methods.
+    other (`benchmarks/ablation.py`): layers are matched by dynamic programming, on blocks where the
+    two nest alike, kernels clipped, heads left as they are. `tlv_jax.presets` has the settings of
+    published methods.
 
     Args:
       src_params: pretrained parameters, any pytree of arrays or `jax.ShapeDtypeStruct`s. A list of
@@ -60,7 +61,7 @@ def plan_transfer(
       dst_layers: the target's layers, likewise.
       standardize: `(layers, kinds) -> layers and blocks` for the matcher: `standardize_flat`,
         `standardize_blocks`, or `standardize_graph` for traced layers.
-      match: `(source, target) -> pairs`: `match_by_index`, `match_by_score`,
+      match: `(source, target) -> pairs`: `match_by_coverage`, `match_by_index`, `match_by_score`,
         `match_by_score_flat`, `match_bipartite`, `match_random`.
       rule: fits a kernel, `(key, source, target) -> kernel`; see `tlv_jax.rules`. `clip` if None.
       channels: choose channels once for all layers that share them, see `ConsistentChannels`. The
