@@ -54,10 +54,13 @@ def copy_to_flax(array: np.ndarray, layout: Layout, dtype: Any = None) -> Copied
 
     def copy_block(start: int) -> int:
         block = array[start : start + rows]
+        # First, and in any case: it brings the block into the cache in the order of its bytes.
+        broken = _count_broken(block)
         turned = np.moveaxis(layout.to_flax(block), layout.outputs_axis, -1)
         with np.errstate(over="ignore"):
             outputs[..., start : start + rows] = turned
-        broken = _count_broken(outputs[..., start : start + rows] if narrower else block)
+        if narrower:
+            broken = _count_broken(outputs[..., start : start + rows])
         if pages is not None:
             pages.give_back(block)
         return broken
