@@ -266,7 +266,7 @@ def test_layers_that_cannot_be_identities_stay_and_say_why():
     assert "stride" in found["strided/kernel"]
     assert "norm behind it" in found["late/kernel"]
     assert "normalizes" in found["normed/scale"]
-    assert "makes 6 channels of 4" in found["wide/bias"]
+    assert "number of channels" in found["wide/bias"]
     assert plan.inserted == ()
 
 

@@ -292,7 +292,7 @@ def _not_identity(
     if layer.index:
         return "its kernel is one of a stack, which cannot be filled by itself"
     if len(labels.reads) != len(labels.writes):
-        return f"it makes {len(labels.writes)} channels of {len(labels.reads)}"
+        return "it changes the number of channels"
     if not labels.stays:
         return "its stride, padding or even kernel moves what it is given"
     if UNKNOWN in labels.reads:
