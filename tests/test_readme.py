@@ -34,7 +34,7 @@ def namespace():
 def test_the_code_runs_from_top_to_bottom(namespace):
     assert len(BLOCKS) == 5
     assert namespace["logits"].shape[0] == 1
-    assert namespace["plan"].rule == tlv_jax.rules.bind(tlv_jax.rules.clip)
+    assert namespace["plan"].rule == tlv_jax.rules.bind(tlv_jax.presets.tlvfc()["rule"])
     assert namespace["layers"][0].path == "params/conv1"
 
 
