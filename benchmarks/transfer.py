@@ -4,8 +4,9 @@
 
 For each pair and rule, in a process of its own: `plan` (from shapes alone), `first` (the first
 call, compilation included) and `steady` (the median of later calls with other keys), in seconds;
-`copy` is the fastest of as many copies of the target's parameters in memory, made in turn with these
-calls, `x copy` the steady time over it; `memory` is what a call takes at its peak over what the target takes.
+`copy`, the fastest of as many copies of the target's parameters in memory, made in turn with these
+calls, and `x copy`, the steady time over it; `memory` is what a call takes at its peak over what
+the target takes.
 
 The settings are `default`; `variance` and `clip`, which carry the convs as TLVFC matches them;
 `tlvfc`, which also draws the head from the statistics of the source's dense layers; and `dpiat`.
