@@ -62,7 +62,10 @@ def variance(
     Departures from the published code: any kernel size, odd growth and non-square ones included;
     random choice draws without replacement and can reach the last channel; ties go by position. To
     grow the outputs while shrinking the inputs, it thins the source and places it in the target,
-    where the published code goes through a freshly drawn temporary kernel.
+    where the published code goes through a freshly drawn temporary kernel. The shuffle decides
+    which channel of the source comes to which place; what the target keeps of its own stays where
+    it is, which for weights that were drawn alike makes no difference. A border of `pad="init"` has
+    no say in the order of the variances.
 
     Args:
       key: random key, consumed.
@@ -76,8 +79,8 @@ def variance(
       pad: what surrounds a kernel that is too small: `zero`, or `init` for He normal values
         (published: `type_pad`).
       pool: how a kernel that is too large shrinks: `avg` or `max` (published: `type_pool`).
-      shuffle: permute the outputs, and the inputs of each filter, at the end. The published code
-        always does.
+      shuffle: permute the filters that come from the source, and the inputs of each on its own.
+        The published code always does.
 
     Returns:
       The fitted kernel, `[*spatial', I', O']` in the target's dtype.
