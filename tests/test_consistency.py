@@ -34,20 +34,7 @@ def graph_of(name):
 
 @functools.cache
 def variables_of(name, seed):
-    generator = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        noise = generator.standard_normal(leaf.shape, np.float32)
-        match path[-1].key:
-            case "var":
-                return np.abs(noise) + np.float32(0.5)
-            case "scale":
-                return 1 + noise / 10
-            case "bias" | "mean":
-                return noise / 10
-        return noise * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
-
-    return jax.tree_util.tree_map_with_path(draw, trees.shapes(name))
+    return trees.random_variables(trees.shapes(name), seed)
 
 
 def carried(source, target, **choice):

@@ -90,21 +90,7 @@ class Residual(nn.Module):
 
 
 def drawn(model, seed):
-    generator = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        noise = generator.standard_normal(leaf.shape, np.float32)
-        match path[-1].key:
-            case "var":
-                return np.abs(noise) + np.float32(0.5)
-            case "scale":
-                return 1 + noise / 10
-            case "bias" | "mean":
-                return noise / 10
-        return noise * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return trees.random_variables(jax.eval_shape(model.init, jax.random.key(0), IMAGES), seed)
 
 
 def traced(model, variables):

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 
 from tlv_jax import models
@@ -17,6 +18,24 @@ def shapes(name, num_classes=10):
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def random_variables(shapes, seed):
+    """Variables of a network at the scale of a trained one, running statistics among them."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = generator.standard_normal(leaf.shape, np.float32)
+        match path[-1].key:
+            case "var":
+                return np.abs(noise) + np.float32(0.5)
+            case "scale":
+                return 1 + noise / 10
+            case "bias" | "mean":
+                return noise / 10
+        return noise * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def source_tree():

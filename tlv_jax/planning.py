@@ -10,7 +10,13 @@ from tlv_jax import rules
 from tlv_jax.blocks import flatten_blocks, standardize_blocks
 from tlv_jax.consistency import ConsistentChannels, plan_channels
 from tlv_jax.deepening import Insertions, inserted_leaves, plan_insertions
-from tlv_jax.errors import NoSourceLayerError, OptionError, ParameterTreeError, PlanMismatchError
+from tlv_jax.errors import (
+    NoSourceLayerError,
+    OptionError,
+    ParameterTreeError,
+    PlanMismatchError,
+    check_option,
+)
 from tlv_jax.matching import Match, match_by_coverage
 from tlv_jax.paths import array_leaves
 from tlv_jax.plan import TransferPlan
@@ -183,15 +189,9 @@ def _drawn_leaves(layer: Layer) -> list[str]:
 
 
 def _check_options(head: str, rescale: str, kinds: Sequence[str], insert: str) -> None:
-    for option, value, allowed in (
-        ("head", head, HEADS),
-        ("rescale", rescale, RESCALES),
-        ("insert", insert, INSERTS),
-    ):
-        if value not in allowed:
-            raise OptionError(
-                f"{option}={value!r} is not known; expected one of {', '.join(allowed)}."
-            )
+    check_option("head", head, HEADS)
+    check_option("rescale", rescale, RESCALES)
+    check_option("insert", insert, INSERTS)
     if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
         raise OptionError(
             f"kinds={kinds!r}: expected a sequence of some of {', '.join(KINDS)}, "

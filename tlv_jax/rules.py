@@ -36,14 +36,8 @@ __all__ = [
     "variance",
 ]
 
-RULES = (
-    "clip",
-    "full",
-    "magnitude",
-    "trace",
-    "uniform",
-    "variance",
-)  # what a plan in JSON may name
+# What a plan in JSON may name.
+RULES = ("clip", "full", "magnitude", "trace", "uniform", "variance")
 
 
 def clip(key: Array, source: Array, target: Array) -> Array:
