@@ -53,6 +53,7 @@ MATCHINGS = {
     "index": tlv_jax.match_by_index,
     "score": tlv_jax.match_by_score,
     "score_flat": tlv_jax.match_by_score_flat,
+    "coverage": tlv_jax.match_by_coverage,
     "bipartite": tlv_jax.match_bipartite,
     "random": tlv_jax.match_random,
 }
@@ -97,13 +98,15 @@ class Options:
         default_factory=Experiment
     )
     standardize: tuple[Literal["flat", "blocks", "graph"], ...] = ("flat",)
-    match: tuple[Literal["index", "score", "score_flat", "bipartite", "random"], ...] = ("index",)
+    match: tuple[
+        Literal["index", "score", "score_flat", "coverage", "bipartite", "random"], ...
+    ] = ("index",)
     rule: tuple[Literal["variance", "clip", "full", "magnitude", "uniform"], ...] = ("variance",)
     shuffle: tuple[bool, ...] = (False,)
     """Of the variance rule alone."""
     norms: tuple[bool, ...] = (False,)
     """Carry scales, biases and running statistics over."""
-    channels: tuple[Literal["none", "variance", "magnitude", "first"], ...] = ("none",)
+    channels: tuple[Literal["none", "variance", "magnitude", "trace", "first"], ...] = ("none",)
     """Choose channels once for all layers, ranked so."""
     rescale: tuple[Literal["none", "he", "source"], ...] = ("none",)
     he: tyro.conf.FlagCreatePairsOff[bool] = False
