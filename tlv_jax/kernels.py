@@ -18,7 +18,14 @@ from jax import lax
 
 from tlv_jax.types import Array
 
-__all__ = ["filter_variance", "gather_channels", "input_variance", "pad_spatial", "pool_spatial"]
+__all__ = [
+    "filter_moments",
+    "filter_variance",
+    "gather_channels",
+    "input_variance",
+    "pad_spatial",
+    "pool_spatial",
+]
 
 
 def pool_spatial(kernel: Array, spatial: tuple[int, ...], *, pool: str) -> Array:
@@ -49,13 +56,15 @@ def pool_spatial(kernel: Array, spatial: tuple[int, ...], *, pool: str) -> Array
     return kernel.reshape(kernel.shape[-2 - len(spatial) :])
 
 
-def pad_spatial(key: Array, kernel: Array, spatial: tuple[int, ...], fan_out: int | None) -> Array:
+def pad_spatial(
+    key: Array | None, kernel: Array, spatial: tuple[int, ...], fan_out: int | None
+) -> Array:
     """Surrounds a kernel up to its target size; an odd extra row comes last.
 
     The published code knows square kernels that grow by an even number only.
 
     Args:
-      key: consumed; drawn from with a `fan_out` alone.
+      key: consumed; not asked for without a `fan_out`.
       kernel: `[*s, I, O]`.
       spatial: the target's spatial sizes, none smaller.
       fan_out: of He's normal distribution for the border; zeros if None.
@@ -67,17 +76,31 @@ def pad_spatial(key: Array, kernel: Array, spatial: tuple[int, ...], fan_out: in
     if fan_out is None:
         after = [m - n - b for n, m, b in zip(kernel.shape, shape, before, strict=True)]
         return jnp.pad(kernel, list(zip(before, after, strict=True)))
+    assert key is not None
     border = math.sqrt(2 / fan_out) * jax.random.normal(key, shape, kernel.dtype)
     return lax.dynamic_update_slice(border, kernel, before)
 
 
-def filter_variance(kernel: Array, padded: int) -> Array:
-    """The variance of each filter's weights. `[*spatial, I, O] -> [O]`."""
+def filter_moments(kernel: Array) -> Array:
+    """The mean of each filter's weights, and the sum of their squared distances from it.
+
+    `[*spatial, I, O] -> float32 [2, O]`.
+    """
     weights = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
-    count = padded * kernel.shape[-2]
-    mean = weights.sum(0) / count
-    squares = jnp.square(weights - mean[None]).sum(0)
-    return (squares + (count - len(weights)) * jnp.square(mean)) / count
+    mean = weights.sum(0) / len(weights)
+    return jnp.stack([mean, jnp.square(weights - mean[None]).sum(0)])
+
+
+def filter_variance(
+    moments: Array | np.ndarray, kernel_shape: tuple[int, ...], padded: int
+) -> Array | np.ndarray:
+    """The variance of each filter's weights, from `filter_moments`. `[2, O] -> [O]`."""
+    mean, squares = moments
+    size = math.prod(kernel_shape[:-1])
+    count = padded * kernel_shape[-2]
+    with_zeros = mean * np.float32(size / count)
+    zeros = np.float32(count - size) * with_zeros**2
+    return (squares + np.float32(size) * (mean - with_zeros) ** 2 + zeros) / np.float32(count)
 
 
 def input_variance(kernel: Array, padded: int) -> Array:
@@ -102,13 +125,14 @@ def gather_channels(kernel: Array, inputs: Array, filters: Array) -> Array:
 
     Args:
       kernel: `[*spatial, I, O]`.
-      inputs: the input of each place, `[I', O']`.
-      filters: and which filter's, `[I', O']`.
+      inputs: the input of each place, `[I', O']`; unsigned, so that none is taken for one counted
+        from the end.
+      filters: and which filter's, likewise, `[I', O']` or one that broadcasts to it.
 
     Returns:
       `[*spatial, I', O']`.
     """
     *spatial, size, outputs = kernel.shape
-    places = inputs * outputs + filters
+    places = inputs * np.uint32(outputs) + filters
     taken = kernel.reshape(math.prod(spatial), size * outputs).at[:, places]
-    return taken.get(mode="promise_in_bounds").reshape(*spatial, *inputs.shape)
+    return taken.get(mode="promise_in_bounds").reshape(*spatial, *places.shape)

@@ -11,8 +11,8 @@ of that form is a rule; settings are keyword-only and bound with `functools.part
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,16 @@ import numpy as np
 from jax import lax
 
 from tlv_jax.errors import OptionError, check_option
+from tlv_jax.layer_keys import typed_key
 from tlv_jax.types import Array, Rule
-from tlv_jax.variance_rule import KeptSource, keep_source, place_source, variance
+from tlv_jax.variance_rule import keep_source, measure_source, place_source, variance
 
 __all__ = [
     "RULES",
     "BoundRule",
+    "Fitter",
     "bind",
+    "call",
     "clip",
     "fitter",
     "full",
@@ -206,31 +209,57 @@ class BoundRule:
         return f"{name}({', '.join(f'{name}={value!r}' for name, value in self.settings)})"
 
 
-def fitter(rule: Rule) -> Rule:
-    """The rule for many kernels in turn: compiled once for each combination of shapes.
+_Prepared = tuple[Array, dict[Hashable, Any]]
 
-    Of `variance` the parts are compiled, and what it keeps of a source is remembered as long as the
-    fitter lives: one source kernel often serves many targets of one shape.
+
+class Fitter(NamedTuple):
+    """A rule for many kernels in turn, of which one source may serve several.
+
+    Attributes:
+      prepare: `(source, targets) -> prepared`; starts what is computed of a source alone, and does
+        not wait for it. The targets are shapes and dtypes.
+      fit: `(words of a key, prepared, target) -> kernel`.
+    """
+
+    prepare: Callable[[Array, Sequence[jax.ShapeDtypeStruct]], Any]
+    fit: Callable[[Array, Any, Array], Array]
+
+
+def fitter(rule: Rule, key_type: Hashable) -> Fitter:
+    """The rule, compiled once for each combination of shapes, and of `variance` each part.
+
+    Args:
+      rule: as a plan has it.
+      key_type: the implementation whose keys the rule expects; None for raw words. The
+        fitter itself is given raw words, with which a program starts sooner.
     """
     if not (isinstance(rule, BoundRule) and rule.function is variance):
-        return functools.partial(_call, rule)
+        return Fitter(lambda source, _: source, functools.partial(call, rule, key_type))
     settings: dict[str, Any] = dict(rule.settings)
-    by_source = {name: settings.pop(name) for name in ("keep", "pool")}
-    # With the source itself: its id is not given to another array while it is here.
-    remembered: dict[Any, tuple[Array, KeptSource]] = {}
+    of_source = {name: settings.pop(name) for name in ("keep", "pool")}
 
-    def fit(key: Array, source: Array, target: Array) -> Array:
-        known = id(source), target.shape, target.dtype
-        if known not in remembered:
-            remembered[known] = source, keep_source(source, target, **by_source)
-        return place_source(key, remembered[known][1], target, **settings)
+    def prepare(
+        source: Array, targets: Sequence[jax.ShapeDtypeStruct]
+    ) -> tuple[Array, dict[Hashable, Any]]:
+        known: dict[Hashable, Any] = {}
+        for target in targets:
+            measure_source(source, target, known=known, **of_source)
+        return source, known
 
-    return fit
+    def fit(key: Array, prepared: _Prepared, target: Array) -> Array:
+        source, known = prepared
+        kept = keep_source(source, target, known=known, **of_source)
+        if settings["pad"] == "init":
+            key = typed_key(key, key_type)
+        return place_source(key, kept, target, **settings)
+
+    return Fitter(prepare, fit)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _call(rule: Rule, key: Array, source: Array, target: Array) -> Array:
-    return rule(key, source, target)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def call(rule: Rule, key_type: Hashable, words: Array, source: Array, target: Array) -> Array:
+    """Fits one kernel in one program."""
+    return rule(typed_key(words, key_type), source, target)
 
 
 def bind(rule: Rule) -> BoundRule:

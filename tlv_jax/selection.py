@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from tlv_jax.types import Array
 
@@ -23,6 +24,7 @@ __all__ = [
     "SELECTIONS",
     "argsort",
     "draw",
+    "in_memory",
     "interleaved_ranks",
     "max_ranks",
     "min_ranks",
@@ -83,14 +85,42 @@ RANKS: Mapping[str, Callable[[int, int], np.ndarray]] = MappingProxyType(
 SELECTIONS = (*RANKS, "random")
 
 
-def argsort(values: Array) -> Array:
+def argsort(values: Array | np.ndarray) -> Array | np.ndarray:
     """The stable order of the last axis, as `jnp.argsort`; int32. `[..., N] -> [..., N]`.
 
-    Each value and its position are packed into one integer: XLA sorts integers on a CPU several
-    times faster than it sorts floats along with their positions.
+    Each value and its position are packed into one integer, which sorts several times faster on a
+    CPU than a float along with its position. Values that lie in a CPU's memory are sorted by NumPy,
+    and the answer is NumPy's: XLA compares element by element, NumPy many at once.
     """
+    values = in_memory(values)
+    if isinstance(values, np.ndarray):
+        return _argsort_by_numpy(values.astype(np.float32, copy=False))
+    return _argsort_by_xla(values)
+
+
+def in_memory(array: Array | np.ndarray) -> Array | np.ndarray:
+    """As NumPy's, if it lies in a CPU's memory, without a copy; others, and traced ones, as is."""
+    if isinstance(array, (np.ndarray, Tracer)) or any(d.platform != "cpu" for d in array.devices()):
+        return array
+    return np.asarray(array)
+
+
+def _argsort_by_numpy(values: np.ndarray) -> np.ndarray:
+    values = values + np.float32(0)  # -0.0 is equal to 0.0, and must be in its bits
+    ordered = values.view(np.int32)
+    if not (values >= 0).all():
+        values[np.isnan(values)] = np.nan
+        ordered = np.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
+    packed = ordered.astype(np.int64) << 32
+    packed |= np.arange(values.shape[-1])
+    packed.sort(axis=-1)
+    return packed.astype(np.int32)  # of each integer the lower half, its position
+
+
+@jax.jit
+def _argsort_by_xla(values: Array) -> Array:
     values = values.astype(jnp.float32)
-    values = jnp.where(values == 0, 0.0, values)  # -0.0 is equal, and must be in its bits
+    values = jnp.where(values == 0, 0.0, values)
     bits = lax.bitcast_convert_type(jnp.where(jnp.isnan(values), jnp.nan, values), jnp.int32)
     ordered = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
     with _enable_x64(True):
@@ -101,14 +131,14 @@ def argsort(values: Array) -> Array:
 
 
 def numbers_of_places(
-    order: Array | None,
-    drawn: Array | None,
+    order: Array | np.ndarray | None,
+    drawn: Array | np.ndarray | None,
     size: int,
     shape: tuple[int, int],
     *,
     remove: str,
     shuffle: bool,
-) -> Array:
+) -> Array | np.ndarray:
     """Gives each place of the target a number below `size`, for each column on its own.
 
     Where numbers are too few they take the places that `remove` says, the first number that of the
@@ -124,25 +154,28 @@ def numbers_of_places(
       shuffle: permute which number comes to which place.
 
     Returns:
-      int32 `[places, columns]`, -1 for none.
+      int32 `[places, columns]`, -1 for none; NumPy's if nothing else was given.
     """
     places, columns = shape
+    if size >= places and drawn is None:
+        return np.broadcast_to(np.arange(places, dtype=np.int32)[:, None], shape)
+    xp: Any = jnp if isinstance(order, Array) or isinstance(drawn, Array) else np
     if drawn is not None:
-        drawn = drawn[:, :columns]
-    if size >= places:
-        return lax.broadcasted_iota(jnp.int32, shape, 0) if drawn is None else drawn[:places]
+        drawn = drawn[:, :columns].astype(np.int32)
+        if size >= places:
+            return drawn[:places]
     count = placed(size, remove)
     if order is None:
         assert drawn is not None  # the places are chosen by chance
-        return jnp.where(drawn[:places] < count, drawn[:places], -1)
+        return xp.where(drawn[:places] < count, drawn[:places], np.int32(-1))
     table = np.full(places, -1, np.int32)
     table[RANKS[remove](places, count)] = np.arange(count)
-    numbers = jnp.asarray(table)[jnp.argsort(jnp.broadcast_to(order, shape), axis=0)]
+    numbers = xp.asarray(table)[xp.argsort(xp.broadcast_to(order, shape), axis=0)]
     if not shuffle:
         return numbers
     assert drawn is not None
-    moved = jnp.take_along_axis(drawn, jnp.maximum(numbers, 0), axis=0)
-    return jnp.where(numbers < 0, -1, moved)
+    moved = xp.take_along_axis(drawn, xp.maximum(numbers, 0), axis=0)
+    return xp.where(numbers < 0, np.int32(-1), moved)
 
 
 def placed(size: int, remove: str) -> int:
@@ -190,40 +223,58 @@ def permutations(key: Array, size: int, count: int, *, salt: int = 0) -> Array:
       salt: tells this draw from others with the same key.
 
     Returns:
-      int32 `[N', M']` with `N' >= N` and `M' >= M`, powers of two so that sizes share one compiled
-      program. `[:N, :M]` is meant.
+      uint16, or uint32 where N is above 32,768, `[N', M']` with `N' >= N` and `M' >= M`, powers of
+      two, none of them small, so that many sizes share one compiled program. `[:N, :M]` is meant.
     """
-    shape = (_power_of_two(size), _power_of_two(count))
-    return _permutations(key, np.uint32(size), np.uint32(salt), shape=shape)
+    shape = (2048, 1) if count == 1 and size <= 2048 else (_rounded(size), _rounded(count))
+    # One array: each that is given to a program takes its time.
+    if isinstance(key, np.ndarray):
+        return _permutations(np.array([key[0], key[1], size, salt], np.uint32), shape=shape)
+    words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)[:2]
+    return _permutations(jnp.concatenate([words, np.array([size, salt], np.uint32)]), shape=shape)
 
 
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
+def _rounded(size: int) -> int:
+    return 1 << max((size - 1).bit_length(), 6)
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def _permutations(key: Array, size: Array, salt: Array, *, shape: tuple[int, int]) -> Array:
-    one, sixteen = jnp.uint32(1), jnp.uint32(16)
+def _permutations(seed: Array, *, shape: tuple[int, int]) -> Array:
+    """As `permutations`, of two words of the key, the size and the salt."""
+    rows, columns = shape
+    size = seed[2]
+    # The lower bits are the same in either, and a CPU computes twice as many of half the width.
+    dtype = jnp.uint16 if rows <= 1 << 15 else jnp.uint32
+    words = _round_words(seed, columns).astype(dtype)
     bits = 31 - lax.clz(size)
-    mask = (one << bits) - one
-    half = jnp.maximum((bits + one) >> one, one)
-    words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
-    first = _hash(words[0] ^ salt)
-    columns = lax.iota(jnp.uint32, shape[1])[None] * jnp.uint32(0x9E3779B9)
-    seeds = _hash(columns + first) ^ _hash(words[1] + first + jnp.uint32(0x7F4A7C15))
-    numbers = lax.broadcasted_iota(jnp.uint32, shape, 0)
+    mask = ((jnp.uint32(1) << bits) - jnp.uint32(1)).astype(dtype)
+    half = jnp.maximum((bits + jnp.uint32(1)) >> jnp.uint32(1), jnp.uint32(1)).astype(dtype)
+    numbers = lax.broadcasted_iota(dtype, shape, 0)
+    for flipped, factor, other_factor, rotation in words:
+        mixed = ((numbers ^ flipped) * factor) & mask
+        mixed = mixed ^ (mixed >> half)
+        mixed = (mixed * other_factor) & mask
+        mixed = mixed ^ (mixed >> half)
+        numbers = jnp.where(numbers <= mask, mixed, numbers) + rotation
+        numbers = jnp.minimum(numbers, numbers - size.astype(dtype))  # modulo: below 0 is large
+    return numbers
+
+
+def _round_words(seed: Array, columns: int) -> Array:
+    """What each column is mixed with in each round. `uint32 [ROUNDS, 4, 1, columns]`."""
+    one, sixteen, increment = jnp.uint32(1), jnp.uint32(16), jnp.uint32(0x7F4A7C15)
+    word, other_word, size, salt = seed
+    first = _hash(word ^ salt)
+    numbers = lax.iota(jnp.uint32, columns)[None] * jnp.uint32(0x9E3779B9)
+    seeds = [_hash(numbers + first) ^ _hash(other_word + first + increment)]
     for _ in range(ROUNDS):
-        seeds = seeds * jnp.uint32(0x9E3779B1) + jnp.uint32(0x7F4A7C15)
-        others = (seeds ^ (seeds >> jnp.uint32(15))) * jnp.uint32(0x85EBCA6B)
-        # Other bits of the two words for each use: of a short column few bits count.
-        mixed = ((numbers ^ others) * ((seeds >> jnp.uint32(13)) | one)) & mask
-        mixed = mixed ^ (mixed >> half)
-        mixed = (mixed * ((others >> jnp.uint32(9)) | one)) & mask
-        mixed = mixed ^ (mixed >> half)
-        numbers = jnp.where(numbers <= mask, mixed, numbers)
-        numbers += jnp.minimum(((others >> sixteen) * size) >> sixteen, size - one)
-        numbers = jnp.where(numbers >= size, numbers - size, numbers)
-    return numbers.astype(jnp.int32)
+        seeds.append(seeds[-1] * jnp.uint32(0x9E3779B1) + increment)
+    seeds = jnp.stack(seeds[1:])
+    others = (seeds ^ (seeds >> jnp.uint32(15))) * jnp.uint32(0x85EBCA6B)
+    # Other bits of the two words for each use: of a short column few bits count.
+    factor, other_factor = (seeds >> jnp.uint32(13)) | one, (others >> jnp.uint32(9)) | one
+    rotation = jnp.minimum(((others >> sixteen) * size) >> sixteen, size - one)
+    return jnp.stack([others, factor, other_factor, rotation], axis=1)
 
 
 def _hash(bits: Array) -> Array:

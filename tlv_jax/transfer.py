@@ -3,9 +3,8 @@
 import functools
 import math
 import warnings
-import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +24,9 @@ from tlv_jax.consistency import (
     take_vector,
 )
 from tlv_jax.deepening import identity_kernel
-from tlv_jax.errors import NonFiniteSourceError, PlanMismatchError
+from tlv_jax.errors import PlanMismatchError
+from tlv_jax.finiteness import finite_sums, refuse_unless_finite
+from tlv_jax.layer_keys import layer_keys, typed_key
 from tlv_jax.paths import array_leaves, is_array, leaf_path
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors, plan_transfer
@@ -125,13 +126,14 @@ def apply_transfer(
     """
     source = _named(plan.source_leaves, src_params, "src_params")
     target = _named(plan.target_leaves, dst_params, "dst_params")
-    if check_finite:
-        _check_finite(source)
+    # Asked first and answered last, so that nothing waits for it.
+    finite = finite_sums(source) if check_finite else {}
     arrays = [key, *source.values(), *target.values()]
     if any(isinstance(array, Tracer) or _is_divided(array) for array in arrays):
         fitted = _fit_in_one_program(plan, _shardings(target), key, source, target)
     else:
         fitted = _fit_one_by_one(plan, key, source, target)
+    refuse_unless_finite(source, finite)
 
     def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
         return fitted.get(leaf_path(keys), leaf) if is_array(leaf) else leaf
@@ -162,12 +164,35 @@ def _fit_one_by_one(plan: TransferPlan, key: Array, source: Leaves, target: Leav
         {path: jnp.asarray(leaf) for path, leaf in s.items()} for s in (source, target)
     )
     fitted = dict(target)
-    keys = _layer_keys(key, plan)
-    rule = rules.fitter(plan.rule)
+    key_type, keys = layer_keys(key, _drawing_layers(plan))
+    prepare, fit = rules.fitter(plan.rule, key_type)
+    by_source = defaultdict(list)
     for pair in _kernel_pairs(plan):
-        given, own = stored_kernel(pair.source, source), stored_kernel(pair.target, target)
-        _store(pair.target, _fit(rule, plan.rescale, keys[pair.target.path], given, own), fitted)
-    return fitted | _fit_rest(plan, keys, source, target)
+        by_source[pair.source].append(pair.target)
+
+    def started() -> Iterator[tuple[Array, Any, list[Layer]]]:
+        for layer, targets in by_source.items():
+            given = stored_kernel(layer, source)
+            shapes = [jax.ShapeDtypeStruct(to.shape, target[to.weight].dtype) for to in targets]
+            yield given, prepare(given, shapes), targets
+
+    for given, prepared, layers in _one_ahead(started()):
+        for layer in layers:
+            kernel = fit(keys[layer.path], prepared, stored_kernel(layer, target))
+            if plan.rescale != "none":
+                kernel = _rescaled(kernel, given, plan.rescale)
+            _store(layer, kernel, fitted)
+    return fitted | _fit_rest(plan, key_type, keys, source, target)
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """Takes each item before the one ahead of it is used."""
+    last = next(items, None)
+    for item in items:
+        yield last
+        last = item
+    if last is not None:
+        yield last
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -176,8 +201,8 @@ def _fit_in_one_program(
 ) -> Leaves:
     """Likewise, laid out as the leaves of the target."""
     fitted = dict(target)
-    keys = _layer_keys(key, plan)
-    rule = rules.fitter(plan.rule)
+    key_type, keys = layer_keys(key, _drawing_layers(plan))
+    rule = functools.partial(rules.call, plan.rule, key_type)
     batches = defaultdict(list)
     for pair in _kernel_pairs(plan):
         batches[pair.source.shape, pair.target.shape].append(pair)
@@ -190,11 +215,17 @@ def _fit_in_one_program(
         kernels = jax.vmap(functools.partial(_fit, rule, plan.rescale))(*stacked)
         for pair, kernel in zip(pairs, kernels, strict=True):
             _store(pair.target, kernel, fitted)
-    fitted |= _fit_rest(plan, keys, source, target)
+    fitted |= _fit_rest(plan, key_type, keys, source, target)
     # Asked for within the program: else a device may hold whole kernels before they are divided.
     for path, sharding in shardings:
         fitted[path] = jax.lax.with_sharding_constraint(fitted[path], sharding)
     return fitted
+
+
+def _drawing_layers(plan: TransferPlan) -> list[str]:
+    """The paths of the layers that need a key."""
+    layers = (*(pair.target for pair in plan.layer_pairs), *plan.drawn)
+    return list(dict.fromkeys(layer.path for layer in layers))
 
 
 def _kernel_pairs(plan: TransferPlan) -> list[LayerPair]:
@@ -203,12 +234,17 @@ def _kernel_pairs(plan: TransferPlan) -> list[LayerPair]:
     return [pair for pair in pairs if pair.target.kind != "norm"]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _fit_rest(
-    plan: TransferPlan, keys: Mapping[str, Array], source: Leaves, target: Leaves
+    plan: TransferPlan,
+    key_type: Hashable,
+    words: Mapping[str, Array],
+    source: Leaves,
+    target: Leaves,
 ) -> Leaves:
     """Fits norms, vectors and drawn layers, and with consistent channels all; returns these."""
     fitted = dict(target)
+    keys = {path: typed_key(word, key_type) for path, word in words.items()}
     if plan.channels is not None:
         _fit_consistently(plan, plan.channels, keys, source, target, fitted)
     for pair in () if plan.channels else plan.layer_pairs:
@@ -345,28 +381,6 @@ def _store(layer: Layer, kernel: Array, leaves: Leaves) -> None:
     leaves[layer.weight] = leaf.at[layer.index].set(kernel) if layer.index else kernel
 
 
-def _layer_keys(key: Array, plan: TransferPlan) -> dict[str, Array]:
-    """A key for each target layer, from a hash of its path that is the same in every process."""
-    layers = (*(pair.target for pair in plan.layer_pairs), *plan.drawn)
-    paths = list(dict.fromkeys(layer.path for layer in layers))
-    hashes = np.array([zlib.crc32(path.encode()) for path in paths], np.uint32)
-    keys = _fold_in(key, hashes)
-    if isinstance(keys, Tracer):
-        return dict(zip(paths, keys, strict=True))
-    # Taken apart on the host: on the device each key would cost more than fitting a kernel.
-    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        return dict(zip(paths, np.asarray(keys), strict=True))  # raw words
-    implementation = jax.random.key_impl(keys)
-    words = np.asarray(jax.random.key_data(keys))
-    return {
-        path: jax.random.wrap_key_data(row, impl=implementation)
-        for path, row in zip(paths, words, strict=True)
-    }
-
-
-_fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
-
-
 def _named(expected: tuple[tuple[str, tuple[int, ...]], ...], tree: PyTree, name: str) -> Leaves:
     """The leaves of a tree that a plan names, checked against the shapes that it was made for."""
     leaves = array_leaves(tree, name=name)
@@ -378,22 +392,3 @@ def _named(expected: tuple[tuple[str, tuple[int, ...]], ...], tree: PyTree, name
                 "plan for these very trees with plan_transfer(src_params, dst_params)."
             )
     return {path: leaves[path] for path, _ in expected}
-
-
-def _check_finite(source: Leaves) -> None:
-    concrete = {path: leaf for path, leaf in source.items() if not isinstance(leaf, Tracer)}
-    for path, finite in jax.device_get(_finite_sums(concrete)).items():
-        # A sum may also overflow, of weights that are finite.
-        if not finite and (count := int(jnp.sum(~jnp.isfinite(source[path])))):
-            raise NonFiniteSourceError(
-                f"src_params: leaf {path!r} has {count} values that are NaN or infinite; a "
-                "transfer would spread them. Load the checkpoint again, or pass "
-                "check_finite=False to apply_transfer to carry them over."
-            )
-
-
-@jax.jit
-def _finite_sums(leaves: Leaves) -> dict[str, Array]:
-    """Whether the sum of each leaf is finite; of one that holds NaN or infinity it is not."""
-    # A sum is taken as fast as memory is read; a test of each element is six times slower on a CPU.
-    return {path: jnp.isfinite(jnp.sum(leaf, dtype=jnp.float32)) for path, leaf in leaves.items()}

@@ -1,26 +1,32 @@
 """The variance rule: what it takes from a source alone, and how that comes into a target.
 
-Each part is compiled by itself: most serve many combinations of shapes, and within one program XLA
-would compute orders and draws anew for each weight that they lead to.
+What is large is done by programs that serve many combinations of shapes. What has one number for a
+channel is done by NumPy where nothing is traced: it would cost a program more to start.
 """
 
 import functools
 import math
-from typing import NamedTuple
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tlv_jax import kernels
 from tlv_jax.errors import check_option
-from tlv_jax.selection import RANKS, SELECTIONS, argsort, draw, numbers_of_places
+from tlv_jax.selection import RANKS, SELECTIONS, argsort, draw, in_memory, numbers_of_places, placed
 from tlv_jax.types import Array
 
-__all__ = ["KeptSource", "keep_source", "place_source", "variance"]
+__all__ = ["KeptSource", "keep_source", "measure_source", "place_source", "variance"]
 
 PADS = ("zero", "init")
 POOLS = ("avg", "max")
+
+Shaped = Array | jax.ShapeDtypeStruct
+NONE = 0xFFFFFFFF
 
 
 class KeptSource(NamedTuple):
@@ -34,8 +40,8 @@ class KeptSource(NamedTuple):
     """
 
     kernel: Array
-    filters: Array | None
-    inputs: Array | None
+    filters: Any
+    inputs: Any
 
 
 def variance(
@@ -88,77 +94,170 @@ def variance(
     Raises:
       OptionError: for a value that is not listed here.
     """
-    kept = keep_source(source, target, keep=keep, pool=pool)
+    kept = keep_source(source, target, keep=keep, pool=pool, known={})
     return place_source(key, kept, target, remove=remove, pad=pad, shuffle=shuffle)
 
 
-def keep_source(source: Array, target: Array, *, keep: str, pool: str) -> KeptSource:
-    """The first half of `variance`; of the target only shape and dtype count."""
-    check_option("keep", keep, SELECTIONS)
-    check_option("pool", pool, POOLS)
+def measure_source(
+    source: Array, target: Shaped, *, keep: str, pool: str, known: dict[Hashable, Any]
+) -> tuple[Array, Hashable]:
+    """Starts to compute what `keep_source` ranks by, and waits for nothing.
+
+    Returns:
+      The source no larger than the target's spatial size, and the name of its measures in `known`.
+    """
     spatial, pixels = target.shape[:-2], math.prod(target.shape[:-2])
     inputs, outputs = target.shape[-2:]
     # In the wider of both dtypes: rounding the source first would turn variances into ties.
     dtype = jnp.promote_types(source.dtype, target.dtype)
-    fits = source.ndim == target.ndim and all(np.less_equal(source.shape[:-2], spatial))
-    kernel = source if fits and dtype == source.dtype else _resized(source, spatial, pool, dtype)
-    filters = thinned = None
-    if keep != "random" and source.shape[-1] > outputs:
-        variance = _filter_variance(kernel, pixels)[:, None]
-        filters = _kept(variance, None, keep, outputs)[:, 0]
-    if keep != "random" and source.shape[-2] > inputs:
-        thinned = _kept(_input_variance(kernel, pixels), filters, keep, inputs)
+    kernel, size = source, source.shape[:-2]
+    if len(size) != len(spatial) or any(np.greater(size, spatial)) or source.dtype != dtype:
+        size = spatial
+        kernel = _once(known, (size, dtype), lambda: _resized(source, spatial, pool, dtype))
+    name = size, kernel.dtype
+    if keep != "random" and kernel.shape[-1] > outputs:
+        _once(known, (name, "moments"), lambda: _filter_moments(kernel))
+    if keep != "random" and kernel.shape[-2] > inputs and not _of_kept_alone(kernel, target):
+        _once(known, (name, "variance", pixels), lambda: _input_variance(kernel, None, pixels))
+    return kernel, name
+
+
+def _of_kept_alone(kernel: Array, target: Shaped) -> bool:
+    """Whether input variances are computed of the kept filters alone.
+
+    Where the source has one pixel and the target more. Of more pixels it is cheaper to compute all;
+    and if the target too has one, inputs are ranked over all filters.
+    """
+    in_one_pixel = math.prod(kernel.shape[:-2]) == 1 < math.prod(target.shape[:-2])
+    return in_one_pixel and kernel.shape[-1] > target.shape[-1]
+
+
+def keep_source(
+    source: Array, target: Shaped, *, keep: str, pool: str, known: dict[Hashable, Any]
+) -> KeptSource:
+    """The first half of `variance`.
+
+    What it computes is added to `known`, which holds what other targets asked for of the same
+    source with the same settings.
+    """
+    check_option("keep", keep, SELECTIONS)
+    check_option("pool", pool, POOLS)
+    inputs, outputs = target.shape[-2:]
+    pixels = math.prod(target.shape[:-2])
+    kernel, name = measure_source(source, target, keep=keep, pool=pool, known=known)
+    filters: Any = None
+    thinned: Any = None
+
+    def filter_order() -> Any:
+        moments = _on_host(known[name, "moments"])
+        return argsort(kernels.filter_variance(moments, kernel.shape, pixels))
+
+    def input_order() -> Any:
+        if _of_kept_alone(kernel, target):
+            variance = _input_variance(kernel, filters, pixels)
+        else:
+            variance = in_memory(known[name, "variance", pixels])
+            if filters is not None and variance.shape[1] > 1:
+                variance = variance[:, filters]
+        return argsort(variance.T)
+
+    if keep != "random" and kernel.shape[-1] > outputs:
+        order = _once(known, (name, "filters", pixels), filter_order)
+        filters = order[RANKS[keep](kernel.shape[-1], outputs)]
+    if keep != "random" and kernel.shape[-2] > inputs:
+        count = None if pixels == 1 or filters is None else outputs
+        order = _once(known, (name, "inputs", pixels, count), input_order)
+        thinned = order[:, RANKS[keep](kernel.shape[-2], inputs)].T
     return KeptSource(kernel, filters, thinned)
+
+
+def _once(known: dict[Hashable, Any], name: Hashable, compute: Callable[[], Any]) -> Any:
+    if name not in known:
+        known[name] = compute()
+    return known[name]
 
 
 def place_source(
     key: Array, kept: KeptSource, target: Array, *, remove: str, pad: str, shuffle: bool
 ) -> Array:
-    """The second half of `variance`."""
+    """The second half of `variance`; the key may be raw words, except for `pad="init"`."""
     check_option("remove", remove, SELECTIONS)
     check_option("pad", pad, PADS)
+    kernel, pixels = kept.kernel, math.prod(target.shape[:-2])
     inputs, outputs = target.shape[-2:]
-    pixels = math.prod(target.shape[:-2])
-    choice = {"remove": remove, "shuffle": shuffle}
-    sizes = (
-        kept.kernel.shape[-2] if kept.inputs is None else kept.inputs.shape[0],
-        kept.kernel.shape[-1] if kept.filters is None else kept.filters.shape[0],
+    size = kernel.shape[-2] if kept.inputs is None else kept.inputs.shape[0]
+    filters = kernel.shape[-1] if kept.filters is None else kept.filters.shape[0]
+    choice: Any = {"remove": remove, "shuffle": shuffle}
+
+    order = None
+    if remove != "random" and filters < outputs:
+        moments = _on_host(_filter_moments(target))
+        order = argsort(kernels.filter_variance(moments, target.shape, pixels))[:, None]
+    drawn = _on_host(draw(key, filters, outputs, 1, salt=2, **choice))
+    columns = numbers_of_places(order, drawn, filters, (outputs, 1), **choice)[:, 0]
+
+    numbers: Any = draw(key, size, inputs, outputs, salt=1, **choice)
+    if remove != "random" and size < inputs:
+        order = argsort(_input_variance(target, None, pixels).T).T
+        numbers = _numbers(order, numbers, size, (inputs, outputs), remove, shuffle)
+    elif numbers is None:
+        numbers = np.arange(inputs, dtype=np.int32)[:, None]
+
+    places = _Places(
+        (inputs, outputs), placed(size, remove) if size < inputs else None, filters < outputs
     )
-    input_order = filter_order = None
-    if remove != "random" and sizes[0] < inputs:
-        input_order = _order(_input_variance(target, pixels))
-    if remove != "random" and sizes[1] < outputs:
-        filter_order = _order(_filter_variance(target, pixels)[:, None])
-    by_input = input_order, draw(key, sizes[0], inputs, outputs, salt=1, **choice)
-    by_filter = filter_order, draw(key, sizes[1], outputs, 1, salt=2, **choice)
-    places = _Places(sizes, (inputs, outputs), remove, shuffle)
-    thinned = None
-    if kept.inputs is not None:
-        thinned = _kept_inputs(kept.inputs, by_input, by_filter, places)
-    fan_out = kept.kernel.shape[-1] * pixels if pad == "init" else None
-    return _gather(key, kept, target, thinned, by_input, by_filter, places, fan_out)
-
-
-_By = tuple[Array | None, Array | None]  # order and draw, as `numbers_of_places` takes them
+    chosen = kept.inputs
+    # Once, not for each pixel.
+    if chosen is not None and math.prod(kernel.shape[:-2]) > 1:
+        numbers, chosen = _kept_inputs(chosen, numbers, columns, places), None
+        if places.inputs is not None:
+            places = places._replace(inputs=kernel.shape[-2])
+    return _gather(
+        key if pad == "init" else None,
+        kernel,
+        target,
+        chosen,
+        numbers,
+        columns,
+        _columns_of_source(kept.filters, columns),
+        places,
+        kernel.shape[-1] * pixels if pad == "init" else None,
+    )
 
 
 class _Places(NamedTuple):
-    """What decides, with orders and draws, which number each place is given; static."""
+    """Which places of the target are given something of the source; static.
 
-    sizes: tuple[int, int]
+    Attributes:
+      shape: of all, `(I', O')`.
+      inputs: only those whose number is below this one; None if all.
+      some_filters: only those of columns that have a filter.
+    """
+
     shape: tuple[int, int]
-    remove: str
-    shuffle: bool
+    inputs: int | None
+    some_filters: bool
 
-    def inputs(self, by: _By) -> Array:
-        """The numbers of the inputs, `[I', O']`, -1 for none."""
-        choice = {"remove": self.remove, "shuffle": self.shuffle}
-        return numbers_of_places(*by, self.sizes[0], self.shape, **choice)
+    def given(self, numbers: Array, columns: Array) -> Array | None:
+        """Whether each place is given something, `[I', O']` or one that broadcasts to it."""
+        conditions = []
+        if self.inputs is not None:
+            conditions.append(numbers < np.uint32(self.inputs))
+        if self.some_filters:
+            conditions.append((columns >= 0)[None])
+        return functools.reduce(operator.and_, conditions) if conditions else None
 
-    def filters(self, by: _By) -> Array:
-        """The numbers of the filters, `[1, O']`, -1 for none."""
-        choice = {"remove": self.remove, "shuffle": self.shuffle}
-        return numbers_of_places(*by, self.sizes[1], (self.shape[1], 1), **choice).T
+
+def _on_host(array: Any) -> Any:
+    """As NumPy's, unless it is traced."""
+    return array if array is None or isinstance(array, Tracer) else np.asarray(array)
+
+
+def _columns_of_source(filters: Any, columns: Any) -> Any:
+    """Where the filter of each place stands in the source. `[O']`, 0 for none."""
+    xp: Any = jnp if isinstance(filters, Array) or isinstance(columns, Array) else np
+    columns = xp.maximum(columns, 0)
+    return columns if filters is None else xp.asarray(filters)[columns]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -166,52 +265,70 @@ def _resized(source: Array, spatial: tuple[int, ...], pool: str, dtype: jnp.dtyp
     return kernels.pool_spatial(source.astype(dtype), spatial, pool=pool)
 
 
-_filter_variance = jax.jit(kernels.filter_variance, static_argnums=1)
-_input_variance = jax.jit(kernels.input_variance, static_argnums=1)
+_filter_moments = jax.jit(kernels.filter_moments)
 
 
-@jax.jit
-def _order(variance: Array) -> Array:
-    """The order of each column. `[N, columns]`."""
-    return argsort(variance.T).T
+@functools.partial(jax.jit, static_argnums=2)
+def _input_variance(kernel: Array, filters: Array | None, pixels: int) -> Array:
+    """The variance of the inputs of these filters, or of all. `[*s, I, O] -> [I, F]`."""
+    if filters is not None:
+        kernel = kernel.at[..., filters].get(mode="promise_in_bounds")
+    return kernels.input_variance(kernel, pixels)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _kept(variance: Array, columns: Array | None, keep: str, count: int) -> Array:
-    """What is kept in each of the columns, or of those given. `[N, O] -> [count, F]`."""
-    if columns is not None and variance.shape[1] > 1:
-        variance = variance[:, columns]
-    return argsort(variance.T)[:, RANKS[keep](variance.shape[0], count)].T
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _numbers(
+    order: Array,
+    drawn: Array | None,
+    size: int,
+    shape: tuple[int, int],
+    remove: str,
+    shuffle: bool,
+) -> Array:
+    return jnp.asarray(numbers_of_places(order, drawn, size, shape, remove=remove, shuffle=shuffle))
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _kept_inputs(kept: Array, by_input: _By, by_filter: _By, places: _Places) -> Array:
-    """The kept inputs of the places, each in the column of its filter. `[K, F] -> [I', O']`."""
-    numbers, columns = places.inputs(by_input), jnp.maximum(places.filters(by_filter), 0)
-    if kept.shape[1] == 1:
-        columns = jnp.zeros_like(columns)
-    numbers, columns = jnp.broadcast_arrays(numbers, columns)
-    return kept.at[numbers, columns].get(mode="promise_in_bounds")
+def _kept_inputs(kept: Array, numbers: Array, columns: Array, places: _Places) -> Array:
+    """The input of each place, above all numbers where none is given. `[I', O']`."""
+    inputs, given = _inputs(kept, numbers, columns, places)
+    return inputs if given is None else jnp.where(given, inputs, np.uint32(NONE))
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7))
+def _inputs(
+    kept: Array | None, numbers: Array, columns: Array, places: _Places
+) -> tuple[Array, Array | None]:
+    """The input of each place, and whether one is given: if None, to all."""
+    numbers = numbers[: places.shape[0], : places.shape[1]].astype(jnp.uint32)
+    given = places.given(numbers, columns)
+    if given is not None:
+        numbers = jnp.where(given, numbers, np.uint32(0))
+    if kept is not None and kept.shape[1] > 1:
+        column = jnp.maximum(columns, 0).astype(jnp.uint32)[None]
+        numbers = kept.at[numbers, column].get(mode="promise_in_bounds").astype(jnp.uint32)
+    elif kept is not None:
+        numbers = kept.at[numbers, 0].get(mode="promise_in_bounds").astype(jnp.uint32)
+    return numbers, given
+
+
+@functools.partial(jax.jit, static_argnums=(7, 8))
 def _gather(
-    key: Array,
-    kept: KeptSource,
+    key: Array | None,
+    kernel: Array,
     target: Array,
-    inputs: Array | None,
-    by_input: _By,
-    by_filter: _By,
+    kept: Array | None,
+    numbers: Array,
+    columns: Array,
+    filters: Array,
     places: _Places,
     fan_out: int | None,
 ) -> Array:
     """Fills the places that are given an input and, with their column, a filter."""
-    inputs = places.inputs(by_input) if inputs is None else inputs
-    inputs, filters = jnp.broadcast_arrays(inputs, places.filters(by_filter))
-    given = jnp.broadcast_to((inputs >= 0) & (filters >= 0), target.shape)
-    filters = jnp.maximum(filters, 0)
-    if kept.filters is not None:
-        filters = kept.filters.at[filters].get(mode="promise_in_bounds")
-    fitted = kernels.gather_channels(kept.kernel, jnp.maximum(inputs, 0), filters)
-    fitted = kernels.pad_spatial(key, fitted, target.shape[:-2], fan_out)
-    return jnp.where(given, fitted, target.astype(fitted.dtype)).astype(target.dtype)
+    inputs, given = _inputs(kept, numbers, columns, places)
+    inputs = jnp.broadcast_to(inputs, target.shape[-2:])
+    fitted = kernels.gather_channels(kernel, inputs, filters.astype(jnp.uint32)[None])
+    if fitted.shape != target.shape:
+        fitted = kernels.pad_spatial(key, fitted, target.shape[:-2], fan_out)
+    if given is not None:
+        fitted = jnp.where(given, fitted, target.astype(fitted.dtype))
+    return fitted.astype(target.dtype)
