@@ -4,9 +4,13 @@
 
 For each pair and rule, in a process of its own: `plan` (from shapes alone), `first` (the first
 call, compilation included) and `steady` (the median of later calls with other keys), in seconds;
-`copy`, the fastest of as many copies of the target's parameters in memory, made in turn with these
+`copy`, the median of as many copies of the target's parameters in memory, made in turn with these
 calls, and `x copy`, the steady time over it; `memory` is what a call takes at its peak over what
 the target takes.
+
+Times are taken in processes whose C library keeps the memory that is freed, where it is glibc: else
+the pages that the system clears for one call and not for the next decide what a copy costs, and
+either side may be several times slower than the other for that alone. Memory is measured without.
 
 The settings are `default`; `variance` and `clip`, which carry the convs as TLVFC matches them;
 `tlvfc`, which also draws the head from the statistics of the source's dense layers; and `dpiat`.
@@ -27,7 +31,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -52,6 +56,12 @@ SETTINGS = {
     "tlvfc": tlv_jax.presets.tlvfc(),
     "dpiat": tlv_jax.presets.dpiat(),
 }
+# Settings of glibc's malloc, as its manual names them.
+KEEP_FREED = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 30),
+}
 
 
 def main() -> None:
@@ -59,10 +69,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--loop", action="store_true", help="time the eager PyTorch loop too")
     parser.add_argument("--iatransfer", type=Path, help="folder of the unpacked package")
-    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--times", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.row:
-        print(json.dumps(measure(*options.row, options)))
+    if options.times:
+        print(json.dumps(measure_times(*options.times, options)))
+        return
+    if options.memory:
+        print(json.dumps(measure_memory(*options.memory)))
         return
     kind = jax.devices()[0].device_kind
     machine = processor() if kind == "cpu" else kind
@@ -71,27 +85,44 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for pair in PAIRS:
         for name in SETTINGS:
-            command = [sys.executable, "-m", "benchmarks.transfer", *sys.argv[1:]]
-            run = subprocess.run([*command, "--row", *pair, name], capture_output=True, text=True)
-            if run.returncode:
-                raise SystemExit(run.stderr)
-            row = json.loads(run.stdout.splitlines()[-1])
+            row = in_a_process("--times", *pair, name, environment=KEEP_FREED)
+            row |= in_a_process("--memory", *pair, name)
             cells = [f"{row[key]:.3f}" for key in ("plan", "first", "steady", "copy")]
             cells += [f"{row['steady'] / row['copy']:.1f}", f"{row['memory']:.2f}"]
             cells.append(f"{row['eager']:.3g}" if row["eager"] else "")
             print(f"| {' to '.join(pair)} | {name} | {' | '.join(cells)} |", flush=True)
 
 
-def measure(
+def in_a_process(*arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, float]:
+    """What `main` prints in a process of its own that is asked for a part of a row."""
+    command = [sys.executable, "-m", "benchmarks.transfer", *sys.argv[1:], *arguments]
+    variables = os.environ | (environment or {})
+    run = subprocess.run(command, capture_output=True, text=True, env=variables)
+    if run.returncode:
+        raise SystemExit(run.stderr)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def measure_memory(source_name: str, target_name: str, name: str) -> dict[str, float]:
+    source, target = random_params(source_name, 0), random_params(target_name, 1)
+    plan = tlv_jax.plan_transfer(source, target, **SETTINGS[name])
+    apply(plan, 0, source, target)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(target))
+    return {"memory": peak(lambda: apply(plan, 1, source, target)) / size}
+
+
+def apply(plan: tlv_jax.TransferPlan, seed: int, source: dict, target: dict) -> None:
+    jax.block_until_ready(tlv_jax.apply_transfer(plan, jax.random.key(seed), source, target))
+
+
+def measure_times(
     source_name: str, target_name: str, name: str, options: argparse.Namespace
 ) -> dict[str, float]:
-    """One row of the table."""
     source, target = random_params(source_name, 0), random_params(target_name, 1)
     planning, plan = seconds(lambda: tlv_jax.plan_transfer(source, target, **SETTINGS[name]))
 
     def call(seed: int) -> None:
-        key = jax.random.key(seed)
-        jax.block_until_ready(tlv_jax.apply_transfer(plan, key, source, target))
+        apply(plan, seed, source, target)
 
     copy = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree))
     jax.block_until_ready(copy(target))
@@ -110,8 +141,7 @@ def measure(
         "plan": planning,
         "first": first,
         "steady": median,
-        "copy": min(copies),
-        "memory": peak(lambda: call(0)) / sum(leaf.nbytes for leaf in jax.tree.leaves(target)),
+        "copy": statistics.median(copies),
         "eager": eager / median,
     }
 

@@ -15,7 +15,12 @@ from tlv_jax import models
 
 torchvision = import_torchvision()
 NAMES = torchvision.models.list_models(module=torchvision.models)
-PRESETS = {"tlvfc": tlv_jax.presets.tlvfc(), "dpiat": tlv_jax.presets.dpiat()}
+PRESETS = {
+    "default": {},
+    "every_kind": {"kinds": ("conv", "dense", "norm")},
+    "tlvfc": tlv_jax.presets.tlvfc(),
+    "dpiat": tlv_jax.presets.dpiat(),
+}
 
 
 @functools.cache
@@ -108,10 +113,14 @@ def test_small_pairs_are_applied(source, target, preset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("source", "target"), [pytest.param(*pair, id="-".join(pair)) for pair in sample(210)]
+    ("source", "target", "preset"),
+    [
+        pytest.param(*pair, preset, id="-".join((*pair, preset)))
+        for pair, preset in zip(sample(210), itertools.cycle(PRESETS))
+    ],
 )
-def test_a_sample_of_the_pairs_is_applied(source, target):
-    check_applied(source, target, "dpiat" if len(source) % 2 else "tlvfc")
+def test_a_sample_of_the_pairs_is_applied(source, target, preset):
+    check_applied(source, target, preset)
     jax.clear_caches()
 
 

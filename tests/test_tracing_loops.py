@@ -1,5 +1,6 @@
 """Tracing blocks that libraries scan over or rematerialize, and layers within loops."""
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -133,17 +134,21 @@ def test_scanned_blocks_are_unrolled(make, remat):
     assert [(short(layer.path), layer.index, layer.shape) for layer in layers] == [
         ("stem", (), (1, 1, 3, 4)),
         ("a[0]", (0,), (3, 3, 4, 4)),
+        ("n[0]", (0,), (4,)),
         ("b[0]", (0,), (4, 4)),
         ("a[1]", (1,), (3, 3, 4, 4)),
+        ("n[1]", (1,), (4,)),
         ("b[1]", (1,), (4, 4)),
         ("head", (), (1, 1, 4, 2)),
     ]
     assert graph(layers) == {
         "stem": set(),
         "a[0]": {"stem"},
-        "b[0]": {"stem", "a[0]"},
+        "n[0]": {"stem", "a[0]"},
+        "b[0]": {"n[0]"},
         "a[1]": {"b[0]"},
-        "b[1]": {"b[0]", "a[1]"},
+        "n[1]": {"b[0]", "a[1]"},
+        "b[1]": {"n[1]"},
         "head": {"b[1]"},
     }
 
@@ -217,3 +222,62 @@ def test_a_reversed_scan_runs_from_its_last_layer_to_its_first():
     layers = tlv_jax.trace_layers(fn, {"w": jnp.zeros((3, 3, 3))}, NHWC)
     assert [layer.index for layer in layers] == [(2,), (1,), (0,)]
     assert layers[1].inputs == ("w[2]",)
+
+
+class NormedBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        x = nn.Conv(4, (3, 3), name="conv")(x)
+        return nn.relu(nn.BatchNorm(use_running_average=True, name="norm")(x)), None
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        axes, split = {"params": 0, "batch_stats": 0}, {"params": True}
+        block = nn.scan(NormedBlock, variable_axes=axes, split_rngs=split, length=3)
+        return block(name="blocks")(nn.Conv(4, (1, 1), name="stem")(x), None)[0]
+
+
+class Unrolled(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (1, 1), name="stem")(x)
+        for number in range(3):
+            x, _ = NormedBlock(name=f"block{number}")(x, None)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(Unrolled(), Scanned()), (Scanned(), Unrolled())],
+    ids=["into scanned", "out of scanned"],
+)
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: jax.jit(f, static_argnums=0)])
+def test_norms_and_biases_of_scanned_blocks_are_transferred_step_by_step(source, target, wrap):
+    images = jax.random.normal(jax.random.key(0), NHWC.shape)
+
+    def random_variables(model, seed):
+        shapes = jax.eval_shape(model.init, KEY, NHWC)
+        leaves, tree = jax.tree.flatten(shapes)
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        # Positive, as variances must be.
+        drawn = [
+            jax.random.uniform(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(tree, drawn)
+
+    trees = random_variables(source, 1), random_variables(target, 2)
+    plan = tlv_jax.plan_transfer(
+        *trees,
+        src_layers=tlv_jax.trace_layers(source.apply, trees[0], NHWC),
+        dst_layers=tlv_jax.trace_layers(target.apply, trees[1], NHWC),
+        match=tlv_jax.match_by_index,
+        standardize=tlv_jax.standardize_flat,
+        rule=tlv_jax.rules.clip,
+        kinds=("conv", "norm", "bias"),
+    )
+    new = wrap(tlv_jax.apply_transfer)(plan, jax.random.key(3), *trees)
+    chex.assert_trees_all_close(
+        target.apply(new, images), source.apply(trees[0], images), rtol=1e-5
+    )

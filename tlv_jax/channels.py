@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tlv_jax.tracing import Kernel, Tracer, Value, walk
+from tlv_jax.kernel_axes import Kernel
+from tlv_jax.tracing import Tracer, Value, walk
 from tlv_jax.types import PyTree
 
 __all__ = ["ChannelGraph", "LayerLabels", "trace_channels"]

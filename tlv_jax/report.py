@@ -11,8 +11,9 @@ import numpy as np
 
 from tlv_jax.paths import array_leaves, is_array
 from tlv_jax.plan import TransferPlan, untouched_table
+from tlv_jax.stored import stored_kernel
 from tlv_jax.tables import format_table
-from tlv_jax.transfer import apply_transfer, stored_kernel
+from tlv_jax.transfer import apply_transfer
 from tlv_jax.types import Array, Layer, PyTree, Untouched
 
 __all__ = ["LayerReport", "TransferReport", "report"]

@@ -7,7 +7,6 @@ Calls (`jit`, `remat`, custom derivatives) are entered, loops of `jax.lax.scan` 
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,11 +14,12 @@ import jax
 from jax.extend import core
 
 from tlv_jax.errors import ParameterTreeError
+from tlv_jax.kernel_axes import Kernel, conv_kernel, dot_kernel
 from tlv_jax.paths import array_leaves, is_array, leaf_path
 from tlv_jax.standardization import find_layers
 from tlv_jax.types import Layer, PyTree
 
-__all__ = ["Kernel", "Tracer", "Value", "trace_layers", "walk"]
+__all__ = ["Tracer", "Value", "trace_layers", "walk"]
 
 AnyTracer = TypeVar("AnyTracer", bound="Tracer")
 
@@ -43,8 +43,8 @@ def trace_layers(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> tuple[
 
     Returns:
       The layers, with kernels as `[*spatial, I, O]`, feature groups, strides, the layers that feed
-      each one, and how often it is called. A kernel that `jax.lax.scan` stacks gives one layer for
-      each step. Stacked norms, and layers that the function does not use, are not listed.
+      each one, and how often it is called. Parameters that `jax.lax.scan` takes apart give one
+      layer for each step. Layers that the function does not use are not listed.
 
     Raises:
       ParameterTreeError: if `params` holds no array, or the function uses none of it as a kernel.
@@ -70,8 +70,13 @@ def walk(tracer_class: type["AnyTracer"], fn: Any, params: PyTree, *inputs: Any)
         for path in paths
     ]
     activations = [Value(active=True)] * (len(closed.jaxpr.invars) - len(views))
-    tracer = tracer_class(named, find_layers(params, name="params")[0])
+    tracer = tracer_class(named, find_layers(params, name="params")[0], {})
     tracer.run(closed.jaxpr, [*views, *activations])
+    if tracer.taken_off:
+        # Again, with the layers of one step: a stacked scale does not look like one.
+        shapes = _one_step(params, tracer.taken_off)
+        tracer = tracer_class(named, find_layers(shapes, name="params")[0], tracer.taken_off)
+        tracer.run(closed.jaxpr, [*views, *activations])
     if not any(layer.kind != "norm" for layer in tracer.layers.values()):
         raise ParameterTreeError(
             "trace_layers: the function convolves or multiplies with none of the "
@@ -79,6 +84,16 @@ def walk(tracer_class: type["AnyTracer"], fn: Any, params: PyTree, *inputs: Any)
             "the function's first argument, not inside a closure."
         )
     return tracer
+
+
+def _one_step(params: PyTree, taken_off: Mapping[str, int]) -> PyTree:
+    """The tree with shapes without the leading axes that loops take off."""
+
+    def shape(keys: tuple[Any, ...], leaf: Any) -> Any:
+        axes = taken_off.get(leaf_path(keys), 0)
+        return jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype) if axes else leaf
+
+    return jax.tree_util.tree_map_with_path(shape, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +118,8 @@ class Value:
 
     Attributes:
       active: whether it depends on the function's inputs.
-      leaves: paths of the parameters that it depends on, if it is not active.
+      leaves: paths of the parameters that it depends on, if it is not active; of one that `scan`
+        takes apart with the step behind it, `blocks/scale[0]`.
       view: the parameter whose elements it holds, where that can still be told.
       feeds: paths of the layers whose outputs reach it with no other layer between.
       labels: what a subclass of the tracer says of its channels.
@@ -119,10 +135,20 @@ class Value:
 class Tracer:
     """Walks a jaxpr and gathers the layers that it meets in `layers`, by path."""
 
-    def __init__(self, leaves: Mapping[str, Any], known: Iterable[Layer]) -> None:
+    def __init__(
+        self, leaves: Mapping[str, Any], known: Iterable[Layer], stacked: Mapping[str, int]
+    ) -> None:
+        """Takes layers as one step of a loop knows them, and how often each leaf is stacked."""
         self.leaves = leaves
+        self.stacked = stacked
+        self.taken_off: dict[str, int] = {}
         self.known = {layer.weight: layer for layer in known}
-        self.owner = {path: layer for layer in known for path in _leaf_paths(layer)}
+        self.norms = {
+            path: (layer, path == layer.weight)
+            for layer in known
+            for path in (layer.weight, *(path for _, path in layer.vectors))
+            if layer.kind == "norm"
+        }
         self.layers: dict[str, Layer] = {}
         self.scaled: set[str] = set()
         self.repeats = 1
@@ -169,7 +195,7 @@ class Tracer:
         return results
 
     def recorded(
-        self, equation: Any, kernel: "Kernel", path: str, activation: Value, side: int
+        self, equation: Any, kernel: Kernel, path: str, activation: Value, side: int
     ) -> Any:
         """A subclass's labels of what a layer gives; `activation` is operand number `side`."""
         return None
@@ -188,13 +214,29 @@ class Tracer:
         carry = operands[consts : consts + carries]
         results: list[list[Value]] = []
         for step in reversed(range(steps)) if equation.params["reverse"] else range(steps):
-            sliced = [_take_step(value, step) for value in stacked]
+            sliced = [self._take_step(value, step) for value in stacked]
             out = self.run(body, [*operands[:consts], *carry, *sliced])
             carry = out[:carries]
             results.append(out[carries:])
         self.repeats = around
         outputs = [_merge(values) for values in zip(*results, strict=True)]
         return [*carry, *outputs]
+
+    def _take_step(self, value: Value, step: int) -> Value:
+        """One step's slice of what `scan` loops over."""
+        if value.view is None or value.view.axes[0] != 0:
+            return dataclasses.replace(value, view=None)
+        axes = tuple(None if axis is None else axis - 1 for axis in value.view.axes[1:])
+        view = _View(value.view.leaf, axes, (*value.view.index, step))
+        self.taken_off[view.leaf] = max(self.taken_off.get(view.leaf, 0), len(view.index))
+        leaves = []
+        for path in value.leaves:
+            leaves.append(f"{path}[{step}]")
+            if path in self.norms:
+                norm, is_scale = self.norms[path]
+                norm = dataclasses.replace(norm, path=f"{norm.path}[{step}]", index=view.index)
+                self.norms[leaves[-1]] = norm, is_scale
+        return dataclasses.replace(value, view=view, leaves=tuple(leaves))
 
     def _while(self, equation: Any, operands: list[Value]) -> list[Value]:
         """Walks the body of a loop once; its condition has no layers."""
@@ -212,9 +254,9 @@ class Tracer:
         if equation.primitive.name == "conv_general_dilated":
             if side != 1:
                 return None
-            kernel = _conv_kernel(equation.params, shapes[1])
+            kernel = conv_kernel(equation.params, shapes[1])
         else:
-            kernel = _dot_kernel(equation.params["dimension_numbers"], side, shapes[side])
+            kernel = dot_kernel(equation.params["dimension_numbers"], side, shapes[side])
         if kernel is None or any(view.axes[axis] is None for axis in kernel.axes):
             return None
         activation = operands[1 - side]
@@ -222,7 +264,7 @@ class Tracer:
         labels = self.recorded(equation, kernel, used.feeds[0], activation, 1 - side)
         return dataclasses.replace(used, labels=labels)
 
-    def _record(self, view: _View, kernel: "Kernel", feeds: tuple[str, ...]) -> Value:
+    def _record(self, view: _View, kernel: Kernel, feeds: tuple[str, ...]) -> Value:
         known = self.known.get(view.leaf)
         steps = "".join(f"[{step}]" for step in view.index)
         # By name, attention's kernels could be those of convs, and are not known.
@@ -240,7 +282,11 @@ class Tracer:
                 shape=kernel.shape,
                 axes=tuple(view.axes[axis] for axis in kernel.axes),  # type: ignore[misc]
                 index=view.index,
-                vectors=() if view.index or not known else known.vectors,
+                vectors=tuple(
+                    (name, path)
+                    for name, path in (known.vectors if known else ())
+                    if self.stacked.get(path, 0) == len(view.index)
+                ),
                 groups=kernel.groups,
                 strides=kernel.strides,
                 inputs=feeds,
@@ -253,12 +299,12 @@ class Tracer:
         feeds = _feeds(operands)
         norms = []
         for path in dict.fromkeys(path for value in operands for path in value.leaves):
-            layer = self.owner.get(path)
-            if layer is None or layer.kind != "norm":
+            layer, is_scale = self.norms.get(path, (None, False))
+            if layer is None or len(layer.index) != self.stacked.get(layer.weight, 0):
                 continue
             # Met before where its statistics, not its input, are the first operand.
             self._feed_norm(self.layers.get(layer.path, layer), feeds)
-            if path == layer.weight:
+            if is_scale:
                 self._count_norm(layer.path)
             self.normed(layer.path, layer.shape[0], operands)
             feeds = (layer.path,)
@@ -296,43 +342,6 @@ class Tracer:
         return feeds
 
 
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """A kernel as an operation uses it; `axes` orders its axes as `[*spatial, I, O]`."""
-
-    kind: Any
-    axes: tuple[int, ...]
-    shape: tuple[int, ...]
-    groups: int = 1
-    strides: tuple[int, ...] = ()
-
-
-def _conv_kernel(params: Mapping[str, Any], shape: tuple[int, ...]) -> Kernel | None:
-    if params["batch_group_count"] != 1:
-        return None  # only gradients are computed so
-    output, inputs, *spatial = params["dimension_numbers"].rhs_spec
-    axes = (*spatial, inputs, output)
-    return Kernel(
-        "conv",
-        axes,
-        tuple(shape[axis] for axis in axes),
-        groups=params["feature_group_count"],
-        strides=tuple(params["window_strides"]),
-    )
-
-
-def _dot_kernel(dimensions: Any, side: int, shape: tuple[int, ...]) -> Kernel | None:
-    contracted, batched = (pair[side] for pair in dimensions)
-    if batched:
-        return None
-    free = tuple(axis for axis in range(len(shape)) if axis not in contracted)
-    sizes = (
-        math.prod(shape[axis] for axis in contracted),
-        math.prod(shape[axis] for axis in free),
-    )
-    return Kernel("dense", (*contracted, *free), sizes)
-
-
 def _combine(equation: Any, operands: list[Value]) -> Value:
     """A value of parameters alone; it stays a view if the elements keep their identity."""
     leaves = tuple(dict.fromkeys(path for value in operands for path in value.leaves))
@@ -364,15 +373,6 @@ def _view_axes(
     return None
 
 
-def _take_step(value: Value, step: int) -> Value:
-    """One step's slice of what `scan` loops over."""
-    if value.view is None or value.view.axes[0] != 0:
-        return dataclasses.replace(value, view=None)
-    axes = tuple(None if axis is None else axis - 1 for axis in value.view.axes[1:])
-    view = _View(value.view.leaf, axes, (*value.view.index, step))
-    return dataclasses.replace(value, view=view)
-
-
 def _merge(values: Sequence[Value]) -> Value:
     """One value that may be any of several."""
     return Value(
@@ -394,7 +394,3 @@ def _inner_jaxpr(equation: Any) -> core.Jaxpr | None:
         if isinstance(value, core.Jaxpr):
             return value
     return None
-
-
-def _leaf_paths(layer: Layer) -> list[str]:
-    return [layer.weight, *(path for _, path in layer.vectors)]

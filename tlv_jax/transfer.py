@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from tlv_jax import heads, rules
@@ -31,9 +30,10 @@ from tlv_jax.paths import array_leaves, is_array, leaf_path
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors, plan_transfer
 from tlv_jax.similarity import SimilarityWarning, similarity
+from tlv_jax.stored import store_kernel, store_vector, stored_kernel, stored_vector
 from tlv_jax.types import Array, Layer, LayerPair, PyTree, Rule
 
-__all__ = ["apply_transfer", "stored_kernel", "transfer"]
+__all__ = ["apply_transfer", "transfer"]
 
 Leaves = dict[str, Any]
 ALIKE = 0.5  # similarity below which published transfers mostly hurt
@@ -181,7 +181,7 @@ def _fit_one_by_one(plan: TransferPlan, key: Array, source: Leaves, target: Leav
             kernel = fit(keys[layer.path], prepared, stored_kernel(layer, target))
             if plan.rescale != "none":
                 kernel = _rescaled(kernel, given, plan.rescale)
-            _store(layer, kernel, fitted)
+            store_kernel(layer, kernel, fitted)
     return fitted | _fit_rest(plan, key_type, keys, source, target)
 
 
@@ -214,7 +214,7 @@ def _fit_in_one_program(
         ]
         kernels = jax.vmap(functools.partial(_fit, rule, plan.rescale))(*stacked)
         for pair, kernel in zip(pairs, kernels, strict=True):
-            _store(pair.target, kernel, fitted)
+            store_kernel(pair.target, kernel, fitted)
     fitted |= _fit_rest(plan, key_type, keys, source, target)
     # Asked for within the program: else a device may hold whole kernels before they are divided.
     for path, sharding in shardings:
@@ -250,24 +250,25 @@ def _fit_rest(
     for pair in () if plan.channels else plan.layer_pairs:
         if pair.target.kind == "norm":
             scales = stored_kernel(pair.source, source), stored_kernel(pair.target, target)
-            _store(pair.target, rules.clip(keys[pair.target.path], *scales), fitted)
+            store_kernel(pair.target, rules.clip(keys[pair.target.path], *scales), fitted)
         for source_path, path in fitted_vectors(pair, plan.biases):
-            # Reshaped, since Equinox keeps a bias as [O, 1, 1].
-            vectors = source[source_path].reshape(-1), target[path].reshape(-1)
-            vector = rules.clip(keys[pair.target.path], *vectors)
-            fitted[path] = vector.reshape(target[path].shape)
+            given = stored_vector(pair.source, source_path, source)
+            own = stored_vector(pair.target, path, target)
+            vector = rules.clip(keys[pair.target.path], given, own)
+            store_vector(pair.target, path, vector, fitted)
     if plan.drawn:
         pooled = [stored_kernel(layer, source) for layer in plan.drawn_from]
         mean, spread = heads.pooled_statistics(pooled, len(plan.drawn))
         for layer in plan.drawn:
             kernel = stored_kernel(layer, target)
-            _store(layer, heads.draw_dense(keys[layer.path], kernel, mean, spread), fitted)
+            store_kernel(layer, heads.draw_dense(keys[layer.path], kernel, mean, spread), fitted)
             for name, path in layer.vectors:
                 if name == "bias":
-                    fitted[path] = jnp.zeros_like(target[path])
+                    zeros = jnp.zeros_like(stored_vector(layer, path, target))
+                    store_vector(layer, path, zeros, fitted)
     for entry in plan.inserted:
         if entry.role == "identity" and entry.layer.kind != "norm":
-            _store(entry.layer, identity_kernel(entry.layer.shape), fitted)
+            store_kernel(entry.layer, identity_kernel(entry.layer.shape), fitted)
         fitted |= {path: jnp.full_like(target[path], value) for path, value in entry.constants}
     return {path: leaf for path, leaf in fitted.items() if leaf is not target[path]}
 
@@ -297,17 +298,17 @@ def _fit_consistently(
             own = own_places(jnp.ones(pair.source.shape[0]), len(scale), "first")
             writes = axis_places(layer.writes, kept, own)
             given = stored_kernel(pair.source, source)
-            _store(pair.target, take_vector(given, writes, scale), fitted)
+            store_kernel(pair.target, take_vector(given, writes, scale), fitted)
         else:
             kernel = stored_kernel(pair.target, target)
             given, writes = _consistent_kernel(
                 plan, channels, layer, kept, keys[pair.target.path], kernels, pair, kernel
             )
-            _store(pair.target, given, fitted)
+            store_kernel(pair.target, given, fitted)
         for source_path, path in fitted_vectors(pair, plan.biases):
-            own_vector = target[path].reshape(-1)
-            vector = take_vector(source[source_path].reshape(-1), writes, own_vector)
-            fitted[path] = vector.reshape(target[path].shape)
+            given = stored_vector(pair.source, source_path, source)
+            own = stored_vector(pair.target, path, target)
+            store_vector(pair.target, path, take_vector(given, writes, own), fitted)
 
 
 def _consistent_kernel(
@@ -355,30 +356,6 @@ def _rescaled(fitted: Array, source: Array, rescale: str) -> Array:
     # A kernel of equal weights has no spread that could be changed.
     factor = jnp.where(spread > 0, wanted / jnp.where(spread > 0, spread, 1.0), 1.0)
     return (fitted * factor).astype(fitted.dtype)
-
-
-def stored_kernel(layer: Layer, leaves: Mapping[str, Array]) -> Array:
-    """Takes a layer's kernel out of its leaf, `[*spatial, I, O]`, of a norm its scale `[C]`."""
-    stored = leaves[layer.weight]
-    if layer.index:
-        stored = stored[layer.index]
-    # Each step is a program of its own where nothing is traced: most leaves need none.
-    if layer.axes != tuple(range(stored.ndim)):
-        stored = stored.transpose(layer.axes)
-    return stored if stored.shape == layer.shape else stored.reshape(layer.shape)
-
-
-def _store(layer: Layer, kernel: Array, leaves: Leaves) -> None:
-    """Puts a kernel back as its leaf stores it; the inverse of `stored_kernel`."""
-    leaf = leaves[layer.weight]
-    permuted = tuple(leaf.shape[len(layer.index) :][axis] for axis in layer.axes)
-    if kernel.shape != permuted:
-        kernel = kernel.reshape(permuted)
-    if layer.axes != tuple(range(kernel.ndim)):
-        kernel = kernel.transpose(np.argsort(layer.axes))
-    if kernel.dtype != leaf.dtype:
-        kernel = kernel.astype(leaf.dtype)
-    leaves[layer.weight] = leaf.at[layer.index].set(kernel) if layer.index else kernel
 
 
 def _named(expected: tuple[tuple[str, tuple[int, ...]], ...], tree: PyTree, name: str) -> Leaves:
