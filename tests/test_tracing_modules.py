@@ -1,5 +1,6 @@
 """Tracing single modules of each library: convs of other sorts, attention."""
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -130,3 +131,22 @@ def test_attention_is_four_dense_layers(trace, make, names):
     *projections, out = (layers[name] for name in names)
     assert set(out.inputs) == {layer.path for layer in projections}
     assert not any(layer.inputs for layer in projections)
+
+
+def test_biases_of_attention_go_with_its_kernels(key):
+    model, tokens = nn.MultiHeadAttention(2), jax.random.normal(key, (2, 5, 8))
+    source = model.init(key, tokens)
+    source = jax.tree.map(lambda leaf: leaf + 1, source)  # biases are drawn as zeros
+    target = model.init(jax.random.fold_in(key, 1), tokens)
+    layers = tlv_jax.trace_layers(model.apply, source, tokens)
+    assert all([name for name, _ in layer.vectors] == ["bias"] for layer in layers)
+    plan = tlv_jax.plan_transfer(
+        source,
+        target,
+        src_layers=layers,
+        dst_layers=layers,
+        match=tlv_jax.match_by_index,
+        kinds=("dense", "bias"),
+    )
+    new = tlv_jax.apply_transfer(plan, key, source, target)
+    chex.assert_trees_all_equal(new, source)

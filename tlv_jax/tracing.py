@@ -7,6 +7,7 @@ Calls (`jit`, `remat`, custom derivatives) are entered, loops of `jax.lax.scan` 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,20 +15,14 @@ import jax
 from jax.extend import core
 
 from tlv_jax.errors import ParameterTreeError
-from tlv_jax.kernel_axes import Kernel, conv_kernel, dot_kernel
-from tlv_jax.paths import array_leaves, is_array, leaf_path
+from tlv_jax.kernel_axes import Kernel, axes_after, conv_kernel, dot_kernel
+from tlv_jax.paths import array_leaves, is_array, leaf_path, split_path
 from tlv_jax.standardization import find_layers
 from tlv_jax.types import Layer, PyTree
 
 __all__ = ["Tracer", "Value", "trace_layers", "walk"]
 
 AnyTracer = TypeVar("AnyTracer", bound="Tracer")
-
-# The value of a parameter's elements may change in these, their places do not.
-ELEMENTWISE = frozenset(
-    {"abs", "add", "convert_element_type", "copy", "div", "exp", "max", "min", "mul", "neg"}
-    | {"optimization_barrier", "reduce_precision", "sharding_constraint", "sqrt", "sub", "tanh"}
-)
 
 
 def trace_layers(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> tuple[Layer, ...]:
@@ -284,7 +279,7 @@ class Tracer:
                 index=view.index,
                 vectors=tuple(
                     (name, path)
-                    for name, path in (known.vectors if known else ())
+                    for name, path in (known.vectors if known else self._bias(view, kernel))
                     if self.stacked.get(path, 0) == len(view.index)
                 ),
                 groups=kernel.groups,
@@ -293,6 +288,14 @@ class Tracer:
                 calls=self.repeats,
             )
         return Value(active=True, feeds=(path,))
+
+    def _bias(self, view: _View, kernel: Kernel) -> list[tuple[str, str]]:
+        """The bias beside a kernel that was not known for one, as those of attention are."""
+        path = view.leaf.removesuffix(split_path(view.leaf)[1]) + "bias"
+        if path not in self.leaves:
+            return []
+        size = math.prod(self.leaves[path].shape[len(view.index) :])
+        return [("bias", path)] if size == kernel.shape[-1] else []
 
     def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
         """Arithmetic of an activation; with a norm's parameters it makes that norm a layer."""
@@ -348,29 +351,10 @@ def _combine(equation: Any, operands: list[Value]) -> Value:
     shape = equation.outvars[0].aval.shape
     for variable, value in zip(equation.invars, operands, strict=True):
         if value.view is not None:
-            axes = _view_axes(equation, value.view.axes, variable.aval.shape, shape)
+            axes = axes_after(equation, value.view.axes, variable.aval.shape, shape)
             if axes is not None:
                 return Value(leaves=leaves, view=dataclasses.replace(value.view, axes=axes))
     return Value(leaves=leaves)
-
-
-def _view_axes(
-    equation: Any, axes: tuple[int | None, ...], before: tuple[int, ...], after: tuple[int, ...]
-) -> tuple[int | None, ...] | None:
-    """The leaf axes behind a view after one more operation, None where they are lost."""
-    name = equation.primitive.name
-    if name == "transpose":
-        return tuple(axes[axis] for axis in equation.params["permutation"])
-    if name in ELEMENTWISE or name == "rev":
-        return axes if before == after else None
-    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
-        kept = [axis for axis, size in zip(axes, before, strict=True) if size != 1]
-        if [size for size in before if size != 1] != [size for size in after if size != 1]:
-            return None
-        ones = [axis for axis, size in zip(axes, before, strict=True) if size == 1]
-        large, small = iter(kept), iter(ones)
-        return tuple(next(large) if size != 1 else next(small, None) for size in after)
-    return None
 
 
 def _merge(values: Sequence[Value]) -> Value:
