@@ -161,7 +161,8 @@ def _fit_one_by_one(plan: TransferPlan, key: Array, source: Leaves, target: Leav
     """Returns the replaced leaves of the target by path."""
     # Once: a source may serve many targets, and NumPy's arrays would be moved for each.
     source, target = (
-        {path: jnp.asarray(leaf) for path, leaf in s.items()} for s in (source, target)
+        {path: leaf if isinstance(leaf, Array) else jnp.asarray(leaf) for path, leaf in s.items()}
+        for s in (source, target)
     )
     fitted = dict(target)
     key_type, keys = layer_keys(key, _drawing_layers(plan))
