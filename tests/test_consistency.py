@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import trees
 from helpers import relative_error
+from zoo import graph_of, logits, variables_of
 
 import tlv_jax
-from tlv_jax import models, rules
+from tlv_jax import rules
 from tlv_jax.consistency import Table
 
 ALL = ("conv", "dense", "norm", "bias")
@@ -24,30 +25,12 @@ SETTINGS = {
 }
 
 
-@functools.cache
-def graph_of(name):
-    """The channels of an architecture of the zoo, its variables as one tree."""
-    model = models.create(name, num_classes=10)
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    return tlv_jax.trace_channels(model.apply, trees.shapes(name), images)
-
-
-@functools.cache
-def variables_of(name, seed):
-    return trees.random_variables(trees.shapes(name), seed)
-
-
 def carried(source, target, **choice):
     settings = {**SETTINGS, **choice.pop("settings", {})}
     channels = tlv_jax.ConsistentChannels(graph_of(source), graph_of(target), **choice)
     variables = variables_of(source, 0), variables_of(target, 1)
     plan = tlv_jax.plan_transfer(*variables, channels=channels, **settings)
     return plan, tlv_jax.apply_transfer(plan, jax.random.key(0), *variables)
-
-
-def logits(name, variables):
-    images = np.random.default_rng(2).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    return jax.jit(models.create(name, num_classes=10).apply)(variables, images)
 
 
 # Residual adds; concatenations; gates and depthwise convolutions; splits and shuffles; flattening.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trees
 from helpers import relative_error
-from test_consistency import graph_of, logits, variables_of
+from zoo import graph_of, logits, variables_of
 
 import tlv_jax
 from tlv_jax import deepening, presets
