@@ -9,9 +9,11 @@ import argparse
 import itertools
 import statistics
 
+import jax
+import jax.numpy as jnp
+
 import tlv_jax
 from tlv_jax import models
-from tlv_jax.standardization import find_layers
 
 MODELS = (
     *("vgg16", "resnet18", "resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0"),
@@ -24,6 +26,8 @@ MATCHINGS = {
     "flat, bipartite": (tlv_jax.standardize_flat, tlv_jax.match_bipartite),
     "blocks, score": (tlv_jax.standardize_blocks, tlv_jax.match_by_score),
     "blocks, coverage (the default)": (tlv_jax.standardize_blocks, tlv_jax.match_by_coverage),
+    "graph, score": (tlv_jax.standardize_graph, tlv_jax.match_by_score),
+    "graph, coverage": (tlv_jax.standardize_graph, tlv_jax.match_by_coverage),
 }
 
 
@@ -31,10 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
     names = parser.parse_args().models
-    layers = {
-        name: find_layers(models.abstract_variables(models.create(name))["params"], name=name)[0]
-        for name in names
-    }
+    layers = {name: traced(name) for name in names}
     print("| matching | mean | smallest | of |")
     print("|---|---|---|---|")
     for title, (standardize, match) in MATCHINGS.items():
@@ -47,6 +48,12 @@ def main() -> None:
         worst = min(shares, key=lambda pair: shares[pair])
         mean = statistics.mean(shares.values())
         print(f"| {title} | {mean:.1%} | {shares[worst]:.1%} | {' into '.join(worst)} |")
+
+
+def traced(name: str) -> tuple[tlv_jax.Layer, ...]:
+    model = models.create(name)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    return tlv_jax.trace_layers(model.apply, models.abstract_variables(model), images)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import trees
 
 import tlv_jax
-from tlv_jax import rules
+from tlv_jax import models, rules
 
 TLVFC = tlv_jax.presets.tlvfc()
 
@@ -170,3 +170,24 @@ def test_the_default_is_what_did_best_in_the_ablation():
         head="keep",
         kinds=("conv",),
     )
+
+
+def test_the_default_matches_blocks_of_the_graph_where_all_trees_were_traced():
+    names = "efficientnet_lite0", "mobilenet_v2"
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    trees_of = [trees.shapes(name) for name in names]
+    traced = [
+        tlv_jax.trace_layers(models.create(name, num_classes=10).apply, tree, images)
+        for name, tree in zip(names, trees_of, strict=True)
+    ]
+    found = [tlv_jax.standardization.find_layers(tree, name="tree")[0] for tree in trees_of]
+
+    def plan(src_layers, dst_layers, **settings):
+        return tlv_jax.plan_transfer(
+            *trees_of, src_layers=src_layers, dst_layers=dst_layers, **settings
+        )
+
+    by_graph = plan(*traced, standardize=tlv_jax.standardize_graph)
+    assert plan(*traced) == by_graph != plan(*traced, standardize=tlv_jax.standardize_blocks)
+    for layers in ([None, traced[1]], [traced[0], None], found):
+        assert plan(*layers) == plan(*layers, standardize=tlv_jax.standardize_blocks)

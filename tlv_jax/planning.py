@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 
 from tlv_jax import rules
-from tlv_jax.blocks import flatten_blocks, standardize_blocks
+from tlv_jax.blocks import flatten_blocks, standardize_blocks, standardize_graph
 from tlv_jax.consistency import ConsistentChannels, plan_channels
 from tlv_jax.deepening import Insertions, inserted_leaves, plan_insertions
 from tlv_jax.errors import (
@@ -40,7 +40,7 @@ def plan_transfer(
     *,
     src_layers: Sequence[Layer] | None = None,
     dst_layers: Sequence[Layer] | None = None,
-    standardize: Standardize = standardize_blocks,
+    standardize: Standardize | None = None,
     match: Match = match_by_coverage,
     rule: Rule | None = None,
     channels: ConsistentChannels | None = None,
@@ -52,9 +52,9 @@ def plan_transfer(
     """Plans a transfer from the shapes of two parameter trees. Nothing is allocated on a device.
 
     The defaults are those that did best where published and other settings were trained beside each
-    other (`benchmarks/ablation.py`): layers are matched by dynamic programming, on blocks where the
-    two nest alike, kernels clipped, heads left as they are. `tlv_jax.presets` has the settings of
-    published methods.
+    other (`benchmarks/ablation.py`): layers are matched by dynamic programming, on blocks if these
+    give most of the target a source, kernels clipped, heads left as they are. `tlv_jax.presets` has
+    the settings of published methods.
 
     Args:
       src_params: pretrained parameters, any pytree of arrays or `jax.ShapeDtypeStruct`s. A list of
@@ -66,7 +66,8 @@ def plan_transfer(
         mixture a list of them, with None for trees whose layers are to be found.
       dst_layers: the target's layers, likewise.
       standardize: `(layers, kinds) -> layers and blocks` for the matcher: `standardize_flat`,
-        `standardize_blocks`, or `standardize_graph` for traced layers.
+        `standardize_blocks`, or `standardize_graph` for traced layers. If None the last one where
+        the layers of all trees were traced, which did best, and otherwise blocks by nesting.
       match: `(source, target) -> pairs`: `match_by_coverage`, `match_by_index`, `match_by_score`,
         `match_by_score_flat`, `match_bipartite`, `match_random`.
       rule: fits a kernel, `(key, source, target) -> kernel`; see `tlv_jax.rules`. `clip` if None.
@@ -97,8 +98,11 @@ def plan_transfer(
     source_leaves = array_leaves(src_params, name="src_params")
     target_leaves = array_leaves(dst_params, name="dst_params")
     target_all, target_order = _layers(dst_layers, dst_params, target_leaves, "dst_params")
-    target = standardize(target_all, kinds)
     sources = _sources(src_params, src_layers)
+    if standardize is None:
+        known = all(map(_has_graph, [target_all, *(layers for layers, _ in sources)]))
+        standardize = standardize_graph if known else standardize_blocks
+    target = standardize(target_all, kinds)
     source_all = tuple(layer for layers, _ in sources for layer in layers)
     source_order = "; ".join(dict.fromkeys(order for _, order in sources))
     source = [flatten_blocks(standardize(layers, kinds)) for layers, _ in sources]
@@ -227,6 +231,11 @@ def _within(layer: Layer, prefix: str) -> Layer:
         vectors=tuple((name, prefix + path) for name, path in layer.vectors),
         inputs=tuple(prefix + path for path in layer.inputs),
     )
+
+
+def _has_graph(layers: Sequence[Layer]) -> bool:
+    """Whether it is known which layer feeds which; of a single one there is nothing to know."""
+    return len(layers) < 2 or any(layer.inputs for layer in layers)
 
 
 def _best_pairs(candidates: Sequence[Sequence[LayerPair]]) -> tuple[LayerPair, ...]:
