@@ -103,7 +103,7 @@ def filter_variance(
     return (squares + np.float32(size) * (mean - with_zeros) ** 2 + zeros) / np.float32(count)
 
 
-def input_variance(kernel: Array, padded: int) -> Array:
+def input_variance(kernel: Array | np.ndarray, padded: int) -> Array | np.ndarray:
     """The variance of the pixels of each input of each filter. `[*spatial, I, O] -> [I, O]`.
 
     A kernel of one pixel has one weight for an input and a filter, and so no variance: its inputs
@@ -116,8 +116,8 @@ def input_variance(kernel: Array, padded: int) -> Array:
         return jnp.var(pixels[0], axis=1)[:, None]
     # Added up slice by slice: XLA reduces over leading axes a hundred times slower on a CPU.
     mean = functools.reduce(operator.add, pixels) / padded
-    squares = functools.reduce(operator.add, [jnp.square(pixel - mean) for pixel in pixels])
-    return (squares + (padded - len(pixels)) * jnp.square(mean)) / padded
+    squares = functools.reduce(operator.add, [(pixel - mean) ** 2 for pixel in pixels])
+    return (squares + (padded - len(pixels)) * mean**2) / padded
 
 
 def gather_channels(kernel: Array, inputs: Array, filters: Array) -> Array:

@@ -11,8 +11,8 @@ of that form is a rule; settings are keyword-only and bound with `functools.part
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,11 @@ from jax import lax
 from tlv_jax.errors import OptionError, check_option
 from tlv_jax.layer_keys import typed_key
 from tlv_jax.types import Array, Rule
-from tlv_jax.variance_rule import keep_source, measure_source, place_source, variance
+from tlv_jax.variance_rule import keep_source, place_source, variance
 
 __all__ = [
     "RULES",
     "BoundRule",
-    "Fitter",
     "bind",
     "call",
     "clip",
@@ -209,51 +208,33 @@ class BoundRule:
         return f"{name}({', '.join(f'{name}={value!r}' for name, value in self.settings)})"
 
 
-_Prepared = tuple[Array, dict[Hashable, Any]]
+def fitter(rule: Rule, key_type: Hashable) -> Rule:
+    """The rule for many kernels in turn, compiled once for each combination of shapes.
 
-
-class Fitter(NamedTuple):
-    """A rule for many kernels in turn, of which one source may serve several.
-
-    Attributes:
-      prepare: `(source, targets) -> prepared`; starts what is computed of a source alone, and does
-        not wait for it. The targets are shapes and dtypes.
-      fit: `(words of a key, prepared, target) -> kernel`.
-    """
-
-    prepare: Callable[[Array, Sequence[jax.ShapeDtypeStruct]], Any]
-    fit: Callable[[Array, Any, Array], Array]
-
-
-def fitter(rule: Rule, key_type: Hashable) -> Fitter:
-    """The rule, compiled once for each combination of shapes, and of `variance` each part.
+    Of `variance` each part is compiled by itself, and what was computed of a source is remembered
+    until another one comes.
 
     Args:
       rule: as a plan has it.
-      key_type: the implementation whose keys the rule expects; None for raw words. The
-        fitter itself is given raw words, with which a program starts sooner.
+      key_type: the implementation whose keys the rule expects; None for raw words. The fitter
+        itself is given raw words, with which a program starts sooner.
     """
     if not (isinstance(rule, BoundRule) and rule.function is variance):
-        return Fitter(lambda source, _: source, functools.partial(call, rule, key_type))
+        return functools.partial(call, rule, key_type)
     settings: dict[str, Any] = dict(rule.settings)
     of_source = {name: settings.pop(name) for name in ("keep", "pool")}
+    latest: tuple[Array | None, dict[Hashable, Any]] = None, {}
 
-    def prepare(
-        source: Array, targets: Sequence[jax.ShapeDtypeStruct]
-    ) -> tuple[Array, dict[Hashable, Any]]:
-        known: dict[Hashable, Any] = {}
-        for target in targets:
-            measure_source(source, target, known=known, **of_source)
-        return source, known
-
-    def fit(key: Array, prepared: _Prepared, target: Array) -> Array:
-        source, known = prepared
-        kept = keep_source(source, target, known=known, **of_source)
+    def fit(key: Array, source: Array, target: Array) -> Array:
+        nonlocal latest
+        if latest[0] is not source:
+            latest = source, {}
+        kept = keep_source(source, target, known=latest[1], **of_source)
         if settings["pad"] == "init":
             key = typed_key(key, key_type)
         return place_source(key, kept, target, **settings)
 
-    return Fitter(prepare, fit)
+    return fit
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

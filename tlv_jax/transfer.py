@@ -4,7 +4,7 @@ import functools
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors, plan_transfer
 from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.stored import store_kernel, store_vector, stored_kernel, stored_vector
-from tlv_jax.types import Array, Layer, LayerPair, PyTree, Rule
+from tlv_jax.types import Array, LayerPair, PyTree, Rule
 
 __all__ = ["apply_transfer", "transfer"]
 
@@ -166,34 +166,17 @@ def _fit_one_by_one(plan: TransferPlan, key: Array, source: Leaves, target: Leav
     )
     fitted = dict(target)
     key_type, keys = layer_keys(key, _drawing_layers(plan))
-    prepare, fit = rules.fitter(plan.rule, key_type)
+    rule = rules.fitter(plan.rule, key_type)
     by_source = defaultdict(list)
     for pair in _kernel_pairs(plan):
         by_source[pair.source].append(pair.target)
-
-    def started() -> Iterator[tuple[Array, Any, list[Layer]]]:
-        for layer, targets in by_source.items():
-            given = stored_kernel(layer, source)
-            shapes = [jax.ShapeDtypeStruct(to.shape, target[to.weight].dtype) for to in targets]
-            yield given, prepare(given, shapes), targets
-
-    for given, prepared, layers in _one_ahead(started()):
+    for source_layer, layers in by_source.items():
+        given = stored_kernel(source_layer, source)
         for layer in layers:
-            kernel = fit(keys[layer.path], prepared, stored_kernel(layer, target))
-            if plan.rescale != "none":
-                kernel = _rescaled(kernel, given, plan.rescale)
+            own = stored_kernel(layer, target)
+            kernel = _fit(rule, plan.rescale, keys[layer.path], given, own)
             store_kernel(layer, kernel, fitted)
     return fitted | _fit_rest(plan, key_type, keys, source, target)
-
-
-def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """Takes each item before the one ahead of it is used."""
-    last = next(items, None)
-    for item in items:
-        yield last
-        last = item
-    if last is not None:
-        yield last
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -20,12 +20,10 @@ from tlv_jax.errors import check_option
 from tlv_jax.selection import RANKS, SELECTIONS, argsort, draw, in_memory, numbers_of_places, placed
 from tlv_jax.types import Array
 
-__all__ = ["KeptSource", "keep_source", "measure_source", "place_source", "variance"]
+__all__ = ["KeptSource", "keep_source", "place_source", "variance"]
 
 PADS = ("zero", "init")
 POOLS = ("avg", "max")
-
-Shaped = Array | jax.ShapeDtypeStruct
 NONE = 0xFFFFFFFF
 
 
@@ -98,14 +96,16 @@ def variance(
     return place_source(key, kept, target, remove=remove, pad=pad, shuffle=shuffle)
 
 
-def measure_source(
-    source: Array, target: Shaped, *, keep: str, pool: str, known: dict[Hashable, Any]
-) -> tuple[Array, Hashable]:
-    """Starts to compute what `keep_source` ranks by, and waits for nothing.
+def keep_source(
+    source: Array, target: Array, *, keep: str, pool: str, known: dict[Hashable, Any]
+) -> KeptSource:
+    """The first half of `variance`; of the target only shape and dtype count.
 
-    Returns:
-      The source no larger than the target's spatial size, and the name of its measures in `known`.
+    What it computes is added to `known`, which holds what other targets asked for of the same
+    source with the same settings.
     """
+    check_option("keep", keep, SELECTIONS)
+    check_option("pool", pool, POOLS)
     spatial, pixels = target.shape[:-2], math.prod(target.shape[:-2])
     inputs, outputs = target.shape[-2:]
     # In the wider of both dtypes: rounding the source first would turn variances into ties.
@@ -115,51 +115,23 @@ def measure_source(
         size = spatial
         kernel = _once(known, (size, dtype), lambda: _resized(source, spatial, pool, dtype))
     name = size, kernel.dtype
-    if keep != "random" and kernel.shape[-1] > outputs:
-        _once(known, (name, "moments"), lambda: _filter_moments(kernel))
-    if keep != "random" and kernel.shape[-2] > inputs and not _of_kept_alone(kernel, target):
-        _once(known, (name, "variance", pixels), lambda: _input_variance(kernel, None, pixels))
-    return kernel, name
-
-
-def _of_kept_alone(kernel: Array, target: Shaped) -> bool:
-    """Whether input variances are computed of the kept filters alone.
-
-    Where the source has one pixel and the target more. Of more pixels it is cheaper to compute all;
-    and if the target too has one, inputs are ranked over all filters.
-    """
-    in_one_pixel = math.prod(kernel.shape[:-2]) == 1 < math.prod(target.shape[:-2])
-    return in_one_pixel and kernel.shape[-1] > target.shape[-1]
-
-
-def keep_source(
-    source: Array, target: Shaped, *, keep: str, pool: str, known: dict[Hashable, Any]
-) -> KeptSource:
-    """The first half of `variance`.
-
-    What it computes is added to `known`, which holds what other targets asked for of the same
-    source with the same settings.
-    """
-    check_option("keep", keep, SELECTIONS)
-    check_option("pool", pool, POOLS)
-    inputs, outputs = target.shape[-2:]
-    pixels = math.prod(target.shape[:-2])
-    kernel, name = measure_source(source, target, keep=keep, pool=pool, known=known)
     filters: Any = None
     thinned: Any = None
 
     def filter_order() -> Any:
-        moments = _on_host(known[name, "moments"])
+        moments = _once(known, (name, "moments"), lambda: _on_host(_filter_moments(kernel)))
         return argsort(kernels.filter_variance(moments, kernel.shape, pixels))
 
     def input_order() -> Any:
-        if _of_kept_alone(kernel, target):
-            variance = _input_variance(kernel, filters, pixels)
-        else:
-            variance = in_memory(known[name, "variance", pixels])
-            if filters is not None and variance.shape[1] > 1:
-                variance = variance[:, filters]
-        return argsort(variance.T)
+        if filters is not None and math.prod(size) == 1 < pixels:
+            # Of one pixel it is cheaper to compute no other filters than to compute all at once.
+            variance = kernels.input_variance(in_memory(kernel)[..., filters], pixels)
+            return argsort(variance.T)
+        variance = _once(
+            known, (name, "variance", pixels), lambda: in_memory(_input_variance(kernel, pixels))
+        )
+        # Kernels of one pixel rank their inputs over all filters, whichever are kept.
+        return argsort((variance if filters is None or pixels == 1 else variance[:, filters]).T)
 
     if keep != "random" and kernel.shape[-1] > outputs:
         order = _once(known, (name, "filters", pixels), filter_order)
@@ -198,7 +170,7 @@ def place_source(
 
     numbers: Any = draw(key, size, inputs, outputs, salt=1, **choice)
     if remove != "random" and size < inputs:
-        order = argsort(_input_variance(target, None, pixels).T).T
+        order = argsort(_input_variance(target, pixels).T).T
         numbers = _numbers(order, numbers, size, (inputs, outputs), remove, shuffle)
     elif numbers is None:
         numbers = np.arange(inputs, dtype=np.int32)[:, None]
@@ -268,12 +240,7 @@ def _resized(source: Array, spatial: tuple[int, ...], pool: str, dtype: jnp.dtyp
 _filter_moments = jax.jit(kernels.filter_moments)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _input_variance(kernel: Array, filters: Array | None, pixels: int) -> Array:
-    """The variance of the inputs of these filters, or of all. `[*s, I, O] -> [I, F]`."""
-    if filters is not None:
-        kernel = kernel.at[..., filters].get(mode="promise_in_bounds")
-    return kernels.input_variance(kernel, pixels)
+_input_variance = jax.jit(kernels.input_variance, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
