@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 
-from tlv_jax import OptionError, rules
+from tlv_jax import OptionError, rules, selection, variance_rule
 from tlv_jax.rules import bind
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -158,6 +158,29 @@ def test_variance_is_the_same_under_jit(key, transform):
     source, target = normal(0, (3, 3, 6, 4)), normal(1, (5, 5, 4, 6))
     fitted = transform(rules.variance)(key, source, target)
     np.testing.assert_array_equal(fitted, fit(key, source, target))
+
+
+@pytest.mark.parametrize("remove", ["random", "max"])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ((1, 1, 9, 8), (3, 3, 4, 5)),
+        ((1, 1, 9, 8), (1, 1, 4, 12)),
+        ((3, 3, 9, 8), (3, 3, 4, 5)),
+        ((3, 3, 9, 4), (3, 3, 12, 5)),
+        ((5, 5, 9, 8), (3, 3, 4, 12)),
+    ],
+    ids=str,
+)
+def test_what_a_cpu_leaves_to_numpy_is_the_same_on_the_device(
+    key, monkeypatch, source, target, remove
+):
+    source, target = normal(0, source), normal(1, target)
+    expected = rules.variance(key, source, target, remove=remove)
+    for module in (selection, variance_rule):
+        monkeypatch.setattr(module, "in_memory", lambda array: array)
+    fitted = rules.variance(key, source, target, remove=remove)
+    np.testing.assert_array_equal(fitted, expected)
 
 
 @pytest.mark.parametrize(

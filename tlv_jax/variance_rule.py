@@ -123,15 +123,15 @@ def keep_source(
         return argsort(kernels.filter_variance(moments, kernel.shape, pixels))
 
     def input_order() -> Any:
-        if filters is not None and math.prod(size) == 1 < pixels:
+        near = in_memory(kernel)
+        if filters is not None and math.prod(size) == 1 < pixels and isinstance(near, np.ndarray):
             # Of one pixel it is cheaper to compute no other filters than to compute all at once.
-            variance = kernels.input_variance(in_memory(kernel)[..., filters], pixels)
-            return argsort(variance.T)
+            return argsort(kernels.input_variance(near[..., filters], pixels).T)
         variance = _once(
             known, (name, "variance", pixels), lambda: in_memory(_input_variance(kernel, pixels))
         )
         # Kernels of one pixel rank their inputs over all filters, whichever are kept.
-        return argsort((variance if filters is None or pixels == 1 else variance[:, filters]).T)
+        return argsort(_columns(variance, None if pixels == 1 else filters))
 
     if keep != "random" and kernel.shape[-1] > outputs:
         order = _once(known, (name, "filters", pixels), filter_order)
@@ -139,7 +139,7 @@ def keep_source(
     if keep != "random" and kernel.shape[-2] > inputs:
         count = None if pixels == 1 or filters is None else outputs
         order = _once(known, (name, "inputs", pixels, count), input_order)
-        thinned = order[:, RANKS[keep](kernel.shape[-2], inputs)].T
+        thinned = _columns(order, RANKS[keep](kernel.shape[-2], inputs))
     return KeptSource(kernel, filters, thinned)
 
 
@@ -170,7 +170,7 @@ def place_source(
 
     numbers: Any = draw(key, size, inputs, outputs, salt=1, **choice)
     if remove != "random" and size < inputs:
-        order = argsort(_input_variance(target, pixels).T).T
+        order = argsort(_columns(in_memory(_input_variance(target, pixels)), None)).T
         numbers = _numbers(order, numbers, size, (inputs, outputs), remove, shuffle)
     elif numbers is None:
         numbers = np.arange(inputs, dtype=np.int32)[:, None]
@@ -220,6 +220,20 @@ class _Places(NamedTuple):
         return functools.reduce(operator.and_, conditions) if conditions else None
 
 
+def _columns(matrix: Any, numbers: Any) -> Any:
+    """These columns as rows, or all. `[M, N] -> [n, M]`."""
+    return (_columns_by_numpy if isinstance(matrix, np.ndarray) else _columns_by_xla)(
+        matrix, numbers
+    )
+
+
+def _columns_by_numpy(matrix: Any, numbers: Any) -> Any:
+    return (matrix if numbers is None else matrix[:, numbers]).T
+
+
+_columns_by_xla = jax.jit(_columns_by_numpy)  # what is not compiled would be so step by step
+
+
 def _on_host(array: Any) -> Any:
     """As NumPy's, unless it is traced."""
     return array if array is None or isinstance(array, Tracer) else np.asarray(array)
@@ -238,8 +252,6 @@ def _resized(source: Array, spatial: tuple[int, ...], pool: str, dtype: jnp.dtyp
 
 
 _filter_moments = jax.jit(kernels.filter_moments)
-
-
 _input_variance = jax.jit(kernels.input_variance, static_argnums=1)
 
 
