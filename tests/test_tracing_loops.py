@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from trees import random_variables
 
 import tlv_jax
 
@@ -257,27 +258,19 @@ class Unrolled(nn.Module):
 def test_norms_and_biases_of_scanned_blocks_are_transferred_step_by_step(source, target, wrap):
     images = jax.random.normal(jax.random.key(0), NHWC.shape)
 
-    def random_variables(model, seed):
-        shapes = jax.eval_shape(model.init, KEY, NHWC)
-        leaves, tree = jax.tree.flatten(shapes)
-        keys = jax.random.split(jax.random.key(seed), len(leaves))
-        # Positive, as variances must be.
-        drawn = [
-            jax.random.uniform(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(tree, drawn)
-
-    trees = random_variables(source, 1), random_variables(target, 2)
+    shapes = [jax.eval_shape(model.init, KEY, NHWC) for model in (source, target)]
+    # Positive, so that sums do not cancel and each element can be compared.
+    variables = [jax.tree.map(abs, random_variables(tree, n)) for n, tree in enumerate(shapes)]
     plan = tlv_jax.plan_transfer(
-        *trees,
-        src_layers=tlv_jax.trace_layers(source.apply, trees[0], NHWC),
-        dst_layers=tlv_jax.trace_layers(target.apply, trees[1], NHWC),
+        *variables,
+        src_layers=tlv_jax.trace_layers(source.apply, variables[0], NHWC),
+        dst_layers=tlv_jax.trace_layers(target.apply, variables[1], NHWC),
         match=tlv_jax.match_by_index,
         standardize=tlv_jax.standardize_flat,
         rule=tlv_jax.rules.clip,
         kinds=("conv", "norm", "bias"),
     )
-    new = wrap(tlv_jax.apply_transfer)(plan, jax.random.key(3), *trees)
+    new = wrap(tlv_jax.apply_transfer)(plan, jax.random.key(3), *variables)
     chex.assert_trees_all_close(
-        target.apply(new, images), source.apply(trees[0], images), rtol=1e-5
+        target.apply(new, images), source.apply(variables[0], images), rtol=1e-5
     )

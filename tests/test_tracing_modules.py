@@ -150,3 +150,12 @@ def test_biases_of_attention_go_with_its_kernels(key):
     )
     new = tlv_jax.apply_transfer(plan, key, source, target)
     chex.assert_trees_all_equal(new, source)
+
+
+def test_a_bias_beside_kernels_without_a_name_belongs_to_none():
+    def fn(params, x):
+        return jnp.einsum("bd,dhk->bhk", x, params["a"]) + jnp.einsum("bd,dhk->bhk", x, params["b"])
+
+    params = {"a": jnp.ones((4, 2, 3)), "b": jnp.ones((4, 2, 3)), "bias": jnp.ones((2, 3))}
+    layers = tlv_jax.trace_layers(fn, params, jnp.ones((1, 4)))
+    assert [(layer.path, layer.vectors) for layer in layers] == [("a", ()), ("b", ())]

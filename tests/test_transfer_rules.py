@@ -175,7 +175,7 @@ def test_variance_is_the_same_under_jit(key, transform):
 def test_what_a_cpu_leaves_to_numpy_is_the_same_on_the_device(
     key, monkeypatch, source, target, remove
 ):
-    source, target = normal(0, source), normal(1, target)
+    source, target = jnp.asarray(normal(0, source)), jnp.asarray(normal(1, target))
     expected = rules.variance(key, source, target, remove=remove)
     for module in (selection, variance_rule):
         monkeypatch.setattr(module, "in_memory", lambda array: array)

@@ -105,8 +105,8 @@ def plan_transfer(
     target = standardize(target_all, kinds)
     source_all = tuple(layer for layers, _ in sources for layer in layers)
     source_order = "; ".join(dict.fromkeys(order for _, order in sources))
-    source = [flatten_blocks(standardize(layers, kinds)) for layers, _ in sources]
-    pairs = _best_pairs([match(standardize(layers, kinds), target) for layers, _ in sources])
+    standardized = [standardize(layers, kinds) for layers, _ in sources]
+    pairs = _best_pairs([match(source, target) for source in standardized])
     if not pairs:
         _raise_no_pairs(source_all, flatten_blocks(target), target_all, kinds)
     bound = rules.bind(rules.clip if rule is None else rule)
@@ -131,7 +131,7 @@ def plan_transfer(
     replaced += [path for layer in drawn for path in _drawn_leaves(layer)]
     replaced += [path for entry in added.inserted for path in inserted_leaves(entry)]
     replaced = list(dict.fromkeys(replaced))
-    source_kinds = {layer.kind for layers in source for layer in layers}
+    source_kinds = {layer.kind for source in standardized for layer in flatten_blocks(source)}
     reasons = _reasons(target_all, matched, kinds, head, source_kinds, added)
     return TransferPlan(
         layer_pairs=tuple(pairs),

@@ -291,8 +291,10 @@ class Tracer:
 
     def _bias(self, view: _View, kernel: Kernel) -> list[tuple[str, str]]:
         """The bias beside a kernel that was not known for one, as those of attention are."""
-        path = view.leaf.removesuffix(split_path(view.leaf)[1]) + "bias"
-        if path not in self.leaves:
+        module, name = split_path(view.leaf)
+        path = f"{module}/bias" if module else "bias"
+        # A kernel of another name may be one of several that stand beside one bias.
+        if name != "kernel" or path not in self.leaves:
             return []
         size = math.prod(self.leaves[path].shape[len(view.index) :])
         return [("bias", path)] if size == kernel.shape[-1] else []
