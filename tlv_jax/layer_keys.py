@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from tlv_jax.types import Array
 
-__all__ = ["layer_keys", "typed_key"]
+__all__ = ["key_words", "layer_keys", "typed_key"]
 
 
 def layer_keys(key: Array, paths: Sequence[str]) -> tuple[Hashable, dict[str, Array]]:
@@ -20,13 +20,17 @@ def layer_keys(key: Array, paths: Sequence[str]) -> tuple[Hashable, dict[str, Ar
       The type of the keys, None if the given one is raw, and their words by path.
     """
     hashes = np.array([zlib.crc32(path.encode()) for path in paths], np.uint32)
-    words, key_type = _fold_in(key, hashes), None
-    if jnp.issubdtype(words.dtype, jax.dtypes.prng_key):
-        key_type, words = jax.random.key_impl(words), jax.random.key_data(words)
-    if not isinstance(words, Tracer):
-        # On the host: taken apart on the device, each would cost more than fitting a kernel.
-        words = np.asarray(words)
+    words, key_type = key_words(_fold_in(key, hashes))
     return key_type, dict(zip(paths, words, strict=True))
+
+
+def key_words(keys: Array) -> tuple[Array | np.ndarray, Hashable]:
+    """The words of random keys, and their type, None if they are raw."""
+    key_type = None
+    if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        key_type, keys = jax.random.key_impl(keys), jax.random.key_data(keys)
+    # On the host: taken apart on the device, each would cost more than fitting a kernel.
+    return (keys if isinstance(keys, Tracer) else np.asarray(keys)), key_type
 
 
 _fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))

@@ -11,8 +11,8 @@ of that form is a rule; settings are keyword-only and bound with `functools.part
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,17 @@ from jax import lax
 from tlv_jax.errors import OptionError, check_option
 from tlv_jax.layer_keys import typed_key
 from tlv_jax.types import Array, Rule
-from tlv_jax.variance_rule import keep_source, place_source, variance
+from tlv_jax.variance_layout import Settings
+from tlv_jax.variance_rule import finish, start, variance
 
 __all__ = [
     "RULES",
+    "Batch",
     "BoundRule",
     "bind",
     "call",
     "clip",
-    "fitter",
+    "fit_batches",
     "full",
     "magnitude",
     "trace",
@@ -208,33 +210,51 @@ class BoundRule:
         return f"{name}({', '.join(f'{name}={value!r}' for name, value in self.settings)})"
 
 
-def fitter(rule: Rule, key_type: Hashable) -> Rule:
-    """The rule for many kernels in turn, compiled once for each combination of shapes.
+class Batch(NamedTuple):
+    """Kernels that are fitted together.
 
-    Of `variance` each part is compiled by itself, and what was computed of a source is remembered
-    until another one comes.
+    Attributes:
+      words: of a random key for each target, `[L, W]`, see `layer_keys`.
+      sources: each once.
+      served: the number of the source of each target.
+      targets: in any order.
+    """
+
+    words: np.ndarray
+    sources: Sequence[Array]
+    served: tuple[int, ...]
+    targets: Sequence[Array]
+
+
+def fit_batches(rule: Rule, key_type: Hashable, batches: Iterable[Batch]) -> Iterator[Array]:
+    """Fits many kernels on the device where they are, nothing being traced.
+
+    Of `variance` a few programs serve a batch, which is measured while channels of the last one are
+    ordered. Of other rules each kernel takes one, compiled once for each combination of shapes.
 
     Args:
       rule: as a plan has it.
-      key_type: the implementation whose keys the rule expects; None for raw words. The fitter
-        itself is given raw words, with which a program starts sooner.
+      key_type: the implementation whose keys the rule expects; None for raw words.
+      batches: taken one by one, at most one ahead of what is returned.
+
+    Yields:
+      The fitted kernel of each target of each batch.
     """
     if not (isinstance(rule, BoundRule) and rule.function is variance):
-        return functools.partial(call, rule, key_type)
-    settings: dict[str, Any] = dict(rule.settings)
-    of_source = {name: settings.pop(name) for name in ("keep", "pool")}
-    latest: tuple[Array | None, dict[Hashable, Any]] = None, {}
-
-    def fit(key: Array, source: Array, target: Array) -> Array:
-        nonlocal latest
-        if latest[0] is not source:
-            latest = source, {}
-        kept = keep_source(source, target, known=latest[1], **of_source)
-        if settings["pad"] == "init":
-            key = typed_key(key, key_type)
-        return place_source(key, kept, target, **settings)
-
-    return fit
+        for words, sources, served, targets in batches:
+            for word, number, target in zip(words, served, targets, strict=True):
+                yield call(rule, key_type, word, sources[number], target)
+        return
+    chosen: dict[str, Any] = dict(rule.settings)
+    settings = Settings(**chosen)
+    started = None
+    for batch in batches:
+        following = start(settings, key_type, *batch)
+        fitted = [] if started is None else finish(started)
+        started = following
+        yield from fitted
+    if started is not None:
+        yield from finish(started)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

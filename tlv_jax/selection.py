@@ -6,7 +6,6 @@ They are those of TLVFC's published code (`choose_candidate`), made total: any c
 channel twice. `random` needs no ranks; its order comes from `permutations`.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -23,13 +22,13 @@ __all__ = [
     "RANKS",
     "SELECTIONS",
     "argsort",
-    "draw",
+    "drawn_size",
     "in_memory",
     "interleaved_ranks",
     "max_ranks",
     "min_ranks",
     "numbers_of_places",
-    "permutations",
+    "placed",
     "two_tailed_ranks",
 ]
 
@@ -38,8 +37,6 @@ if hasattr(jax, "enable_x64"):
     _enable_x64: Any = jax.enable_x64
 else:
     from jax.experimental import enable_x64 as _enable_x64  # type: ignore[attr-defined]
-
-ROUNDS = 4  # of mixing; with fewer, pairs of places are not quite independent for N below 10
 
 
 def max_ranks(size: int, count: int) -> np.ndarray:
@@ -147,7 +144,7 @@ def numbers_of_places(
     Args:
       order: the places' orders by variance, `[places, columns]` or `[places, 1]`. None where no
         choice is by variance.
-      drawn: from `draw`.
+      drawn: for each column a permutation of `drawn_size` numbers, at least `[N, columns]`.
       size: how many numbers there are.
       shape: `(places, columns)`.
       remove: one of `SELECTIONS`.
@@ -183,106 +180,18 @@ def placed(size: int, remove: str) -> int:
     return size - size % 2 if remove == "two_tailed" and size > 1 else size
 
 
-def draw(
-    key: Array, size: int, places: int, columns: int, *, remove: str, shuffle: bool, salt: int
-) -> Array | None:
-    """Draws what `numbers_of_places` needs, at least `[N, columns]`; None if nothing is random.
+def drawn_size(size: int, places: int, *, remove: str, shuffle: bool) -> int | None:
+    """Of how many numbers `numbers_of_places` needs permutations; None if nothing is random.
 
     Args:
-      key: consumed.
       size: how many numbers there are.
       places: how many places.
-      columns: for how many filters.
       remove: one of `SELECTIONS`.
       shuffle: whether numbers are permuted.
-      salt: tells this draw from others with the same key.
     """
     by_chance = size > places or (size < places and remove == "random")
     if not (shuffle or by_chance):
         return None
-    if size < places:
-        size = places if by_chance else placed(size, remove)
-    return permutations(key, size, columns, salt=salt)
-
-
-def permutations(key: Array, size: int, count: int, *, salt: int = 0) -> Array:
-    """Draws a random permutation of `size` numbers for each of `count` columns.
-
-    Nothing is sorted: each number is sent through a bijection that the key and the column choose,
-    a few rounds of xor, odd multiplication and shift modulo a power of two, and rotation modulo
-    `size`. In exchange not all of the `size!` permutations can occur of long columns; every number
-    comes to every place, and every pair to every two places, equally often.
-
-    Departs from the published code, whose random choice is `randint(0, size - 1)`, which draws with
-    replacement and can never return the last channel.
-
-    Args:
-      key: consumed; typed, or raw words.
-      size: N, above 0.
-      count: M.
-      salt: tells this draw from others with the same key.
-
-    Returns:
-      uint16, or uint32 where N is above 32,768, `[N', M']` with `N' >= N` and `M' >= M`, powers of
-      two, none of them small, so that many sizes share one compiled program. `[:N, :M]` is meant.
-    """
-    shape = (2048, 1) if count == 1 and size <= 2048 else (_rounded(size), _rounded(count))
-    # One array: each that is given to a program takes its time.
-    if isinstance(key, np.ndarray):
-        return _permutations(np.array([key[0], key[1], size, salt], np.uint32), shape=shape)
-    words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)[:2]
-    return _permutations(jnp.concatenate([words, np.array([size, salt], np.uint32)]), shape=shape)
-
-
-def _rounded(size: int) -> int:
-    return 1 << max((size - 1).bit_length(), 6)
-
-
-@functools.partial(jax.jit, static_argnames="shape")
-def _permutations(seed: Array, *, shape: tuple[int, int]) -> Array:
-    """As `permutations`, of two words of the key, the size and the salt."""
-    rows, columns = shape
-    size = seed[2]
-    # The lower bits are the same in either, and a CPU computes twice as many of half the width.
-    dtype = jnp.uint16 if rows <= 1 << 15 else jnp.uint32
-    words = _round_words(seed, columns).astype(dtype)
-    bits = 31 - lax.clz(size)
-    mask = ((jnp.uint32(1) << bits) - jnp.uint32(1)).astype(dtype)
-    half = jnp.maximum((bits + jnp.uint32(1)) >> jnp.uint32(1), jnp.uint32(1)).astype(dtype)
-    numbers = lax.broadcasted_iota(dtype, shape, 0)
-    for flipped, factor, other_factor, rotation in words:
-        mixed = ((numbers ^ flipped) * factor) & mask
-        mixed = mixed ^ (mixed >> half)
-        mixed = (mixed * other_factor) & mask
-        mixed = mixed ^ (mixed >> half)
-        numbers = jnp.where(numbers <= mask, mixed, numbers) + rotation
-        numbers = jnp.minimum(numbers, numbers - size.astype(dtype))  # modulo: below 0 is large
-    return numbers
-
-
-def _round_words(seed: Array, columns: int) -> Array:
-    """What each column is mixed with in each round. `uint32 [ROUNDS, 4, 1, columns]`."""
-    one, sixteen, increment = jnp.uint32(1), jnp.uint32(16), jnp.uint32(0x7F4A7C15)
-    word, other_word, size, salt = seed
-    first = _hash(word ^ salt)
-    numbers = lax.iota(jnp.uint32, columns)[None] * jnp.uint32(0x9E3779B9)
-    seeds = [_hash(numbers + first) ^ _hash(other_word + first + increment)]
-    for _ in range(ROUNDS):
-        seeds.append(seeds[-1] * jnp.uint32(0x9E3779B1) + increment)
-    seeds = jnp.stack(seeds[1:])
-    others = (seeds ^ (seeds >> jnp.uint32(15))) * jnp.uint32(0x85EBCA6B)
-    # Other bits of the two words for each use: of a short column few bits count.
-    factor, other_factor = (seeds >> jnp.uint32(13)) | one, (others >> jnp.uint32(9)) | one
-    rotation = jnp.minimum(((others >> sixteen) * size) >> sixteen, size - one)
-    return jnp.stack([others, factor, other_factor, rotation], axis=1)
-
-
-def _hash(bits: Array) -> Array:
-    """The finalizer "lowbias32" (Chris Wellons, "Prospecting for Hash Functions", 2018).
-
-    JAX's own generator takes longer to compile than all else here, and no more is asked than that
-    channels are shuffled.
-    """
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        bits = (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return bits ^ (bits >> jnp.uint32(16))
+    if size >= places:
+        return size
+    return places if by_chance else placed(size, remove)

@@ -1,14 +1,16 @@
 """Carry out a plan on arrays."""
 
 import functools
+import itertools
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from tlv_jax import heads, rules
@@ -36,6 +38,7 @@ from tlv_jax.types import Array, LayerPair, PyTree, Rule
 __all__ = ["apply_transfer", "transfer"]
 
 Leaves = dict[str, Any]
+BATCHES = 24  # that kernels are divided into: the fewer, the faster, and the more memory
 ALIKE = 0.5  # similarity below which published transfers mostly hurt
 
 
@@ -103,11 +106,11 @@ def apply_transfer(
     Each layer draws from `fold_in(key, hash of its path)`, so its answer does not depend on which
     other layers are in the plan.
 
-    Where all arrays are at hand on one device, kernels are fitted one after another by programs
-    that are compiled once for each combination of shapes, and kept for other plans; nothing is
-    gathered, so that little more memory is taken than for the result. Where anything is traced or
-    divided over several devices, all is one program, in which pairs of equal shapes are one batch.
-    Either way the time of compilation grows with the number of distinct shapes, not of layers.
+    Where all arrays are at hand on one device, kernels are fitted in batches, those of one source
+    together, so that little more memory is taken than for the result. Of the variance rule a few
+    programs serve a batch; of any other, one is compiled for each combination of shapes, and kept
+    for other plans. Where anything is traced or divided over several devices, all is one program,
+    in which pairs of equal shapes are one batch.
 
     Args:
       plan: from `plan_transfer`, for trees of these shapes.
@@ -126,14 +129,13 @@ def apply_transfer(
     """
     source = _named(plan.source_leaves, src_params, "src_params")
     target = _named(plan.target_leaves, dst_params, "dst_params")
-    # Asked first and answered last, so that nothing waits for it.
-    finite = finite_sums(source) if check_finite else {}
     arrays = [key, *source.values(), *target.values()]
     if any(isinstance(array, Tracer) or _is_divided(array) for array in arrays):
+        finite = finite_sums(source) if check_finite else {}
         fitted = _fit_in_one_program(plan, _shardings(target), key, source, target)
+        refuse_unless_finite(source, finite)
     else:
-        fitted = _fit_one_by_one(plan, key, source, target)
-    refuse_unless_finite(source, finite)
+        fitted = _fit_in_batches(plan, key, source, target, check_finite=check_finite)
 
     def replace(keys: tuple[Any, ...], leaf: Any) -> Any:
         return fitted.get(leaf_path(keys), leaf) if is_array(leaf) else leaf
@@ -157,7 +159,9 @@ def _shardings(leaves: Leaves) -> Shardings:
     )
 
 
-def _fit_one_by_one(plan: TransferPlan, key: Array, source: Leaves, target: Leaves) -> Leaves:
+def _fit_in_batches(
+    plan: TransferPlan, key: Array, source: Leaves, target: Leaves, *, check_finite: bool
+) -> Leaves:
     """Returns the replaced leaves of the target by path."""
     # Once: a source may serve many targets, and NumPy's arrays would be moved for each.
     source, target = (
@@ -165,18 +169,52 @@ def _fit_one_by_one(plan: TransferPlan, key: Array, source: Leaves, target: Leav
         for s in (source, target)
     )
     fitted = dict(target)
+    finite: dict[str, Array] = {}
     key_type, keys = layer_keys(key, _drawing_layers(plan))
-    rule = rules.fitter(plan.rule, key_type)
+
+    def check(paths: Iterable[str]) -> None:
+        unchecked = {path: source[path] for path in paths if path not in finite}
+        if check_finite and unchecked:
+            finite.update(finite_sums(unchecked))
+
+    def load(pairs: Sequence[LayerPair]) -> rules.Batch:
+        layers = list(dict.fromkeys(pair.source for pair in pairs))
+        # Batch by batch, while the host is busy with the last one; answers are awaited at the end.
+        check(layer.weight for layer in layers)
+        return rules.Batch(
+            np.stack([keys[pair.target.path] for pair in pairs]),
+            [stored_kernel(layer, source) for layer in layers],
+            tuple(layers.index(pair.source) for pair in pairs),
+            [stored_kernel(pair.target, target) for pair in pairs],
+        )
+
+    batches = _batches(_kernel_pairs(plan))
+    fitting = rules.fit_batches(plan.rule, key_type, map(load, batches))
+    for pair, kernel in zip(itertools.chain(*batches), fitting, strict=True):
+        if plan.rescale != "none":
+            kernel = _rescaled(kernel, stored_kernel(pair.source, source), plan.rescale)
+        store_kernel(pair.target, kernel, fitted)
+    fitted |= _fit_rest(plan, key_type, keys, source, target)
+    check(source)
+    refuse_unless_finite(source, finite)
+    return fitted
+
+
+def _batches(pairs: Sequence[LayerPair]) -> list[list[LayerPair]]:
+    """Pairs that are fitted together; all of one source, since it is measured for them."""
     by_source = defaultdict(list)
-    for pair in _kernel_pairs(plan):
-        by_source[pair.source].append(pair.target)
-    for source_layer, layers in by_source.items():
-        given = stored_kernel(source_layer, source)
-        for layer in layers:
-            own = stored_kernel(layer, target)
-            kernel = _fit(rule, plan.rescale, keys[layer.path], given, own)
-            store_kernel(layer, kernel, fitted)
-    return fitted | _fit_rest(plan, key_type, keys, source, target)
+    for pair in pairs:
+        by_source[pair.source].append(pair)
+    limit = sum(math.prod(pair.target.shape) for pair in pairs) / BATCHES
+    batches: list[list[LayerPair]] = []
+    weights = math.inf
+    for group in by_source.values():
+        if weights >= limit:
+            batches.append([])
+            weights = 0
+        batches[-1] += group
+        weights += sum(math.prod(pair.target.shape) for pair in group)
+    return batches
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -1,13 +1,12 @@
-"""The variance rule: what it takes from a source alone, and how that comes into a target.
+"""The variance rule, for many kernels at once.
 
-What is large is done by programs that serve many combinations of shapes. What has one number for a
-channel is done by NumPy where nothing is traced: it would cost a program more to start.
+What is large is done on the device, see `variance_programs`. Here channels are ordered, and what
+has one number for a channel is done; where nothing is traced by NumPy, since XLA sorts slowly on a
+CPU, and to start a program costs more than some hundred numbers take.
 """
 
 import functools
-import math
-import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,30 +15,14 @@ import numpy as np
 from jax.core import Tracer
 
 from tlv_jax import kernels
-from tlv_jax.errors import check_option
-from tlv_jax.selection import RANKS, SELECTIONS, argsort, draw, in_memory, numbers_of_places, placed
+from tlv_jax.layer_keys import key_words
+from tlv_jax.permutations import permutations, places
+from tlv_jax.selection import RANKS, argsort, in_memory, numbers_of_places
 from tlv_jax.types import Array
+from tlv_jax.variance_layout import Layout, Settings, lay_out
+from tlv_jax.variance_programs import Channels, Measured, filled, looked_up, measure
 
-__all__ = ["KeptSource", "keep_source", "place_source", "variance"]
-
-PADS = ("zero", "init")
-POOLS = ("avg", "max")
-NONE = 0xFFFFFFFF
-
-
-class KeptSource(NamedTuple):
-    """What is kept of a source, whatever the key.
-
-    Attributes:
-      kernel: `[*s, I, O]`, no spatial axis larger than the target's, in the wider of both dtypes.
-      filters: the kept filters in the order of their ranks, `[F]`; None if any may be.
-      inputs: the kept inputs of each of these filters, `[K, F]`, or the same for all, `[K, 1]`;
-        None if any may be.
-    """
-
-    kernel: Array
-    filters: Any
-    inputs: Any
+__all__ = ["Started", "finish", "start", "variance"]
 
 
 def variance(
@@ -92,132 +75,157 @@ def variance(
     Raises:
       OptionError: for a value that is not listed here.
     """
-    kept = keep_source(source, target, keep=keep, pool=pool, known={})
-    return place_source(key, kept, target, remove=remove, pad=pad, shuffle=shuffle)
+    settings = Settings(keep, remove, pad, pool, shuffle)
+    words, key_type = key_words(key)
+    started = start(settings, key_type, words[None], [source], (0,), [target])
+    return finish(started)[0]
 
 
-def keep_source(
-    source: Array, target: Array, *, keep: str, pool: str, known: dict[Hashable, Any]
-) -> KeptSource:
-    """The first half of `variance`; of the target only shape and dtype count.
+class Started(NamedTuple):
+    """Kernels whose fitting has been started; what is measured and drawn may not be there yet."""
 
-    What it computes is added to `known`, which holds what other targets asked for of the same
-    source with the same settings.
+    layout: Layout
+    key_type: Hashable
+    words: Array | np.ndarray
+    targets: Sequence[Array]
+    measured: Measured
+    draws: list[Array]
+
+
+def start(
+    settings: Settings,
+    key_type: Hashable,
+    words: Array | np.ndarray,
+    sources: Sequence[Array],
+    served: tuple[int, ...],
+    targets: Sequence[Array],
+) -> Started:
+    """Starts to fit kernels: what does not wait for anything.
+
+    Args:
+      settings: of the rule.
+      key_type: implementation of the keys; None for raw ones.
+      words: of a key for each target, `[L, W]`, consumed.
+      sources: each `[*spatial, I, O]`.
+      served: the number of the source of each target.
+      targets: each `[*spatial', I', O']`.
+
+    Raises:
+      OptionError: for a setting that is not known.
     """
-    check_option("keep", keep, SELECTIONS)
-    check_option("pool", pool, POOLS)
-    spatial, pixels = target.shape[:-2], math.prod(target.shape[:-2])
-    inputs, outputs = target.shape[-2:]
-    # In the wider of both dtypes: rounding the source first would turn variances into ties.
-    dtype = jnp.promote_types(source.dtype, target.dtype)
-    kernel, size = source, source.shape[:-2]
-    if len(size) != len(spatial) or any(np.greater(size, spatial)) or source.dtype != dtype:
-        size = spatial
-        kernel = _once(known, (size, dtype), lambda: _resized(source, spatial, pool, dtype))
-    name = size, kernel.dtype
-    filters: Any = None
-    thinned: Any = None
-
-    def filter_order() -> Any:
-        moments = _once(known, (name, "moments"), lambda: _on_host(_filter_moments(kernel)))
-        return argsort(kernels.filter_variance(moments, kernel.shape, pixels))
-
-    def input_order() -> Any:
-        near = in_memory(kernel)
-        if filters is not None and math.prod(size) == 1 < pixels and isinstance(near, np.ndarray):
-            # Of one pixel it is cheaper to compute no other filters than to compute all at once.
-            return argsort(kernels.input_variance(near[..., filters], pixels).T)
-        variance = _once(
-            known, (name, "variance", pixels), lambda: in_memory(_input_variance(kernel, pixels))
-        )
-        # Kernels of one pixel rank their inputs over all filters, whichever are kept.
-        return argsort(_columns(variance, None if pixels == 1 else filters))
-
-    if keep != "random" and kernel.shape[-1] > outputs:
-        order = _once(known, (name, "filters", pixels), filter_order)
-        filters = order[RANKS[keep](kernel.shape[-1], outputs)]
-    if keep != "random" and kernel.shape[-2] > inputs:
-        count = None if pixels == 1 or filters is None else outputs
-        order = _once(known, (name, "inputs", pixels, count), input_order)
-        thinned = _columns(order, RANKS[keep](kernel.shape[-2], inputs))
-    return KeptSource(kernel, filters, thinned)
-
-
-def _once(known: dict[Hashable, Any], name: Hashable, compute: Callable[[], Any]) -> Any:
-    if name not in known:
-        known[name] = compute()
-    return known[name]
-
-
-def place_source(
-    key: Array, kept: KeptSource, target: Array, *, remove: str, pad: str, shuffle: bool
-) -> Array:
-    """The second half of `variance`; the key may be raw words, except for `pad="init"`."""
-    check_option("remove", remove, SELECTIONS)
-    check_option("pad", pad, PADS)
-    kernel, pixels = kept.kernel, math.prod(target.shape[:-2])
-    inputs, outputs = target.shape[-2:]
-    size = kernel.shape[-2] if kept.inputs is None else kept.inputs.shape[0]
-    filters = kernel.shape[-1] if kept.filters is None else kept.filters.shape[0]
-    choice: Any = {"remove": remove, "shuffle": shuffle}
-
-    order = None
-    if remove != "random" and filters < outputs:
-        moments = _on_host(_filter_moments(target))
-        order = argsort(kernels.filter_variance(moments, target.shape, pixels))[:, None]
-    drawn = _on_host(draw(key, filters, outputs, 1, salt=2, **choice))
-    columns = numbers_of_places(order, drawn, filters, (outputs, 1), **choice)[:, 0]
-
-    numbers: Any = draw(key, size, inputs, outputs, salt=1, **choice)
-    if remove != "random" and size < inputs:
-        order = argsort(_columns(in_memory(_input_variance(target, pixels)), None)).T
-        numbers = _numbers(order, numbers, size, (inputs, outputs), remove, shuffle)
-    elif numbers is None:
-        numbers = np.arange(inputs, dtype=np.int32)[:, None]
-
-    places = _Places(
-        (inputs, outputs), placed(size, remove) if size < inputs else None, filters < outputs
+    of_sources, of_targets = (
+        tuple((array.shape, array.dtype) for array in arrays) for arrays in (sources, targets)
     )
-    chosen = kept.inputs
-    # Once, not for each pixel.
-    if chosen is not None and math.prod(kernel.shape[:-2]) > 1:
-        numbers, chosen = _kept_inputs(chosen, numbers, columns, places), None
-        if places.inputs is not None:
-            places = places._replace(inputs=kernel.shape[-2])
-    return _gather(
-        key if pad == "init" else None,
-        kernel,
-        target,
-        chosen,
-        numbers,
-        columns,
-        _columns_of_source(kept.filters, columns),
-        places,
-        kernel.shape[-1] * pixels if pad == "init" else None,
+    layout = lay_out(settings, of_sources, served, of_targets)
+    draws = permutations(words, layout.draws)
+    measured = measure(layout, sources, targets)
+    return Started(layout, key_type, words, targets, measured, draws)
+
+
+def finish(started: Started) -> list[Array]:
+    """Waits for what was started, and returns the fitted kernels, one for each target."""
+    layout, words = started.layout, started.words
+    # Drawn on the device while channels are ordered here.
+    draws = permutations(words, layout.input_draws)
+    filters, inputs = _kept_channels(layout, started.measured)
+    columns, orders = _places(started)
+    filters = _concatenated(list(map(_filters_of_places, filters, columns)))
+    channels = Channels(inputs, orders, _concatenated(columns), filters, draws)
+    known: list[Array | None] = [None] * len(layout.fits)
+    if any(fit.looks_up_once for fit in layout.fits):
+        known = looked_up(layout, channels)
+    return filled(
+        layout,
+        started.key_type,
+        words if layout.settings.pad == "init" else None,
+        started.measured.kernels,
+        started.targets,
+        channels,
+        known,
     )
 
 
-class _Places(NamedTuple):
-    """Which places of the target are given something of the source; static.
+def _kept_channels(layout: Layout, measured: Measured) -> tuple[list[Any], list[Any]]:
+    """Of each fit the filters that are kept, and of each the inputs of these filters.
 
-    Attributes:
-      shape: of all, `(I', O')`.
-      inputs: only those whose number is below this one; None if all.
-      some_filters: only those of columns that have a filter.
+    Filters are `[F]`, in the order of their ranks, and None if any may be kept. Inputs are
+    `[K, F]`, or the same for all, `[K, 1]`, and None likewise.
     """
+    moments = dict(zip(layout.moments, measured.moments, strict=True))
+    variances = dict(zip(layout.variances, measured.variances, strict=True))
+    ranks: Any = RANKS.get(layout.settings.keep)
 
-    shape: tuple[int, int]
-    inputs: int | None
-    some_filters: bool
+    # Several targets may ask the same of one source.
+    @functools.cache
+    def filter_order(kernel: int, pixels: int) -> Any:
+        shape = measured.kernels[kernel].shape
+        return argsort(kernels.filter_variance(_on_host(moments[kernel]), shape, pixels))
 
-    def given(self, numbers: Array, columns: Array) -> Array | None:
-        """Whether each place is given something, `[I', O']` or one that broadcasts to it."""
-        conditions = []
-        if self.inputs is not None:
-            conditions.append(numbers < np.uint32(self.inputs))
-        if self.some_filters:
-            conditions.append((columns >= 0)[None])
-        return functools.reduce(operator.and_, conditions) if conditions else None
+    @functools.cache
+    def input_order(kernel: int, pixels: int, count: int | None, alone: bool) -> Any:
+        array, filters = measured.kernels[kernel], None
+        if count is not None:
+            filters = filter_order(kernel, pixels)[ranks(array.shape[-1], count)]
+        if alone:
+            return argsort(_variances_of(in_memory(array), filters, pixels))
+        return argsort(_columns(in_memory(variances[kernel, pixels]), filters))
+
+    all_filters, all_inputs = [], []
+    for fit in layout.fits:
+        filters = inputs = None
+        if fit.ranks_filters:
+            filters = filter_order(fit.kernel, fit.pixels)[ranks(fit.given[-1], fit.filters)]
+        if fit.ranks_inputs:
+            # Kernels of one pixel rank their inputs over all filters, whichever are kept.
+            count = fit.filters if fit.ranks_filters and fit.pixels > 1 else None
+            order = input_order(fit.kernel, fit.pixels, count, fit.measures_kept_alone)
+            inputs = _columns(order, ranks(fit.given[-2], fit.inputs))
+            if isinstance(inputs, np.ndarray) and fit.given[-2] <= 1 << 16:
+                inputs = inputs.astype(np.uint16)  # more of it stays in a CPU's cache
+        all_filters.append(filters)
+        all_inputs.append(inputs)
+    return all_filters, all_inputs
+
+
+def _places(started: Started) -> tuple[list[Any], list[Any]]:
+    """Of each fit the filter's number that comes to each place, and the orders of input places.
+
+    Numbers are `[O']`, -1 for none. Orders are by variance, `[I', O']` or `[I', 1]`; None where the
+    places are not chosen by it.
+    """
+    layout, measured = started.layout, started.measured
+    moments, variances = iter(measured.own_moments), iter(measured.own_variances)
+    draws = [_on_host(draw) for draw in started.draws]
+    drawn_at = iter(places(layout.draws))
+    choice: Any = {"remove": layout.settings.remove, "shuffle": layout.settings.shuffle}
+    all_columns, input_orders = [], []
+    for fit in layout.fits:
+        order = input_order = drawn = None
+        if fit.ranks_places:
+            own = _on_host(next(moments))
+            order = argsort(kernels.filter_variance(own, fit.shape, fit.pixels))[:, None]
+        if fit.filter_draw is not None:
+            place = next(drawn_at)
+            drawn = draws[place.array][:, place.column, None]
+        if fit.ranks_input_places:
+            input_order = argsort(_columns(in_memory(next(variances)), None)).T
+        columns = numbers_of_places(order, drawn, fit.filters, (fit.shape[-1], 1), **choice)
+        all_columns.append(columns[:, 0])
+        input_orders.append(input_order)
+    return all_columns, input_orders
+
+
+def _filters_of_places(kept: Any, columns: Any) -> Any:
+    """Where the filter of each place stands in the source. `[O']`, 0 for none."""
+    xp: Any = jnp if isinstance(kept, Array) or isinstance(columns, Array) else np
+    columns = xp.maximum(columns, 0)
+    return columns if kept is None else xp.asarray(kept)[columns]
+
+
+def _concatenated(arrays: Sequence[Any]) -> Any:
+    """In one array: each that is given to a program takes its time."""
+    xp: Any = jnp if any(isinstance(array, Array) for array in arrays) else np
+    return xp.concatenate(arrays)
 
 
 def _columns(matrix: Any, numbers: Any) -> Any:
@@ -234,80 +242,18 @@ def _columns_by_numpy(matrix: Any, numbers: Any) -> Any:
 _columns_by_xla = jax.jit(_columns_by_numpy)  # what is not compiled would be so step by step
 
 
+def _variances_of(kernel: Any, filters: Any, pixels: int) -> Any:
+    """The variances of the inputs of these filters. `[*s, I, O] -> [F, I]`."""
+    if isinstance(kernel, np.ndarray):
+        return kernels.input_variance(kernel[..., filters], pixels).T
+    return _variances_by_xla(kernel, filters, pixels)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _variances_by_xla(kernel: Array, filters: Array, pixels: int) -> Array:
+    return jnp.asarray(kernels.input_variance(kernel[..., filters], pixels)).T
+
+
 def _on_host(array: Any) -> Any:
     """As NumPy's, unless it is traced."""
-    return array if array is None or isinstance(array, Tracer) else np.asarray(array)
-
-
-def _columns_of_source(filters: Any, columns: Any) -> Any:
-    """Where the filter of each place stands in the source. `[O']`, 0 for none."""
-    xp: Any = jnp if isinstance(filters, Array) or isinstance(columns, Array) else np
-    columns = xp.maximum(columns, 0)
-    return columns if filters is None else xp.asarray(filters)[columns]
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _resized(source: Array, spatial: tuple[int, ...], pool: str, dtype: jnp.dtype) -> Array:
-    return kernels.pool_spatial(source.astype(dtype), spatial, pool=pool)
-
-
-_filter_moments = jax.jit(kernels.filter_moments)
-_input_variance = jax.jit(kernels.input_variance, static_argnums=1)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _numbers(
-    order: Array,
-    drawn: Array | None,
-    size: int,
-    shape: tuple[int, int],
-    remove: str,
-    shuffle: bool,
-) -> Array:
-    return jnp.asarray(numbers_of_places(order, drawn, size, shape, remove=remove, shuffle=shuffle))
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _kept_inputs(kept: Array, numbers: Array, columns: Array, places: _Places) -> Array:
-    """The input of each place, above all numbers where none is given. `[I', O']`."""
-    inputs, given = _inputs(kept, numbers, columns, places)
-    return inputs if given is None else jnp.where(given, inputs, np.uint32(NONE))
-
-
-def _inputs(
-    kept: Array | None, numbers: Array, columns: Array, places: _Places
-) -> tuple[Array, Array | None]:
-    """The input of each place, and whether one is given: if None, to all."""
-    numbers = numbers[: places.shape[0], : places.shape[1]].astype(jnp.uint32)
-    given = places.given(numbers, columns)
-    if given is not None:
-        numbers = jnp.where(given, numbers, np.uint32(0))
-    if kept is not None and kept.shape[1] > 1:
-        column = jnp.maximum(columns, 0).astype(jnp.uint32)[None]
-        numbers = kept.at[numbers, column].get(mode="promise_in_bounds").astype(jnp.uint32)
-    elif kept is not None:
-        numbers = kept.at[numbers, 0].get(mode="promise_in_bounds").astype(jnp.uint32)
-    return numbers, given
-
-
-@functools.partial(jax.jit, static_argnums=(7, 8))
-def _gather(
-    key: Array | None,
-    kernel: Array,
-    target: Array,
-    kept: Array | None,
-    numbers: Array,
-    columns: Array,
-    filters: Array,
-    places: _Places,
-    fan_out: int | None,
-) -> Array:
-    """Fills the places that are given an input and, with their column, a filter."""
-    inputs, given = _inputs(kept, numbers, columns, places)
-    inputs = jnp.broadcast_to(inputs, target.shape[-2:])
-    fitted = kernels.gather_channels(kernel, inputs, filters.astype(jnp.uint32)[None])
-    if fitted.shape != target.shape:
-        fitted = kernels.pad_spatial(key, fitted, target.shape[:-2], fan_out)
-    if given is not None:
-        fitted = jnp.where(given, fitted, target.astype(fitted.dtype))
-    return fitted.astype(target.dtype)
+    return array if isinstance(array, Tracer) else np.asarray(array)

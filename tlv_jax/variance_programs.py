@@ -1,0 +1,189 @@
+"""The programs of the variance rule: what is large, for many kernels at once, on the device."""
+
+import functools
+import operator
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tlv_jax import kernels
+from tlv_jax.layer_keys import typed_key
+from tlv_jax.permutations import places
+from tlv_jax.selection import numbers_of_places, placed
+from tlv_jax.types import Array
+from tlv_jax.variance_layout import Fit, Layout
+
+__all__ = ["Channels", "Measured", "filled", "looked_up", "measure"]
+
+
+class Measured(NamedTuple):
+    """What is found out of sources and targets.
+
+    Attributes:
+      kernels: the sources as they are fitted, `[*s, I, O]`.
+      moments: of their filters, `[2, O]`, see `kernels.filter_moments`.
+      variances: of their inputs, `[I, O]` or `[I, 1]`, see `kernels.input_variance`.
+      own_moments: of the targets' filters.
+      own_variances: of their inputs.
+    """
+
+    kernels: list[Array]
+    moments: list[Array]
+    variances: list[Array]
+    own_moments: list[Array]
+    own_variances: list[Array]
+
+
+class Channels(NamedTuple):
+    """Which channels come to which places.
+
+    Attributes:
+      kept: of each fit the inputs of the kept filters, `[K, F]`, or the same for all, `[K, 1]`;
+        None if any may be.
+      orders: of each fit the order of the target's inputs by variance, `[I', O']` or `[I', 1]`;
+        None where their places are not chosen by it.
+      columns: the number of the filter that comes to each place, -1 for none, of all targets one
+        after another.
+      filters: where these filters stand in the source, 0 for none, likewise.
+      draws: permutations of inputs.
+    """
+
+    kept: list[Array | None]
+    orders: list[Array | None]
+    columns: Array
+    filters: Array
+    draws: list[Array]
+
+
+def measure(layout: Layout, sources: Sequence[Array], targets: Sequence[Array]) -> Measured:
+    """Starts to measure; a source that is fitted as it is stays where it is."""
+    resized, *measures = _measures(layout, sources, targets)
+    others = iter(resized)
+    fitted = [sources[k.source] if k.as_is else next(others) for k in layout.kernels]
+    return Measured(fitted, *measures)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measures(
+    layout: Layout, sources: Sequence[Array], targets: Sequence[Array]
+) -> tuple[list[Any], ...]:
+    """As `Measured`, but of the kernels only those that are not sources themselves."""
+    fitted = [
+        sources[kernel.source]
+        if kernel.as_is
+        else kernels.pool_spatial(
+            sources[kernel.source].astype(kernel.dtype), kernel.size, pool=layout.settings.pool
+        )
+        for kernel in layout.kernels
+    ]
+    pixels = [fit.pixels for fit in layout.fits]
+    return (
+        [array for array, kernel in zip(fitted, layout.kernels, strict=True) if not kernel.as_is],
+        [kernels.filter_moments(fitted[number]) for number in layout.moments],
+        [kernels.input_variance(fitted[number], count) for number, count in layout.variances],
+        [kernels.filter_moments(targets[number]) for number in layout.own_moments],
+        [
+            kernels.input_variance(targets[number], pixels[number])
+            for number in layout.own_variances
+        ],
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def looked_up(layout: Layout, channels: Channels) -> list[Array | None]:
+    """The input of each place, `[I', O']`, of kernels for which it is looked up only once.
+
+    A program by itself: as a part of `filled` it would be done for each pixel.
+    """
+    return [
+        _inputs(numbers, given, kept, columns) if fit.looks_up_once else None
+        for fit, numbers, given, kept, columns, _ in _by_fit(layout, channels)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def filled(
+    layout: Layout,
+    key_type: Hashable,
+    words: Array | None,
+    sources: Sequence[Array],
+    targets: Sequence[Array],
+    channels: Channels,
+    known_inputs: Sequence[Array | None],
+) -> list[Array]:
+    """Fills the places that are given an input and, with their column, a filter.
+
+    Args:
+      layout: of all kernels.
+      key_type: implementation of the keys.
+      words: of the keys, `[L, W]`; None where nothing but permutations is drawn.
+      sources: the layout's kernels.
+      targets: one for each fit.
+      channels: of all kernels.
+      known_inputs: from `looked_up`.
+    """
+    fitted = []
+    for number, row in enumerate(_by_fit(layout, channels)):
+        fit, numbers, given, kept, columns, filters = row
+        inputs = known_inputs[number]
+        if inputs is None:
+            inputs = _inputs(numbers, given, kept, columns)
+        kernel, target = sources[fit.kernel], targets[number]
+        kernel = kernels.gather_channels(kernel, inputs, filters.astype(jnp.uint32)[None])
+        if kernel.shape != fit.shape:
+            key, fan_out = None, None
+            if layout.settings.pad == "init":
+                assert words is not None
+                key, fan_out = typed_key(words[number], key_type), fit.given[-1] * fit.pixels
+            kernel = kernels.pad_spatial(key, kernel, fit.shape[:-2], fan_out)
+        if given is not None:
+            kernel = jnp.where(given, kernel, target.astype(kernel.dtype))
+        fitted.append(kernel.astype(target.dtype))
+    return fitted
+
+
+def _by_fit(
+    layout: Layout, channels: Channels
+) -> Iterator[tuple[Fit, Array, Array | None, Array | None, Array, Array]]:
+    """Each fit, its numbers `[I', O']`, which are given, and its own of the channels."""
+    settings = layout.settings
+    choice: Any = {"remove": settings.remove, "shuffle": settings.shuffle}
+    drawn_at = iter(places(layout.input_draws))
+    start = 0
+    for fit, kept, order in zip(layout.fits, channels.kept, channels.orders, strict=True):
+        inputs, outputs = fit.shape[-2:]
+        shape = inputs, outputs
+        columns, filters = (
+            numbers[start : start + outputs] for numbers in (channels.columns, channels.filters)
+        )
+        start += outputs
+        numbers: Any = None
+        if fit.input_draw is not None:
+            place = next(drawn_at)
+            numbers = channels.draws[place.array][:, place.column : place.column + outputs]
+        if order is not None:
+            numbers = numbers_of_places(order, numbers, fit.inputs, shape, **choice)
+        elif numbers is None:
+            numbers = lax.broadcasted_iota(jnp.uint32, shape, 0)
+        numbers = numbers[:inputs].astype(jnp.uint32)
+        conditions = []
+        if fit.inputs < inputs:
+            conditions.append(numbers < np.uint32(placed(fit.inputs, settings.remove)))
+        if fit.filters < outputs:
+            conditions.append(jnp.broadcast_to(columns >= 0, shape))
+        given = functools.reduce(operator.and_, conditions) if conditions else None
+        yield fit, numbers, given, kept, columns, filters
+
+
+def _inputs(numbers: Array, given: Array | None, kept: Array | None, columns: Array) -> Array:
+    """The input of the source that comes to each place. `[I', O']`, 0 where none does."""
+    if given is not None:
+        numbers = jnp.where(given, numbers, np.uint32(0))
+    if kept is None:
+        return numbers
+    column = jnp.maximum(columns, 0).astype(jnp.uint32)[None] if kept.shape[1] > 1 else 0
+    return kept.at[numbers, column].get(mode="promise_in_bounds").astype(jnp.uint32)
