@@ -239,6 +239,17 @@ def test_sources_that_are_not_finite_are_refused(key, bad):
         tlv_jax.transfer(source, trees.target_tree(), key=key)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_sources_of_a_drawn_head_are_refused_too(key, bad):
+    source, target = trees.source_tree(), trees.target_tree()
+    plan = tlv_jax.plan_transfer(source, target, head="statistics")
+    source["fc"]["kernel"][3, 4] = bad
+    with pytest.raises(tlv_jax.NonFiniteSourceError, match="'fc/kernel' has 1 values"):
+        tlv_jax.apply_transfer(plan, key, source, target)
+    source["fc"]["kernel"][3, 4] = 1e30  # finite, though its square is not
+    tlv_jax.apply_transfer(plan, key, source, target)
+
+
 def test_the_check_can_be_waived_and_ignores_what_the_plan_does_not_read(key):
     source, target = trees.source_tree(), trees.target_tree()
     source["bn1"]["scale"][0] = np.nan

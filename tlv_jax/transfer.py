@@ -195,6 +195,12 @@ def _fit_in_batches(
             kernel = _rescaled(kernel, stored_kernel(pair.source, source), plan.rescale)
         store_kernel(pair.target, kernel, fitted)
     fitted |= _fit_rest(plan, key_type, keys, source, target)
+    if check_finite and plan.drawn:
+        # Drawn from the mean of these: it is not finite if one of them is not. Dense layers may be
+        # most of a source, and to read them once more takes as long as all else.
+        weight = plan.drawn[0].weight
+        pooled = (layer.weight for layer in plan.drawn_from if not layer.index)
+        finite = dict.fromkeys(pooled, finite_sums({weight: fitted[weight]})[weight]) | finite
     check(source)
     refuse_unless_finite(source, finite)
     return fitted
