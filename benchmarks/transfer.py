@@ -10,7 +10,8 @@ the target takes.
 
 Times are taken in processes whose C library keeps the memory that is freed, where it is glibc: else
 the pages that the system clears for one call and not for the next decide what a copy costs, and
-either side may be several times slower than the other for that alone. Memory is measured without.
+either side may be several times slower than the other for that alone. Memory is measured in one
+that gives back at once what is freed: else its peak depends on what earlier calls left behind.
 
 The settings are `default`; `variance` and `clip`, which carry the convs as TLVFC matches them;
 `tlvfc`, which also draws the head from the statistics of the source's dense layers; and `dpiat`.
@@ -62,6 +63,7 @@ KEEP_FREED = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 30),
 }
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_ARENA_MAX": "1"}
 
 
 def main() -> None:
@@ -86,17 +88,17 @@ def main() -> None:
     for pair in PAIRS:
         for name in SETTINGS:
             row = in_a_process("--times", *pair, name, environment=KEEP_FREED)
-            row |= in_a_process("--memory", *pair, name)
+            row |= in_a_process("--memory", *pair, name, environment=GIVE_BACK)
             cells = [f"{row[key]:.3f}" for key in ("plan", "first", "steady", "copy")]
             cells += [f"{row['steady'] / row['copy']:.1f}", f"{row['memory']:.2f}"]
             cells.append(f"{row['eager']:.3g}" if row["eager"] else "")
             print(f"| {' to '.join(pair)} | {name} | {' | '.join(cells)} |", flush=True)
 
 
-def in_a_process(*arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, float]:
+def in_a_process(*arguments: str, environment: Mapping[str, str]) -> dict[str, float]:
     """What `main` prints in a process of its own that is asked for a part of a row."""
     command = [sys.executable, "-m", "benchmarks.transfer", *sys.argv[1:], *arguments]
-    variables = os.environ | (environment or {})
+    variables = os.environ | environment
     run = subprocess.run(command, capture_output=True, text=True, env=variables)
     if run.returncode:
         raise SystemExit(run.stderr)

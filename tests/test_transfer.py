@@ -18,7 +18,7 @@ from flax.core import FrozenDict, freeze
 from jax.sharding import NamedSharding, PartitionSpec
 
 import tlv_jax
-from tlv_jax import rules
+from tlv_jax import fitting, rules, variance_layout
 
 # The trees here are tiny and unlike.
 pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
@@ -229,6 +229,19 @@ def test_scanned_blocks_are_transferred_step_by_step(key):
     new = tlv_jax.apply_transfer(plan, key, source, target)
     expected = np.stack([source[f"conv{i}"]["kernel"] for i in range(3)])
     np.testing.assert_array_equal(new["blocks"], expected)
+
+
+def test_how_kernels_are_divided_makes_no_difference(key, monkeypatch):
+    source, target = trees.source_tree(), trees.target_tree()
+    plan = tlv_jax.plan_transfer(source, target, **tlv_jax.presets.tlvfc())
+    expected = tlv_jax.apply_transfer(plan, key, source, target)
+    for batches, places in ((1, 1), (1, 20), (100, 1)):
+        monkeypatch.setattr(fitting, "BATCHES", batches)
+        monkeypatch.setattr(variance_layout, "PLACES", places)
+        variance_layout.lay_out.cache_clear()
+        new = tlv_jax.apply_transfer(plan, key, source, target)
+        chex.assert_trees_all_equal(new, expected)
+    variance_layout.lay_out.cache_clear()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

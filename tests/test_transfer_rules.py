@@ -136,6 +136,14 @@ def test_the_shuffle_only_moves_channels(key):
         assert every_slice(fitted[..., o, None]) in filters
 
 
+def test_more_inputs_than_16_bits_can_count(key):
+    source = np.zeros((1, 1, 70_000, 2), np.float32)
+    source[0, 0, -3:, 0] = 1, 2, 3
+    target = np.zeros((1, 1, 3, 2), np.float32)
+    fitted = rules.variance(key, source, target, keep="max", shuffle=False)
+    np.testing.assert_array_equal(fitted, source[:, :, -3:])
+
+
 def test_padding_by_init_is_drawn_at_the_scale_of_he(key):
     source = np.zeros((1, 1, 30, 40), np.float32)
     fitted = np.array(fit(key, source, np.ones((5, 5, 30, 40)), pad="init", shuffle=False))
@@ -153,11 +161,23 @@ def test_variance_ranks_before_it_rounds(key):
     np.testing.assert_array_equal(precise, source[:, :, :1])
 
 
-@pytest.mark.parametrize("transform", [jax.jit, lambda function: function], ids=["jit", "eager"])
-def test_variance_is_the_same_under_jit(key, transform):
-    source, target = normal(0, (3, 3, 6, 4)), normal(1, (5, 5, 4, 6))
-    fitted = transform(rules.variance)(key, source, target)
-    np.testing.assert_array_equal(fitted, fit(key, source, target))
+@pytest.mark.parametrize("keep", ["interleaved", "random"])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ((3, 3, 6, 4), (5, 5, 4, 6)),
+        ((3, 3, 4, 6), (3, 3, 6, 4)),
+        ((5, 5, 9, 8), (3, 3, 4, 5)),
+        ((1, 1, 9, 8), (3, 3, 4, 5)),
+        ((1, 1, 9, 8), (1, 1, 12, 5)),
+        ((7, 6), (5, 9)),
+    ],
+    ids=str,
+)
+def test_variance_is_the_same_under_jit(key, source, target, keep):
+    source, target = normal(0, source), normal(1, target)
+    fitted = rules.variance(key, source, target, keep=keep)
+    np.testing.assert_array_equal(fitted, fit(key, source, target, keep=keep))
 
 
 @pytest.mark.parametrize("remove", ["random", "max"])

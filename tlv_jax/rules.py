@@ -250,9 +250,9 @@ def fit_batches(rule: Rule, key_type: Hashable, batches: Iterable[Batch]) -> Ite
     started = None
     for batch in batches:
         following = start(settings, key_type, *batch)
-        fitted = [] if started is None else finish(started)
+        if started is not None:
+            yield from finish(started)
         started = following
-        yield from fitted
     if started is not None:
         yield from finish(started)
 

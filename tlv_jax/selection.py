@@ -103,15 +103,21 @@ def in_memory(array: Array | np.ndarray) -> Array | np.ndarray:
 
 
 def _argsort_by_numpy(values: np.ndarray) -> np.ndarray:
-    values = values + np.float32(0)  # -0.0 is equal to 0.0, and must be in its bits
-    ordered = values.view(np.int32)
-    if not (values >= 0).all():
-        values[np.isnan(values)] = np.nan
-        ordered = np.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
-    packed = ordered.astype(np.int64) << 32
+    packed = _ordered_bits(values).astype(np.int64)
+    packed <<= 32
     packed |= np.arange(values.shape[-1])
     packed.sort(axis=-1)
     return packed.astype(np.int32)  # of each integer the lower half, its position
+
+
+def _ordered_bits(values: np.ndarray) -> np.ndarray:
+    """Integers in the order of the floats."""
+    values = values + np.float32(0)  # -0.0 is equal to 0.0, and must be in its bits
+    bits = values.view(np.int32)
+    if (values >= 0).all():
+        return bits
+    values[np.isnan(values)] = np.nan
+    return np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 @jax.jit

@@ -1,8 +1,9 @@
 """What the variance rule does with kernels of given shapes and dtypes, without any array."""
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from tlv_jax.errors import check_option
 from tlv_jax.permutations import Draw
 from tlv_jax.selection import SELECTIONS, drawn_size
 
-__all__ = ["Fit", "Kernel", "Layout", "Settings", "Spec", "lay_out"]
+__all__ = ["Fit", "Kernel", "Layout", "Part", "Settings", "Spec", "lay_out"]
 
 PADS = ("zero", "init")
 POOLS = ("avg", "max")
+PLACES = 1 << 18  # of inputs: to a part that has as many, no target is added
 
 T = TypeVar("T")
 
@@ -95,30 +97,47 @@ class Fit(NamedTuple):
         return self.ranks_inputs and self.pixels > 1 and math.prod(self.given[:-2]) > 1
 
 
+class Part(NamedTuple):
+    """Targets that are filled together.
+
+    Attributes:
+      start: the number of the first.
+      fits: one for each.
+      draws: the permutations of inputs that they need.
+    """
+
+    start: int
+    fits: tuple[Fit, ...]
+    draws: tuple[Draw, ...]
+
+
 class Layout(NamedTuple):
-    """Kernels that are fitted together.
+    """Kernels that are measured together.
 
     Attributes:
       settings: of the rule.
       kernels: the sources as they are fitted, each once.
-      fits: one for each target.
+      parts: all targets, in their order.
       moments: numbers of the kernels whose filters are measured.
       variances: of those whose inputs are, and among how many pixels.
       own_moments: numbers of the targets whose filters are measured.
       own_variances: of those whose inputs are.
       draws: the permutations of filters that are needed.
-      input_draws: likewise of inputs.
     """
 
     settings: Settings
     kernels: tuple[Kernel, ...]
-    fits: tuple[Fit, ...]
+    parts: tuple[Part, ...]
     moments: tuple[int, ...]
     variances: tuple[tuple[int, int], ...]
     own_moments: tuple[int, ...]
     own_variances: tuple[int, ...]
     draws: tuple[Draw, ...]
-    input_draws: tuple[Draw, ...]
+
+    @property
+    def fits(self) -> Iterator[Fit]:
+        """One for each target."""
+        return itertools.chain.from_iterable(part.fits for part in self.parts)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -154,13 +173,12 @@ def lay_out(
     return Layout(
         settings,
         tuple(kernels),
-        tuple(fits),
+        tuple(_parts(fits)),
         _distinct(fit.kernel for fit in fits if fit.ranks_filters),
         _distinct((fit.kernel, fit.pixels) for fit in measured),
         tuple(number for number, fit in enumerate(fits) if fit.ranks_places),
         tuple(number for number, fit in enumerate(fits) if fit.ranks_input_places),
         tuple(fit.filter_draw for fit in fits if fit.filter_draw is not None),
-        tuple(fit.input_draw for fit in fits if fit.input_draw is not None),
     )
 
 
@@ -196,6 +214,19 @@ def _fit(
         None if drawn is None else Draw(number, drawn, 1, salt=2),
         None if drawn_inputs is None else Draw(number, drawn_inputs, outputs, salt=1),
     )
+
+
+def _parts(fits: Sequence[Fit]) -> Iterator[Part]:
+    bounds, places = [0], 0
+    for number, fit in enumerate(fits):
+        if places >= PLACES:
+            bounds.append(number)
+            places = 0
+        places += math.prod(fit.shape[-2:])
+    for start, stop in itertools.pairwise([*bounds, len(fits)]):
+        part = tuple(fits[start:stop])
+        draws = tuple(fit.input_draw for fit in part if fit.input_draw is not None)
+        yield Part(start, part, draws)
 
 
 def _distinct(numbers: Iterable[T]) -> tuple[T, ...]:

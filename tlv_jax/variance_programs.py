@@ -39,7 +39,7 @@ class Measured(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """Which channels come to which places.
+    """Which channels come to which places of the targets of one part.
 
     Attributes:
       kept: of each fit the inputs of the kept filters, `[K, F]`, or the same for all, `[K, 1]`;
@@ -52,8 +52,8 @@ class Channels(NamedTuple):
       draws: permutations of inputs.
     """
 
-    kept: list[Array | None]
-    orders: list[Array | None]
+    kept: tuple[Array | None, ...]
+    orders: tuple[Array | None, ...]
     columns: Array
     filters: Array
     draws: list[Array]
@@ -93,21 +93,22 @@ def _measures(
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def looked_up(layout: Layout, channels: Channels) -> list[Array | None]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def looked_up(layout: Layout, part_number: int, channels: Channels) -> list[Array | None]:
     """The input of each place, `[I', O']`, of kernels for which it is looked up only once.
 
     A program by itself: as a part of `filled` it would be done for each pixel.
     """
     return [
         _inputs(numbers, given, kept, columns) if fit.looks_up_once else None
-        for fit, numbers, given, kept, columns, _ in _by_fit(layout, channels)
+        for fit, numbers, given, kept, columns, _ in _by_fit(layout, part_number, channels)
     ]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def filled(
     layout: Layout,
+    part_number: int,
     key_type: Hashable,
     words: Array | None,
     sources: Sequence[Array],
@@ -119,15 +120,16 @@ def filled(
 
     Args:
       layout: of all kernels.
+      part_number: of the part that is filled.
       key_type: implementation of the keys.
-      words: of the keys, `[L, W]`; None where nothing but permutations is drawn.
+      words: of the part's keys, `[L, W]`; None where nothing but permutations is drawn.
       sources: the layout's kernels.
-      targets: one for each fit.
-      channels: of all kernels.
+      targets: of the part.
+      channels: likewise.
       known_inputs: from `looked_up`.
     """
     fitted = []
-    for number, row in enumerate(_by_fit(layout, channels)):
+    for number, row in enumerate(_by_fit(layout, part_number, channels)):
         fit, numbers, given, kept, columns, filters = row
         inputs = known_inputs[number]
         if inputs is None:
@@ -147,14 +149,14 @@ def filled(
 
 
 def _by_fit(
-    layout: Layout, channels: Channels
+    layout: Layout, part_number: int, channels: Channels
 ) -> Iterator[tuple[Fit, Array, Array | None, Array | None, Array, Array]]:
     """Each fit, its numbers `[I', O']`, which are given, and its own of the channels."""
-    settings = layout.settings
+    part, settings = layout.parts[part_number], layout.settings
     choice: Any = {"remove": settings.remove, "shuffle": settings.shuffle}
-    drawn_at = iter(places(layout.input_draws))
+    drawn_at = iter(places(part.draws))
     start = 0
-    for fit, kept, order in zip(layout.fits, channels.kept, channels.orders, strict=True):
+    for fit, kept, order in zip(part.fits, channels.kept, channels.orders, strict=True):
         inputs, outputs = fit.shape[-2:]
         shape = inputs, outputs
         columns, filters = (

@@ -6,7 +6,8 @@ CPU, and to start a program costs more than some hundred numbers take.
 """
 
 import functools
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +79,7 @@ def variance(
     settings = Settings(keep, remove, pad, pool, shuffle)
     words, key_type = key_words(key)
     started = start(settings, key_type, words[None], [source], (0,), [target])
-    return finish(started)[0]
+    return next(finish(started))
 
 
 class Started(NamedTuple):
@@ -122,31 +123,36 @@ def start(
     return Started(layout, key_type, words, targets, measured, draws)
 
 
-def finish(started: Started) -> list[Array]:
-    """Waits for what was started, and returns the fitted kernels, one for each target."""
+def finish(started: Started) -> Iterator[Array]:
+    """Waits for what was started, and yields the fitted kernels, one for each target."""
     layout, words = started.layout, started.words
-    # Drawn on the device while channels are ordered here.
-    draws = permutations(words, layout.input_draws)
-    filters, inputs = _kept_channels(layout, started.measured)
-    columns, orders = _places(started)
-    filters = _concatenated(list(map(_filters_of_places, filters, columns)))
-    channels = Channels(inputs, orders, _concatenated(columns), filters, draws)
-    known: list[Array | None] = [None] * len(layout.fits)
-    if any(fit.looks_up_once for fit in layout.fits):
-        known = looked_up(layout, channels)
-    return filled(
-        layout,
-        started.key_type,
-        words if layout.settings.pad == "init" else None,
-        started.measured.kernels,
-        started.targets,
-        channels,
-        known,
-    )
+    ordered = zip(_kept_channels(layout, started.measured), _places(started), strict=True)
+    for number, part in enumerate(layout.parts):
+        # Drawn on the device while channels are ordered here.
+        draws = permutations(words, part.draws)
+        stop = part.start + len(part.fits)
+        kept, taken = zip(*itertools.islice(ordered, len(part.fits)), strict=True)
+        filters, inputs = zip(*kept, strict=True)
+        columns, orders = zip(*taken, strict=True)
+        filters = _concatenated(list(map(_filters_of_places, filters, columns)))
+        channels = Channels(inputs, orders, _concatenated(columns), filters, draws)
+        known: list[Array | None] = [None] * len(part.fits)
+        if any(fit.looks_up_once for fit in part.fits):
+            known = looked_up(layout, number, channels)
+        yield from filled(
+            layout,
+            number,
+            started.key_type,
+            words[part.start : stop] if layout.settings.pad == "init" else None,
+            started.measured.kernels,
+            started.targets[part.start : stop],
+            channels,
+            known,
+        )
 
 
-def _kept_channels(layout: Layout, measured: Measured) -> tuple[list[Any], list[Any]]:
-    """Of each fit the filters that are kept, and of each the inputs of these filters.
+def _kept_channels(layout: Layout, measured: Measured) -> Iterator[tuple[Any, Any]]:
+    """Of each fit the filters that are kept, and the inputs of these filters.
 
     Filters are `[F]`, in the order of their ranks, and None if any may be kept. Inputs are
     `[K, F]`, or the same for all, `[K, 1]`, and None likewise.
@@ -170,7 +176,6 @@ def _kept_channels(layout: Layout, measured: Measured) -> tuple[list[Any], list[
             return argsort(_variances_of(in_memory(array), filters, pixels))
         return argsort(_columns(in_memory(variances[kernel, pixels]), filters))
 
-    all_filters, all_inputs = [], []
     for fit in layout.fits:
         filters = inputs = None
         if fit.ranks_filters:
@@ -182,13 +187,11 @@ def _kept_channels(layout: Layout, measured: Measured) -> tuple[list[Any], list[
             inputs = _columns(order, ranks(fit.given[-2], fit.inputs))
             if isinstance(inputs, np.ndarray) and fit.given[-2] <= 1 << 16:
                 inputs = inputs.astype(np.uint16)  # more of it stays in a CPU's cache
-        all_filters.append(filters)
-        all_inputs.append(inputs)
-    return all_filters, all_inputs
+        yield filters, inputs
 
 
-def _places(started: Started) -> tuple[list[Any], list[Any]]:
-    """Of each fit the filter's number that comes to each place, and the orders of input places.
+def _places(started: Started) -> Iterator[tuple[Any, Any]]:
+    """Of each fit the filter's number that comes to each place, and the order of input places.
 
     Numbers are `[O']`, -1 for none. Orders are by variance, `[I', O']` or `[I', 1]`; None where the
     places are not chosen by it.
@@ -198,7 +201,6 @@ def _places(started: Started) -> tuple[list[Any], list[Any]]:
     draws = [_on_host(draw) for draw in started.draws]
     drawn_at = iter(places(layout.draws))
     choice: Any = {"remove": layout.settings.remove, "shuffle": layout.settings.shuffle}
-    all_columns, input_orders = [], []
     for fit in layout.fits:
         order = input_order = drawn = None
         if fit.ranks_places:
@@ -210,9 +212,7 @@ def _places(started: Started) -> tuple[list[Any], list[Any]]:
         if fit.ranks_input_places:
             input_order = argsort(_columns(in_memory(next(variances)), None)).T
         columns = numbers_of_places(order, drawn, fit.filters, (fit.shape[-1], 1), **choice)
-        all_columns.append(columns[:, 0])
-        input_orders.append(input_order)
-    return all_columns, input_orders
+        yield columns[:, 0], input_order
 
 
 def _filters_of_places(kept: Any, columns: Any) -> Any:
