@@ -161,19 +161,23 @@ def test_variance_ranks_before_it_rounds(key):
     np.testing.assert_array_equal(precise, source[:, :, :1])
 
 
+# Larger and smaller in either channel, and in space, alone and together.
+SHAPES = [
+    ((3, 3, 6, 4), (5, 5, 4, 6)),
+    ((3, 3, 4, 6), (3, 3, 6, 4)),
+    ((3, 3, 9, 8), (3, 3, 4, 5)),
+    ((3, 3, 9, 4), (3, 3, 12, 5)),
+    ((5, 5, 9, 8), (3, 3, 4, 5)),
+    ((5, 5, 9, 8), (3, 3, 4, 12)),
+    ((1, 1, 9, 8), (3, 3, 4, 5)),
+    ((1, 1, 9, 8), (1, 1, 4, 12)),
+    ((1, 1, 9, 8), (1, 1, 12, 5)),
+    ((7, 6), (5, 9)),
+]
+
+
 @pytest.mark.parametrize("keep", ["interleaved", "random"])
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        ((3, 3, 6, 4), (5, 5, 4, 6)),
-        ((3, 3, 4, 6), (3, 3, 6, 4)),
-        ((5, 5, 9, 8), (3, 3, 4, 5)),
-        ((1, 1, 9, 8), (3, 3, 4, 5)),
-        ((1, 1, 9, 8), (1, 1, 12, 5)),
-        ((7, 6), (5, 9)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("source", "target"), SHAPES, ids=str)
 def test_variance_is_the_same_under_jit(key, source, target, keep):
     source, target = normal(0, source), normal(1, target)
     fitted = rules.variance(key, source, target, keep=keep)
@@ -181,17 +185,7 @@ def test_variance_is_the_same_under_jit(key, source, target, keep):
 
 
 @pytest.mark.parametrize("remove", ["random", "max"])
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        ((1, 1, 9, 8), (3, 3, 4, 5)),
-        ((1, 1, 9, 8), (1, 1, 4, 12)),
-        ((3, 3, 9, 8), (3, 3, 4, 5)),
-        ((3, 3, 9, 4), (3, 3, 12, 5)),
-        ((5, 5, 9, 8), (3, 3, 4, 12)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("source", "target"), SHAPES, ids=str)
 def test_what_a_cpu_leaves_to_numpy_is_the_same_on_the_device(
     key, monkeypatch, source, target, remove
 ):

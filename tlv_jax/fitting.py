@@ -28,9 +28,9 @@ from tlv_jax.layer_keys import layer_keys, typed_key
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors
 from tlv_jax.stored import store_kernel, store_vector, stored_kernel, stored_vector
-from tlv_jax.types import Array, LayerPair, Rule
+from tlv_jax.types import Array, Layer, LayerPair, Rule
 
-__all__ = ["Shardings", "fit_in_batches", "fit_in_one_program"]
+__all__ = ["Leaves", "Shardings", "fit_in_batches", "fit_in_one_program"]
 
 Leaves = dict[str, Any]
 Shardings = tuple[tuple[str, jax.sharding.Sharding], ...]
@@ -70,13 +70,14 @@ def fit_in_batches(
             finite.update(finite_sums(unchecked))
 
     def load(pairs: Sequence[LayerPair]) -> rules.Batch:
-        layers = list(dict.fromkeys(pair.source for pair in pairs))
+        layers: dict[Layer, int] = {}
+        served = tuple(layers.setdefault(pair.source, len(layers)) for pair in pairs)
         # Batch by batch, while the host is busy with the last one; answers are awaited at the end.
         check(layer.weight for layer in layers)
         return rules.Batch(
             np.stack([keys[pair.target.path] for pair in pairs]),
             [stored_kernel(layer, source) for layer in layers],
-            tuple(layers.index(pair.source) for pair in pairs),
+            served,
             [stored_kernel(pair.target, target) for pair in pairs],
         )
 

@@ -8,7 +8,7 @@ from jax.core import Tracer
 
 from tlv_jax.errors import PlanMismatchError
 from tlv_jax.finiteness import finite_sums, refuse_unless_finite
-from tlv_jax.fitting import Shardings, fit_in_batches, fit_in_one_program
+from tlv_jax.fitting import Leaves, Shardings, fit_in_batches, fit_in_one_program
 from tlv_jax.paths import array_leaves, is_array
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import plan_transfer
@@ -17,7 +17,6 @@ from tlv_jax.types import Array, PyTree
 
 __all__ = ["apply_transfer", "transfer"]
 
-Leaves = dict[str, Any]
 ALIKE = 0.5  # similarity below which published transfers mostly hurt
 
 
