@@ -51,7 +51,7 @@ def test_each_place_is_given_another_number(key, remove, shuffle, size, places):
         np.testing.assert_array_equal(given[:, 0], np.arange(places))
 
 
-@pytest.mark.parametrize("size", [1, 2, 33, 1024])
+@pytest.mark.parametrize("size", [1, 2, 33, 256, 700, 1024])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.vmap], ids=["plain", "jit", "vmap"])
 def test_the_order_is_the_stable_one(size, wrap):
     values = np.random.default_rng(0).normal(size=(5, size)).astype(np.float32)

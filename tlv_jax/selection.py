@@ -32,6 +32,8 @@ __all__ = [
     "two_tailed_ranks",
 ]
 
+RUN = 256
+
 # JAX moved it out of its experimental part in 0.8.
 if hasattr(jax, "enable_x64"):
     _enable_x64: Any = jax.enable_x64
@@ -103,11 +105,26 @@ def in_memory(array: Array | np.ndarray) -> Array | np.ndarray:
 
 
 def _argsort_by_numpy(values: np.ndarray) -> np.ndarray:
-    packed = _ordered_bits(values).astype(np.int64)
+    packed = _ordered_bits(values).astype(np.int64, order="C")
     packed <<= 32
     packed |= np.arange(values.shape[-1])
-    packed.sort(axis=-1)
+    _sort(packed)
     return packed.astype(np.int32)  # of each integer the lower half, its position
+
+
+def _sort(integers: np.ndarray) -> None:
+    """Sorts the last axis in place.
+
+    NumPy sorts up to `RUN` integers by a network, on some CPUs seven times faster for each than
+    more of them, while its stable sort finds what is sorted piecewise, and only merges.
+    """
+    runs = integers.shape[-1] // RUN
+    if runs and integers.shape[-1] > RUN:
+        integers[..., : runs * RUN].reshape(*integers.shape[:-1], runs, RUN).sort(axis=-1)
+        integers[..., runs * RUN :].sort(axis=-1)
+        integers.sort(axis=-1, kind="stable")
+    else:
+        integers.sort(axis=-1)
 
 
 def _ordered_bits(values: np.ndarray) -> np.ndarray:
