@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import functools
 import os
 import subprocess
@@ -250,6 +251,27 @@ def test_sources_that_are_not_finite_are_refused(key, bad):
     source["conv1"]["kernel"][0, 0, 0, :2] = bad
     with pytest.raises(tlv_jax.NonFiniteSourceError, match="'conv1/kernel' has 2 values"):
         tlv_jax.transfer(source, trees.target_tree(), key=key)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("rule", ["variance", "clip"])
+def test_it_does_not_matter_where_the_value_stands(key, rule, bad):
+    rule = {
+        "variance": functools.partial(tlv_jax.rules.variance, pool="max"),
+        "clip": tlv_jax.rules.clip,
+    }[rule]
+    # Filters are thinned or not, and of kernels that shrink the largest weights count.
+    sizes = {"conv1": (5, 5, 3, 8), "conv2": (3, 3, 8, 6), "conv3": (1, 1, 6, 9)}
+    source = {path: {"kernel": trees.normal(0, *size)} for path, size in sizes.items()}
+    sizes = {"conv1": (3, 3, 3, 6), "conv2": (3, 3, 6, 7), "conv3": (1, 1, 7, 4)}
+    target = {path: {"kernel": trees.normal(1, *size)} for path, size in sizes.items()}
+    plan = tlv_jax.plan_transfer(source, target, rule=rule)
+    for path in sizes:
+        for place in (0, -1):
+            spoilt = copy.deepcopy(source)
+            spoilt[path]["kernel"].flat[place] = bad
+            with pytest.raises(tlv_jax.NonFiniteSourceError, match=f"'{path}/kernel' has 1 values"):
+                tlv_jax.apply_transfer(plan, key, spoilt, target)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,57 +61,56 @@ def fit_in_batches(
         for s in (source, target)
     )
     fitted = dict(target)
-    finite: dict[str, Array] = {}
     key_type, keys = layer_keys(key, _drawing_layers(plan))
 
-    def check(paths: Iterable[str]) -> None:
-        unchecked = {path: source[path] for path in paths if path not in finite}
-        if check_finite and unchecked:
-            finite.update(finite_sums(unchecked))
-
-    def load(pairs: Sequence[LayerPair]) -> rules.Batch:
-        layers: dict[Layer, int] = {}
-        served = tuple(layers.setdefault(pair.source, len(layers)) for pair in pairs)
-        # Batch by batch, while the host is busy with the last one; answers are awaited at the end.
-        check(layer.weight for layer in layers)
+    def load(groups: Sequence[Sequence[LayerPair]]) -> rules.Batch:
+        pairs = list(itertools.chain(*groups))
         return rules.Batch(
             np.stack([keys[pair.target.path] for pair in pairs]),
-            [stored_kernel(layer, source) for layer in layers],
-            served,
+            [stored_kernel(group[0].source, source) for group in groups],
+            tuple(number for number, group in enumerate(groups) for _ in group),
             [stored_kernel(pair.target, target) for pair in pairs],
         )
 
+    checks: list[tuple[list[Layer], Array]] = []  # what is finite; awaited at the end
     batches = _batches(_kernel_pairs(plan))
-    fitting = rules.fit_batches(plan.rule, key_type, map(load, batches))
-    for pair, kernel in zip(itertools.chain(*batches), fitting, strict=True):
-        if plan.rescale != "none":
-            kernel = _rescaled(kernel, stored_kernel(pair.source, source), plan.rescale)
-        store_kernel(pair.target, kernel, fitted)
+    loaded = map(load, batches)
+    fitting = rules.fit_batches(plan.rule, key_type, loaded, check_finite=check_finite)
+    for groups, batch in zip(batches, fitting, strict=True):
+        for pair, kernel in zip(itertools.chain(*groups), batch.kernels, strict=True):
+            if plan.rescale != "none":
+                kernel = _rescaled(kernel, stored_kernel(pair.source, source), plan.rescale)
+            store_kernel(pair.target, kernel, fitted)
+        if batch.finite is not None:
+            checks.append(([group[0].source for group in groups], batch.finite))
     fitted |= _fit_rest(plan, key_type, keys, source, target)
-    if check_finite and plan.drawn:
+    if not check_finite:
+        return fitted
+    if plan.drawn:
         # Drawn from the mean of these: it is not finite if one of them is not. Dense layers may be
         # most of a source, and to read them once more takes as long as all else.
-        weight = plan.drawn[0].weight
-        pooled = (layer.weight for layer in plan.drawn_from if not layer.index)
-        finite = dict.fromkeys(pooled, finite_sums({weight: fitted[weight]})[weight]) | finite
-    check(source)
-    refuse_unless_finite(source, finite)
+        checks.append((list(plan.drawn_from), finite_sums([fitted[plan.drawn[0].weight]])))
+    whole = {layer.weight for layers, _ in checks for layer in layers if not layer.index}
+    if rest := [path for path in source if path not in whole]:
+        refuse_unless_finite(source, rest, finite_sums([source[path] for path in rest]))
+    for layers, finite in checks:
+        refuse_unless_finite(source, [layer.weight for layer in layers], finite)
     return fitted
 
 
-def _batches(pairs: Sequence[LayerPair]) -> list[list[LayerPair]]:
-    """Pairs that are fitted together; all of one source, since it is measured for them."""
+def _batches(pairs: Sequence[LayerPair]) -> list[list[list[LayerPair]]]:
+    """Pairs that are fitted together, in groups of one source, which is measured for them."""
     by_source = defaultdict(list)
     for pair in pairs:
         by_source[pair.source].append(pair)
     limit = sum(math.prod(pair.target.shape) for pair in pairs) / BATCHES
-    batches: list[list[LayerPair]] = []
+    batches: list[list[list[LayerPair]]] = []
     weights = math.inf
     for group in by_source.values():
         if weights >= limit:
             batches.append([])
             weights = 0
-        batches[-1] += group
+        batches[-1].append(group)
         weights += sum(math.prod(pair.target.shape) for pair in group)
     return batches
 

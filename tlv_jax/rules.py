@@ -11,6 +11,7 @@ of that form is a rule; settings are keyword-only and bound with `functools.part
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import numpy as np
 from jax import lax
 
 from tlv_jax.errors import OptionError, check_option
+from tlv_jax.finiteness import finite_sums
 from tlv_jax.layer_keys import typed_key
 from tlv_jax.types import Array, Rule
 from tlv_jax.variance_layout import Settings
@@ -29,6 +31,7 @@ __all__ = [
     "RULES",
     "Batch",
     "BoundRule",
+    "Fitted",
     "bind",
     "call",
     "clip",
@@ -210,6 +213,18 @@ class BoundRule:
         return f"{name}({', '.join(f'{name}={value!r}' for name, value in self.settings)})"
 
 
+class Fitted(NamedTuple):
+    """A batch that was fitted.
+
+    Attributes:
+      kernels: one for each target.
+      finite: whether each source is, as far as a sum can tell, `[S]`; None if that was not asked.
+    """
+
+    kernels: Sequence[Array]
+    finite: Array | None
+
+
 class Batch(NamedTuple):
     """Kernels that are fitted together.
 
@@ -226,7 +241,9 @@ class Batch(NamedTuple):
     targets: Sequence[Array]
 
 
-def fit_batches(rule: Rule, key_type: Hashable, batches: Iterable[Batch]) -> Iterator[Array]:
+def fit_batches(
+    rule: Rule, key_type: Hashable, batches: Iterable[Batch], *, check_finite: bool
+) -> Iterator[Fitted]:
     """Fits many kernels on the device where they are, nothing being traced.
 
     Of `variance` a few programs serve a batch, which is measured while channels of the last one are
@@ -236,25 +253,23 @@ def fit_batches(rule: Rule, key_type: Hashable, batches: Iterable[Batch]) -> Ite
       rule: as a plan has it.
       key_type: the implementation whose keys the rule expects; None for raw words.
       batches: taken one by one, at most one ahead of what is returned.
-
-    Yields:
-      The fitted kernel of each target of each batch.
+      check_finite: find out whether the sources are finite.
     """
     if not (isinstance(rule, BoundRule) and rule.function is variance):
         for words, sources, served, targets in batches:
-            for word, number, target in zip(words, served, targets, strict=True):
-                yield call(rule, key_type, word, sources[number], target)
+            finite = finite_sums(sources) if check_finite else None
+            each = zip(words, served, targets, strict=True)
+            fitted = [call(rule, key_type, word, sources[n], target) for word, n, target in each]
+            yield Fitted(fitted, finite)
         return
     chosen: dict[str, Any] = dict(rule.settings)
     settings = Settings(**chosen)
     started = None
-    for batch in batches:
-        following = start(settings, key_type, *batch)
+    for batch in itertools.chain(batches, [None]):
+        following = batch and start(settings, key_type, *batch, check_finite=check_finite)
         if started is not None:
-            yield from finish(started)
+            yield Fitted(list(finish(started)), started.measured.finite)
         started = following
-    if started is not None:
-        yield from finish(started)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

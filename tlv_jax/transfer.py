@@ -110,9 +110,12 @@ def apply_transfer(
     target = _named(plan.target_leaves, target_leaves, "dst_params")
     arrays = [key, *source.values(), *target.values()]
     if any(isinstance(array, Tracer) or _is_divided(array) for array in arrays):
-        finite = finite_sums(source) if check_finite else {}
+        known = [path for path, leaf in source.items() if not isinstance(leaf, Tracer)]
+        checked = known if check_finite else []
+        finite = finite_sums([source[path] for path in checked]) if checked else None
         fitted = fit_in_one_program(plan, _shardings(target), key, source, target)
-        refuse_unless_finite(source, finite)
+        if finite is not None:
+            refuse_unless_finite(source, checked, finite)
     else:
         fitted = fit_in_batches(plan, key, source, target, check_finite=check_finite)
 

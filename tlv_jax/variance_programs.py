@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from tlv_jax import kernels
+from tlv_jax.finiteness import finite_sum
 from tlv_jax.layer_keys import typed_key
 from tlv_jax.permutations import places
 from tlv_jax.selection import numbers_of_places, placed
@@ -29,6 +30,7 @@ class Measured(NamedTuple):
       variances: of their inputs, `[I, O]` or `[I, 1]`, see `kernels.input_variance`.
       own_moments: of the targets' filters.
       own_variances: of their inputs.
+      finite: whether each source is, as far as a sum can tell, `[S]`; None if that is not asked.
     """
 
     kernels: list[Array]
@@ -36,6 +38,7 @@ class Measured(NamedTuple):
     variances: list[Array]
     own_moments: list[Array]
     own_variances: list[Array]
+    finite: Array | None
 
 
 class Channels(NamedTuple):
@@ -59,18 +62,20 @@ class Channels(NamedTuple):
     draws: list[Array]
 
 
-def measure(layout: Layout, sources: Sequence[Array], targets: Sequence[Array]) -> Measured:
+def measure(
+    layout: Layout, sources: Sequence[Array], targets: Sequence[Array], *, check_finite: bool
+) -> Measured:
     """Starts to measure; a source that is fitted as it is stays where it is."""
-    resized, *measures = _measures(layout, sources, targets)
+    resized, *measures = _measures(layout, check_finite, sources, targets)
     others = iter(resized)
     fitted = [sources[k.source] if k.as_is else next(others) for k in layout.kernels]
     return Measured(fitted, *measures)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _measures(
-    layout: Layout, sources: Sequence[Array], targets: Sequence[Array]
-) -> tuple[list[Any], ...]:
+    layout: Layout, check_finite: bool, sources: Sequence[Array], targets: Sequence[Array]
+) -> tuple[Any, ...]:
     """As `Measured`, but of the kernels only those that are not sources themselves."""
     fitted = [
         sources[kernel.source]
@@ -81,16 +86,28 @@ def _measures(
         for kernel in layout.kernels
     ]
     pixels = [fit.pixels for fit in layout.fits]
+    moments = [kernels.filter_moments(fitted[number]) for number in layout.moments]
     return (
         [array for array, kernel in zip(fitted, layout.kernels, strict=True) if not kernel.as_is],
-        [kernels.filter_moments(fitted[number]) for number in layout.moments],
+        moments,
         [kernels.input_variance(fitted[number], count) for number, count in layout.variances],
         [kernels.filter_moments(targets[number]) for number in layout.own_moments],
         [
             kernels.input_variance(targets[number], pixels[number])
             for number in layout.own_variances
         ],
+        _finite(layout, sources, moments) if check_finite else None,
     )
+
+
+def _finite(layout: Layout, sources: Sequence[Array], moments: Sequence[Array]) -> Array:
+    # A mean is not finite either, and is there already; but a maximum may pass over infinity.
+    means = {
+        layout.kernels[number].source: mean
+        for number, (mean, _) in zip(layout.moments, moments, strict=True)
+        if layout.kernels[number].as_is or layout.settings.pool == "avg"
+    }
+    return jnp.stack([finite_sum(means.get(number, array)) for number, array in enumerate(sources)])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -100,6 +100,8 @@ def start(
     sources: Sequence[Array],
     served: tuple[int, ...],
     targets: Sequence[Array],
+    *,
+    check_finite: bool = False,
 ) -> Started:
     """Starts to fit kernels: what does not wait for anything.
 
@@ -110,6 +112,7 @@ def start(
       sources: each `[*spatial, I, O]`.
       served: the number of the source of each target.
       targets: each `[*spatial', I', O']`.
+      check_finite: find out whether the sources are finite.
 
     Raises:
       OptionError: for a setting that is not known.
@@ -119,7 +122,7 @@ def start(
     )
     layout = lay_out(settings, of_sources, served, of_targets)
     draws = permutations(words, layout.draws)
-    measured = measure(layout, sources, targets)
+    measured = measure(layout, sources, targets, check_finite=check_finite)
     return Started(layout, key_type, words, targets, measured, draws)
 
 
@@ -165,7 +168,7 @@ def _kept_channels(layout: Layout, measured: Measured) -> Iterator[tuple[Any, An
     @functools.cache
     def filter_order(kernel: int, pixels: int) -> Any:
         shape = measured.kernels[kernel].shape
-        return argsort(kernels.filter_variance(_on_host(moments[kernel]), shape, pixels))
+        return _filter_order(moments[kernel], shape, pixels)
 
     @functools.cache
     def input_order(kernel: int, pixels: int, count: int | None, alone: bool) -> Any:
@@ -173,7 +176,7 @@ def _kept_channels(layout: Layout, measured: Measured) -> Iterator[tuple[Any, An
         if count is not None:
             filters = filter_order(kernel, pixels)[ranks(array.shape[-1], count)]
         if alone:
-            return argsort(_variances_of(in_memory(array), filters, pixels))
+            return argsort(_magnitudes(in_memory(array), filters))
         return argsort(_columns(in_memory(variances[kernel, pixels]), filters))
 
     for fit in layout.fits:
@@ -204,8 +207,7 @@ def _places(started: Started) -> Iterator[tuple[Any, Any]]:
     for fit in layout.fits:
         order = input_order = drawn = None
         if fit.ranks_places:
-            own = _on_host(next(moments))
-            order = argsort(kernels.filter_variance(own, fit.shape, fit.pixels))[:, None]
+            order = _filter_order(next(moments), fit.shape, fit.pixels)[:, None]
         if fit.filter_draw is not None:
             place = next(drawn_at)
             drawn = draws[place.array][:, place.column, None]
@@ -213,6 +215,13 @@ def _places(started: Started) -> Iterator[tuple[Any, Any]]:
             input_order = argsort(_columns(in_memory(next(variances)), None)).T
         columns = numbers_of_places(order, drawn, fit.filters, (fit.shape[-1], 1), **choice)
         yield columns[:, 0], input_order
+
+
+def _filter_order(moments: Array, kernel_shape: tuple[int, ...], pixels: int) -> Any:
+    """Filters in ascending order of their variance. `[2, O] -> [O]`."""
+    # What is not finite is refused in the end, if it is to be.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return argsort(kernels.filter_variance(_on_host(moments), kernel_shape, pixels))
 
 
 def _filters_of_places(kept: Any, columns: Any) -> Any:
@@ -242,16 +251,20 @@ def _columns_by_numpy(matrix: Any, numbers: Any) -> Any:
 _columns_by_xla = jax.jit(_columns_by_numpy)  # what is not compiled would be so step by step
 
 
-def _variances_of(kernel: Any, filters: Any, pixels: int) -> Any:
-    """The variances of the inputs of these filters. `[*s, I, O] -> [F, I]`."""
-    if isinstance(kernel, np.ndarray):
-        return kernels.input_variance(kernel[..., filters], pixels).T
-    return _variances_by_xla(kernel, filters, pixels)
+def _magnitudes(kernel: Any, filters: Any) -> Any:
+    """Of these filters of a kernel of one pixel. `[*s, I, O] -> [F, I]`.
+
+    The variance of one weight among zeros is its square times a number: both have one order.
+    """
+    by_numpy = isinstance(kernel, np.ndarray)
+    return (_magnitudes_by_numpy if by_numpy else _magnitudes_by_xla)(kernel, filters)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _variances_by_xla(kernel: Array, filters: Array, pixels: int) -> Array:
-    return jnp.asarray(kernels.input_variance(kernel[..., filters], pixels)).T
+def _magnitudes_by_numpy(kernel: Any, filters: Any) -> Any:
+    return abs(kernel.reshape(kernel.shape[-2:]).take(filters, 1)).T
+
+
+_magnitudes_by_xla = jax.jit(_magnitudes_by_numpy)
 
 
 def _on_host(array: Any) -> Any:
