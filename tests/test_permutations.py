@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ COLUMNS = 20_000
 
 def drawn(words, *draws):
     """The permutations of each draw, `[N, M]`."""
-    arrays = permutations.permutations(np.asarray(words, np.uint32), draws)
+    (arrays,) = permutations.permutations(np.asarray(words, np.uint32), (draws,))
     found = permutations.places(draws)
     return [
         np.asarray(arrays[at.array])[: draw.size, at.column : at.column + draw.columns]
@@ -73,13 +74,20 @@ def test_a_draw_is_the_same_whatever_else_is_drawn():
 
 
 def test_traced_keys_draw_the_same():
-    traced = jax.jit(lambda words: permutations.permutations(words, DRAWS))(WORDS)
-    for array, expected in zip(traced, permutations.permutations(WORDS, DRAWS), strict=True):
-        np.testing.assert_array_equal(array, expected)
+    groups = DRAWS[:2], (), DRAWS[2:]
+    traced = jax.jit(lambda words: list(permutations.permutations(words, groups)))(WORDS)
+    chex.assert_trees_all_equal(traced, list(permutations.permutations(WORDS, groups)))
+
+
+def test_groups_are_drawn_as_if_alone():
+    first, none, second = permutations.permutations(WORDS, (DRAWS[:2], (), DRAWS[2:]))
+    assert none == []
+    for arrays, draws in ((first, DRAWS[:2]), (second, DRAWS[2:])):
+        chex.assert_trees_all_equal([arrays], list(permutations.permutations(WORDS, (draws,))))
 
 
 def test_nothing_is_drawn_where_nothing_is_wanted():
-    assert permutations.permutations(WORDS, ()) == []
+    assert list(permutations.permutations(WORDS, ((), ()))) == [[], []]
     assert permutations.places(()) == ()
 
 

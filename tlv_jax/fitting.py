@@ -63,20 +63,27 @@ def fit_in_batches(
     fitted = dict(target)
     key_type, keys = layer_keys(key, _drawing_layers(plan))
 
-    def load(groups: Sequence[Sequence[LayerPair]]) -> rules.Batch:
-        pairs = list(itertools.chain(*groups))
+    def batch_of(groups: Sequence[Sequence[LayerPair]]) -> rules.Batch:
+        sources = [group[0].source for group in groups]
+        targets = [pair.target for pair in itertools.chain(*groups)]
         return rules.Batch(
-            np.stack([keys[pair.target.path] for pair in pairs]),
-            [stored_kernel(group[0].source, source) for group in groups],
+            tuple((layer.shape, source[layer.weight].dtype) for layer in sources),
             tuple(number for number, group in enumerate(groups) for _ in group),
-            [stored_kernel(pair.target, target) for pair in pairs],
+            tuple((layer.shape, target[layer.weight].dtype) for layer in targets),
+            lambda: (
+                [stored_kernel(layer, source) for layer in sources],
+                [stored_kernel(layer, target) for layer in targets],
+            ),
         )
 
     checks: list[tuple[list[Layer], Array]] = []  # what is finite; awaited at the end
-    batches = _batches(_kernel_pairs(plan))
-    loaded = map(load, batches)
-    fitting = rules.fit_batches(plan.rule, key_type, loaded, check_finite=check_finite)
-    for groups, batch in zip(batches, fitting, strict=True):
+    divided = _batches(_kernel_pairs(plan))
+    words = [keys[pair.target.path] for groups in divided for group in groups for pair in group]
+    batches = list(map(batch_of, divided))
+    fitting = rules.fit_batches(
+        plan.rule, key_type, np.array(words), batches, check_finite=check_finite
+    )
+    for groups, batch in zip(divided, fitting, strict=True):
         for pair, kernel in zip(itertools.chain(*groups), batch.kernels, strict=True):
             if plan.rescale != "none":
                 kernel = _rescaled(kernel, stored_kernel(pair.source, source), plan.rescale)

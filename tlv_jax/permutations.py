@@ -7,7 +7,9 @@ place, and every pair to every two places, equally often.
 """
 
 import functools
+import itertools
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +52,8 @@ class _Columns(NamedTuple):
     """All columns of all arrays, one array after another, each with some to spare at its end.
 
     Attributes:
-      arrays: of each its rows, and where its columns begin and end.
+      arrays: of each group, and of each of its arrays, the rows, and where its columns begin and
+        end.
       owners: of the draws, `[D]`.
       salts: of the draws, uint32 `[D]`.
       draws: the draw that a column belongs to, `[M]`.
@@ -58,7 +61,7 @@ class _Columns(NamedTuple):
       sizes: uint32 `[M]`; in one array all have equally many bits.
     """
 
-    arrays: tuple[tuple[int, int, int], ...]
+    arrays: tuple[tuple[tuple[int, int, int], ...], ...]
     owners: np.ndarray
     salts: np.ndarray
     draws: np.ndarray
@@ -66,60 +69,75 @@ class _Columns(NamedTuple):
     sizes: np.ndarray
 
 
-def permutations(words: Array | np.ndarray, draws: tuple[Draw, ...]) -> list[Array]:
-    """Draws random permutations, one in each column.
+def permutations(
+    words: Array | np.ndarray, groups: tuple[tuple[Draw, ...], ...]
+) -> Iterator[list[Array]]:
+    """Draws random permutations, one in each column, group by group as they are asked for.
 
     Departs from TLVFC's published code, whose random choice is `randint(0, size - 1)`, which draws
     with replacement and can never return the last channel.
 
     Args:
       words: of the layers' keys, uint32 `[L, W]`, of which the first two count.
-      draws: any.
+      groups: any draws.
 
-    Returns:
-      Arrays `[N', M']` of uint16, or of uint32 for sizes above 32,768. `N'` is a power of two from
-      N on and `M'` one from the number of all columns on, neither of them small, so that many draws
-      share one compiled program. Where a draw's own `[N, M]` stands, `places` says.
+    Yields:
+      For each group arrays `[N', M']` of uint16, or of uint32 for sizes above 32,768. `N'` is a
+      power of two from N on and `M'` one from the number of all columns on, neither of them small,
+      so that many draws share one compiled program. Where a draw's own `[N, M]` stands, `places`
+      says.
     """
-    if not draws:
-        return []
-    columns, _ = _laid_out(draws)
-    mixers = _mixers(words, columns)
-    # The lower bits are the same in either, and a CPU computes twice as many of half the width.
-    return [
-        _permuted(mixers[:, start:stop].astype(_narrowest(rows)), rows=rows)
-        for rows, start, stop in columns.arrays
-    ]
-
-
-def places(draws: tuple[Draw, ...]) -> tuple[Place, ...]:
-    """Where each draw of `permutations(words, draws)` stands."""
-    return _laid_out(draws)[1] if draws else ()
+    if not any(groups):
+        yield from ([] for _ in groups)
+        return
+    columns = _laid_out(groups)
+    mixers = _mixers(words, columns)  # of all groups at once: of each, they take NumPy as long
+    for arrays in columns.arrays:
+        # The lower bits are the same in either, and a CPU computes twice as many of half the width.
+        yield [
+            _permuted(mixers[:, start:stop].astype(_narrowest(rows)), rows=rows)
+            for rows, start, stop in arrays
+        ]
 
 
 @functools.lru_cache(maxsize=1024)
-def _laid_out(draws: tuple[Draw, ...]) -> tuple[_Columns, tuple[Place, ...]]:
-    """Brings draws together for which one program serves."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for number, draw in enumerate(draws):
-        groups[_rounded(draw.size), draw.size.bit_length()].append(number)
+def places(draws: tuple[Draw, ...]) -> tuple[Place, ...]:
+    """Where the draws of a group stand, each among the arrays of this group."""
     found: dict[int, Place] = {}
-    arrays, owners, numbers, start = [], [], [], 0
-    for array, ((rows, _), members) in enumerate(groups.items()):
+    for array, members in enumerate(_arrays(draws).values()):
         column = 0
         for member in members:
             found[member] = Place(array, column)
             column += draws[member].columns
-        counts = [draws[member].columns for member in members]
-        counts[-1] += _rounded(column) - column
-        owners.append(np.repeat(members, counts))
-        numbers += [np.arange(count, dtype=np.uint32) for count in counts]
-        arrays.append((rows, start, start + _rounded(column)))
-        start += _rounded(column)
+    return tuple(found[number] for number in range(len(draws)))
+
+
+def _arrays(draws: tuple[Draw, ...]) -> dict[tuple[int, int], list[int]]:
+    """The numbers of the draws that one program serves, which stand in one array."""
+    arrays: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, draw in enumerate(draws):
+        arrays[_rounded(draw.size), draw.size.bit_length()].append(number)
+    return arrays
+
+
+@functools.lru_cache(maxsize=256)
+def _laid_out(groups: tuple[tuple[Draw, ...], ...]) -> _Columns:
+    bounds, owners, numbers, first, start = [], [], [], 0, 0
+    for draws in groups:
+        bounds.append([])
+        for (rows, _), members in _arrays(draws).items():
+            counts = [draws[member].columns for member in members]
+            stop = start + _rounded(sum(counts))
+            counts[-1] += stop - start - sum(counts)
+            owners.append(np.repeat(members, counts) + first)
+            numbers += [np.arange(count, dtype=np.uint32) for count in counts]
+            bounds[-1].append((rows, start, stop))
+            start = stop
+        first += len(draws)
     own = np.concatenate(owners)
-    owner, size, _, salt = np.array(draws, np.uint32).T
-    columns = _Columns(tuple(arrays), owner, salt, own, np.concatenate(numbers), size[own])
-    return columns, tuple(found[number] for number in range(len(draws)))
+    owner, size, _, salt = np.array(list(itertools.chain(*groups)), np.uint32).T
+    arrays = tuple(map(tuple, bounds))
+    return _Columns(arrays, owner, salt, own, np.concatenate(numbers), size[own])
 
 
 def _rounded(size: int) -> int:

@@ -11,8 +11,7 @@ of that form is a rule; settings are keyword-only and bound with `functools.part
 import dataclasses
 import functools
 import inspect
-import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from tlv_jax import variance_rule
 from tlv_jax.errors import OptionError, check_option
 from tlv_jax.finiteness import finite_sums
 from tlv_jax.layer_keys import typed_key
 from tlv_jax.types import Array, Rule
-from tlv_jax.variance_layout import Settings
-from tlv_jax.variance_rule import finish, start, variance
+from tlv_jax.variance_layout import Settings, Spec, lay_out
+from tlv_jax.variance_rule import Fitted, variance
 
 __all__ = [
     "RULES",
@@ -213,36 +213,29 @@ class BoundRule:
         return f"{name}({', '.join(f'{name}={value!r}' for name, value in self.settings)})"
 
 
-class Fitted(NamedTuple):
-    """A batch that was fitted.
-
-    Attributes:
-      kernels: one for each target.
-      finite: whether each source is, as far as a sum can tell, `[S]`; None if that was not asked.
-    """
-
-    kernels: Sequence[Array]
-    finite: Array | None
-
-
 class Batch(NamedTuple):
     """Kernels that are fitted together.
 
     Attributes:
-      words: of a random key for each target, `[L, W]`, see `layer_keys`.
-      sources: each once.
+      sources: shape and dtype of each.
       served: the number of the source of each target.
-      targets: in any order.
+      targets: in any order, likewise.
+      load: returns the kernels themselves, sources and targets.
     """
 
-    words: np.ndarray
-    sources: Sequence[Array]
+    sources: tuple[Spec, ...]
     served: tuple[int, ...]
-    targets: Sequence[Array]
+    targets: tuple[Spec, ...]
+    load: Callable[[], tuple[Sequence[Array], Sequence[Array]]]
 
 
 def fit_batches(
-    rule: Rule, key_type: Hashable, batches: Iterable[Batch], *, check_finite: bool
+    rule: Rule,
+    key_type: Hashable,
+    words: np.ndarray,
+    batches: Sequence[Batch],
+    *,
+    check_finite: bool,
 ) -> Iterator[Fitted]:
     """Fits many kernels on the device where they are, nothing being traced.
 
@@ -252,24 +245,24 @@ def fit_batches(
     Args:
       rule: as a plan has it.
       key_type: the implementation whose keys the rule expects; None for raw words.
-      batches: taken one by one, at most one ahead of what is returned.
+      words: of a random key for each target of each batch, `[L, W]`, see `layer_keys`.
+      batches: loaded one by one, at most one ahead of what is returned.
       check_finite: find out whether the sources are finite.
     """
-    if not (isinstance(rule, BoundRule) and rule.function is variance):
-        for words, sources, served, targets in batches:
-            finite = finite_sums(sources) if check_finite else None
-            each = zip(words, served, targets, strict=True)
-            fitted = [call(rule, key_type, word, sources[n], target) for word, n, target in each]
-            yield Fitted(fitted, finite)
+    loaded = (batch.load() for batch in batches)
+    if isinstance(rule, BoundRule) and rule.function is variance:
+        chosen: dict[str, Any] = dict(rule.settings)
+        layouts = tuple(lay_out(Settings(**chosen), *batch[:3]) for batch in batches)
+        yield from variance_rule.fit_batches(
+            layouts, key_type, words, loaded, check_finite=check_finite
+        )
         return
-    chosen: dict[str, Any] = dict(rule.settings)
-    settings = Settings(**chosen)
-    started = None
-    for batch in itertools.chain(batches, [None]):
-        following = batch and start(settings, key_type, *batch, check_finite=check_finite)
-        if started is not None:
-            yield Fitted(list(finish(started)), started.measured.finite)
-        started = following
+    each = iter(words)
+    for batch, (sources, targets) in zip(batches, loaded, strict=True):
+        finite = finite_sums(sources) if check_finite else None
+        pairs = zip(batch.served, targets, strict=True)
+        fitted = [call(rule, key_type, next(each), sources[n], target) for n, target in pairs]
+        yield Fitted(fitted, finite)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

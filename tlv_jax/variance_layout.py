@@ -122,7 +122,6 @@ class Layout(NamedTuple):
       variances: of those whose inputs are, and among how many pixels.
       own_moments: numbers of the targets whose filters are measured.
       own_variances: of those whose inputs are.
-      draws: the permutations of filters that are needed.
     """
 
     settings: Settings
@@ -132,7 +131,6 @@ class Layout(NamedTuple):
     variances: tuple[tuple[int, int], ...]
     own_moments: tuple[int, ...]
     own_variances: tuple[int, ...]
-    draws: tuple[Draw, ...]
 
     @property
     def fits(self) -> Iterator[Fit]:
@@ -178,7 +176,6 @@ def lay_out(
         _distinct((fit.kernel, fit.pixels) for fit in measured),
         tuple(number for number, fit in enumerate(fits) if fit.ranks_places),
         tuple(number for number, fit in enumerate(fits) if fit.ranks_input_places),
-        tuple(fit.filter_draw for fit in fits if fit.filter_draw is not None),
     )
 
 

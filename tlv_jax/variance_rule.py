@@ -7,7 +7,8 @@ CPU, and to start a program costs more than some hundred numbers take.
 
 import functools
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +18,13 @@ from jax.core import Tracer
 
 from tlv_jax import kernels
 from tlv_jax.layer_keys import key_words
-from tlv_jax.permutations import permutations, places
+from tlv_jax.permutations import Draw, permutations, places
 from tlv_jax.selection import RANKS, argsort, in_memory, numbers_of_places
 from tlv_jax.types import Array
-from tlv_jax.variance_layout import Layout, Settings, lay_out
+from tlv_jax.variance_layout import Layout, Settings, Spec, lay_out
 from tlv_jax.variance_programs import Channels, Measured, filled, looked_up, measure
 
-__all__ = ["Started", "finish", "start", "variance"]
+__all__ = ["Fitted", "fit_batches", "variance"]
 
 
 def variance(
@@ -77,64 +78,107 @@ def variance(
       OptionError: for a value that is not listed here.
     """
     settings = Settings(keep, remove, pad, pool, shuffle)
+    layout = lay_out(settings, (_spec(source),), (0,), (_spec(target),))
     words, key_type = key_words(key)
-    started = start(settings, key_type, words[None], [source], (0,), [target])
-    return next(finish(started))
+    batches = [([source], [target])]
+    (fitted,) = fit_batches((layout,), key_type, words[None], batches, check_finite=False)
+    return fitted.kernels[0]
 
 
-class Started(NamedTuple):
-    """Kernels whose fitting has been started; what is measured and drawn may not be there yet."""
+class Fitted(NamedTuple):
+    """A batch that was fitted.
+
+    Attributes:
+      kernels: one for each target.
+      finite: whether each source is, as far as a sum can tell, `[S]`; None if that was not asked.
+    """
+
+    kernels: Sequence[Array]
+    finite: Array | None
+
+
+def fit_batches(
+    layouts: tuple[Layout, ...],
+    key_type: Hashable,
+    words: Array | np.ndarray,
+    batches: Iterable[tuple[Sequence[Array], Sequence[Array]]],
+    *,
+    check_finite: bool,
+) -> Iterator[Fitted]:
+    """Fits batches of kernels; while channels of one are ordered, the next one is measured.
+
+    Args:
+      layouts: of each batch.
+      key_type: implementation of the keys; None for raw ones.
+      words: of a key for each target, `[L, W]`, those of all batches one after another; consumed.
+      batches: sources, each `[*spatial, I, O]`, and targets, each `[*spatial', I', O']`. Taken one
+        by one, at most one ahead of what is returned.
+      check_finite: find out whether the sources are finite.
+    """
+    filter_draws, input_draws = _draws(layouts)
+    drawn = _drawn_filters(words, filter_draws), permutations(words, input_draws)
+    started: deque[_Started] = deque()
+    first = 0
+    for layout, (sources, targets) in zip(layouts, batches, strict=True):
+        own = words[first : first + len(targets)]
+        first += len(targets)
+        measured = measure(layout, sources, targets, check_finite=check_finite)
+        started.append(_Started(layout, key_type, own, targets, measured))
+        if len(started) > 1:
+            yield _finish(started.popleft(), *drawn)
+    for batch in started:
+        yield _finish(batch, *drawn)
+
+
+class _Started(NamedTuple):
+    """A batch whose fitting has been started; what is measured may not be there yet."""
 
     layout: Layout
     key_type: Hashable
     words: Array | np.ndarray
     targets: Sequence[Array]
     measured: Measured
-    draws: list[Array]
 
 
-def start(
-    settings: Settings,
-    key_type: Hashable,
-    words: Array | np.ndarray,
-    sources: Sequence[Array],
-    served: tuple[int, ...],
-    targets: Sequence[Array],
-    *,
-    check_finite: bool = False,
-) -> Started:
-    """Starts to fit kernels: what does not wait for anything.
+@functools.lru_cache(maxsize=256)
+def _draws(layouts: tuple[Layout, ...]) -> tuple[tuple[Draw, ...], tuple[tuple[Draw, ...], ...]]:
+    """The permutations of filters that are needed, and those of inputs, part by part."""
+    filters: list[Draw] = []
+    inputs: list[tuple[Draw, ...]] = []
+    first = 0
+    for layout in layouts:
+        of_parts = [[fit.input_draw for fit in part.fits] for part in layout.parts]
+        of_filters, *of_parts = (
+            [draw._replace(owner=draw.owner + first) for draw in draws if draw is not None]
+            for draws in ([fit.filter_draw for fit in layout.fits], *of_parts)
+        )
+        filters += of_filters
+        inputs += map(tuple, of_parts)
+        first += sum(len(part.fits) for part in layout.parts)
+    return tuple(filters), tuple(inputs)
 
-    Args:
-      settings: of the rule.
-      key_type: implementation of the keys; None for raw ones.
-      words: of a key for each target, `[L, W]`, consumed.
-      sources: each `[*spatial, I, O]`.
-      served: the number of the source of each target.
-      targets: each `[*spatial', I', O']`.
-      check_finite: find out whether the sources are finite.
 
-    Raises:
-      OptionError: for a setting that is not known.
-    """
-    of_sources, of_targets = (
-        tuple((array.shape, array.dtype) for array in arrays) for arrays in (sources, targets)
+def _drawn_filters(words: Array | np.ndarray, draws: tuple[Draw, ...]) -> Iterator[Any]:
+    """The permutation of each draw, `[N', 1]`, all drawn when the first is asked for."""
+    (arrays,) = permutations(words, (draws,))
+    arrays = list(map(_on_host, arrays))
+    for array, column in places(draws):
+        yield arrays[array][:, column, None]
+
+
+def _finish(
+    started: _Started, drawn_filters: Iterator[Any], drawn_inputs: Iterator[list[Array]]
+) -> Fitted:
+    """Waits for what was started, orders channels, and fills the targets."""
+    layout, key_type, words, targets, measured = started
+    chosen = zip(
+        _kept_channels(layout, measured), _places(layout, measured, drawn_filters), strict=True
     )
-    layout = lay_out(settings, of_sources, served, of_targets)
-    draws = permutations(words, layout.draws)
-    measured = measure(layout, sources, targets, check_finite=check_finite)
-    return Started(layout, key_type, words, targets, measured, draws)
-
-
-def finish(started: Started) -> Iterator[Array]:
-    """Waits for what was started, and yields the fitted kernels, one for each target."""
-    layout, words = started.layout, started.words
-    ordered = zip(_kept_channels(layout, started.measured), _places(started), strict=True)
+    fitted: list[Array] = []
     for number, part in enumerate(layout.parts):
-        # Drawn on the device while channels are ordered here.
-        draws = permutations(words, part.draws)
+        draws = next(drawn_inputs)  # on the device, while channels are ordered here
         stop = part.start + len(part.fits)
-        kept, taken = zip(*itertools.islice(ordered, len(part.fits)), strict=True)
+        kept, taken = zip(*itertools.islice(chosen, len(part.fits)), strict=True)
         filters, inputs = zip(*kept, strict=True)
         columns, orders = zip(*taken, strict=True)
         filters = _concatenated(list(map(_filters_of_places, filters, columns)))
@@ -142,16 +186,17 @@ def finish(started: Started) -> Iterator[Array]:
         known: list[Array | None] = [None] * len(part.fits)
         if any(fit.looks_up_once for fit in part.fits):
             known = looked_up(layout, number, channels)
-        yield from filled(
+        fitted += filled(
             layout,
             number,
-            started.key_type,
+            key_type,
             words[part.start : stop] if layout.settings.pad == "init" else None,
-            started.measured.kernels,
-            started.targets[part.start : stop],
+            measured.kernels,
+            targets[part.start : stop],
             channels,
             known,
         )
+    return Fitted(fitted, measured.finite)
 
 
 def _kept_channels(layout: Layout, measured: Measured) -> Iterator[tuple[Any, Any]]:
@@ -193,24 +238,22 @@ def _kept_channels(layout: Layout, measured: Measured) -> Iterator[tuple[Any, An
         yield filters, inputs
 
 
-def _places(started: Started) -> Iterator[tuple[Any, Any]]:
+def _places(
+    layout: Layout, measured: Measured, drawn_filters: Iterator[Any]
+) -> Iterator[tuple[Any, Any]]:
     """Of each fit the filter's number that comes to each place, and the order of input places.
 
     Numbers are `[O']`, -1 for none. Orders are by variance, `[I', O']` or `[I', 1]`; None where the
     places are not chosen by it.
     """
-    layout, measured = started.layout, started.measured
     moments, variances = iter(measured.own_moments), iter(measured.own_variances)
-    draws = [_on_host(draw) for draw in started.draws]
-    drawn_at = iter(places(layout.draws))
     choice: Any = {"remove": layout.settings.remove, "shuffle": layout.settings.shuffle}
     for fit in layout.fits:
         order = input_order = drawn = None
         if fit.ranks_places:
             order = _filter_order(next(moments), fit.shape, fit.pixels)[:, None]
         if fit.filter_draw is not None:
-            place = next(drawn_at)
-            drawn = draws[place.array][:, place.column, None]
+            drawn = next(drawn_filters)
         if fit.ranks_input_places:
             input_order = argsort(_columns(in_memory(next(variances)), None)).T
         columns = numbers_of_places(order, drawn, fit.filters, (fit.shape[-1], 1), **choice)
@@ -265,6 +308,10 @@ def _magnitudes_by_numpy(kernel: Any, filters: Any) -> Any:
 
 
 _magnitudes_by_xla = jax.jit(_magnitudes_by_numpy)
+
+
+def _spec(array: Any) -> Spec:
+    return array.shape, array.dtype
 
 
 def _on_host(array: Any) -> Any:
