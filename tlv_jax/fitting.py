@@ -90,7 +90,8 @@ def fit_in_batches(
             store_kernel(pair.target, kernel, fitted)
         if batch.finite is not None:
             checks.append(([group[0].source for group in groups], batch.finite))
-    fitted |= _fit_rest(plan, key_type, keys, source, target)
+    if _has_rest(plan):
+        fitted |= _fit_rest(plan, key_type, keys, source, target)
     if not check_finite:
         return fitted
     if plan.drawn:
@@ -170,6 +171,11 @@ def _kernel_pairs(plan: TransferPlan) -> list[LayerPair]:
     """The pairs whose kernels are fitted by themselves."""
     pairs = () if plan.channels else plan.layer_pairs
     return [pair for pair in pairs if pair.target.kind != "norm"]
+
+
+def _has_rest(plan: TransferPlan) -> bool:
+    by_kind = plan.biases or any(pair.target.kind == "norm" for pair in plan.layer_pairs)
+    return bool(by_kind or plan.channels or plan.drawn or plan.inserted)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -19,7 +19,6 @@ from jax import lax
 from tlv_jax.types import Array
 
 __all__ = [
-    "filter_moments",
     "filter_variance",
     "gather_channels",
     "input_variance",
@@ -81,26 +80,16 @@ def pad_spatial(
     return lax.dynamic_update_slice(border, kernel, before)
 
 
-def filter_moments(kernel: Array) -> Array:
-    """The mean of each filter's weights, and the sum of their squared distances from it.
-
-    `[*spatial, I, O] -> float32 [2, O]`.
-    """
+def filter_variance(kernel: Array, padded: int) -> Array:
+    """The variance of each filter's weights. `[*spatial, I, O] -> float32 [O]`."""
     weights = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
-    mean = weights.sum(0) / len(weights)
-    return jnp.stack([mean, jnp.square(weights - mean[None]).sum(0)])
-
-
-def filter_variance(
-    moments: Array | np.ndarray, kernel_shape: tuple[int, ...], padded: int
-) -> Array | np.ndarray:
-    """The variance of each filter's weights, from `filter_moments`. `[2, O] -> [O]`."""
-    mean, squares = moments
-    size = math.prod(kernel_shape[:-1])
-    count = padded * kernel_shape[-2]
-    with_zeros = mean * np.float32(size / count)
-    zeros = np.float32(count - size) * with_zeros**2
-    return (squares + np.float32(size) * (mean - with_zeros) ** 2 + zeros) / np.float32(count)
+    size, count = len(weights), padded * kernel.shape[-2]
+    # Without the zeros first: a kernel that is measured among several numbers of them is read once.
+    mean = weights.sum(0) / size
+    squares = jnp.square(weights - mean[None]).sum(0)
+    with_zeros = mean * (size / count)
+    zeros = (count - size) * with_zeros**2
+    return (squares + size * (mean - with_zeros) ** 2 + zeros) / count
 
 
 def input_variance(kernel: Array | np.ndarray, padded: int) -> Array | np.ndarray:

@@ -118,19 +118,20 @@ class Layout(NamedTuple):
       settings: of the rule.
       kernels: the sources as they are fitted, each once.
       parts: all targets, in their order.
-      moments: numbers of the kernels whose filters are measured.
-      variances: of those whose inputs are, and among how many pixels.
-      own_moments: numbers of the targets whose filters are measured.
-      own_variances: of those whose inputs are.
+      filter_variances: numbers of the kernels whose filters are measured, and among how many
+        pixels.
+      input_variances: of those whose inputs are, likewise.
+      own_filter_variances: numbers of the targets whose filters are measured.
+      own_input_variances: of those whose inputs are.
     """
 
     settings: Settings
     kernels: tuple[Kernel, ...]
     parts: tuple[Part, ...]
-    moments: tuple[int, ...]
-    variances: tuple[tuple[int, int], ...]
-    own_moments: tuple[int, ...]
-    own_variances: tuple[int, ...]
+    filter_variances: tuple[tuple[int, int], ...]
+    input_variances: tuple[tuple[int, int], ...]
+    own_filter_variances: tuple[int, ...]
+    own_input_variances: tuple[int, ...]
 
     @property
     def fits(self) -> Iterator[Fit]:
@@ -172,7 +173,7 @@ def lay_out(
         settings,
         tuple(kernels),
         tuple(_parts(fits)),
-        _distinct(fit.kernel for fit in fits if fit.ranks_filters),
+        _distinct((fit.kernel, fit.pixels) for fit in fits if fit.ranks_filters),
         _distinct((fit.kernel, fit.pixels) for fit in measured),
         tuple(number for number, fit in enumerate(fits) if fit.ranks_places),
         tuple(number for number, fit in enumerate(fits) if fit.ranks_input_places),

@@ -26,18 +26,18 @@ class Measured(NamedTuple):
 
     Attributes:
       kernels: the sources as they are fitted, `[*s, I, O]`.
-      moments: of their filters, `[2, O]`, see `kernels.filter_moments`.
-      variances: of their inputs, `[I, O]` or `[I, 1]`, see `kernels.input_variance`.
-      own_moments: of the targets' filters.
-      own_variances: of their inputs.
+      filter_variances: `[O]`, see `kernels.filter_variance`.
+      input_variances: `[I, O]` or `[I, 1]`, see `kernels.input_variance`.
+      own_filter_variances: those of the targets.
+      own_input_variances: likewise.
       finite: whether each source is, as far as a sum can tell, `[S]`; None if that is not asked.
     """
 
     kernels: list[Array]
-    moments: list[Array]
-    variances: list[Array]
-    own_moments: list[Array]
-    own_variances: list[Array]
+    filter_variances: list[Array]
+    input_variances: list[Array]
+    own_filter_variances: list[Array]
+    own_input_variances: list[Array]
     finite: Array | None
 
 
@@ -86,28 +86,33 @@ def _measures(
         for kernel in layout.kernels
     ]
     pixels = [fit.pixels for fit in layout.fits]
-    moments = [kernels.filter_moments(fitted[number]) for number in layout.moments]
+    variances = [
+        kernels.filter_variance(fitted[number], count) for number, count in layout.filter_variances
+    ]
     return (
         [array for array, kernel in zip(fitted, layout.kernels, strict=True) if not kernel.as_is],
-        moments,
-        [kernels.input_variance(fitted[number], count) for number, count in layout.variances],
-        [kernels.filter_moments(targets[number]) for number in layout.own_moments],
+        variances,
+        [kernels.input_variance(fitted[number], count) for number, count in layout.input_variances],
+        [
+            kernels.filter_variance(targets[number], pixels[number])
+            for number in layout.own_filter_variances
+        ],
         [
             kernels.input_variance(targets[number], pixels[number])
-            for number in layout.own_variances
+            for number in layout.own_input_variances
         ],
-        _finite(layout, sources, moments) if check_finite else None,
+        _finite(layout, sources, variances) if check_finite else None,
     )
 
 
-def _finite(layout: Layout, sources: Sequence[Array], moments: Sequence[Array]) -> Array:
-    # A mean is not finite either, and is there already; but a maximum may pass over infinity.
-    means = {
-        layout.kernels[number].source: mean
-        for number, (mean, _) in zip(layout.moments, moments, strict=True)
+def _finite(layout: Layout, sources: Sequence[Array], variances: Sequence[Array]) -> Array:
+    # Variances are there already, and not finite either; but a maximum may pass over infinity.
+    known = {
+        layout.kernels[number].source: variance
+        for (number, _), variance in zip(layout.filter_variances, variances, strict=True)
         if layout.kernels[number].as_is or layout.settings.pool == "avg"
     }
-    return jnp.stack([finite_sum(means.get(number, array)) for number, array in enumerate(sources)])
+    return jnp.stack([finite_sum(known.get(number, array)) for number, array in enumerate(sources)])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tlv_jax import kernels
 from tlv_jax.layer_keys import key_words
 from tlv_jax.permutations import Draw, permutations, places
 from tlv_jax.selection import RANKS, argsort, in_memory, numbers_of_places
@@ -205,15 +204,14 @@ def _kept_channels(layout: Layout, measured: Measured) -> Iterator[tuple[Any, An
     Filters are `[F]`, in the order of their ranks, and None if any may be kept. Inputs are
     `[K, F]`, or the same for all, `[K, 1]`, and None likewise.
     """
-    moments = dict(zip(layout.moments, measured.moments, strict=True))
-    variances = dict(zip(layout.variances, measured.variances, strict=True))
+    of_filters = dict(zip(layout.filter_variances, measured.filter_variances, strict=True))
+    of_inputs = dict(zip(layout.input_variances, measured.input_variances, strict=True))
     ranks: Any = RANKS.get(layout.settings.keep)
 
     # Several targets may ask the same of one source.
     @functools.cache
     def filter_order(kernel: int, pixels: int) -> Any:
-        shape = measured.kernels[kernel].shape
-        return _filter_order(moments[kernel], shape, pixels)
+        return argsort(_on_host(of_filters[kernel, pixels]))
 
     @functools.cache
     def input_order(kernel: int, pixels: int, count: int | None, alone: bool) -> Any:
@@ -222,7 +220,7 @@ def _kept_channels(layout: Layout, measured: Measured) -> Iterator[tuple[Any, An
             filters = filter_order(kernel, pixels)[ranks(array.shape[-1], count)]
         if alone:
             return argsort(_magnitudes(in_memory(array), filters))
-        return argsort(_columns(in_memory(variances[kernel, pixels]), filters))
+        return argsort(_columns(in_memory(of_inputs[kernel, pixels]), filters))
 
     for fit in layout.fits:
         filters = inputs = None
@@ -246,25 +244,19 @@ def _places(
     Numbers are `[O']`, -1 for none. Orders are by variance, `[I', O']` or `[I', 1]`; None where the
     places are not chosen by it.
     """
-    moments, variances = iter(measured.own_moments), iter(measured.own_variances)
+    of_filters = iter(measured.own_filter_variances)
+    of_inputs = iter(measured.own_input_variances)
     choice: Any = {"remove": layout.settings.remove, "shuffle": layout.settings.shuffle}
     for fit in layout.fits:
         order = input_order = drawn = None
         if fit.ranks_places:
-            order = _filter_order(next(moments), fit.shape, fit.pixels)[:, None]
+            order = argsort(_on_host(next(of_filters)))[:, None]
         if fit.filter_draw is not None:
             drawn = next(drawn_filters)
         if fit.ranks_input_places:
-            input_order = argsort(_columns(in_memory(next(variances)), None)).T
+            input_order = argsort(_columns(in_memory(next(of_inputs)), None)).T
         columns = numbers_of_places(order, drawn, fit.filters, (fit.shape[-1], 1), **choice)
         yield columns[:, 0], input_order
-
-
-def _filter_order(moments: Array, kernel_shape: tuple[int, ...], pixels: int) -> Any:
-    """Filters in ascending order of their variance. `[2, O] -> [O]`."""
-    # What is not finite is refused in the end, if it is to be.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return argsort(kernels.filter_variance(_on_host(moments), kernel_shape, pixels))
 
 
 def _filters_of_places(kept: Any, columns: Any) -> Any:
