@@ -1,8 +1,8 @@
 """The variance rule, for many kernels at once.
 
-What is large is done on the device, see `variance_programs`. Here channels are ordered, and what
-has one number for a channel is done; where nothing is traced by NumPy, since XLA sorts slowly on a
-CPU, and to start a program costs more than some hundred numbers take.
+What is large is done on the device, see `variance_programs`. Here channels are ordered and given
+their places; where nothing is traced by NumPy, since XLA sorts slowly on a CPU, and to start a
+program costs more than some hundred numbers take.
 """
 
 import functools
@@ -146,15 +146,15 @@ def _draws(layouts: tuple[Layout, ...]) -> tuple[tuple[Draw, ...], tuple[tuple[D
     inputs: list[tuple[Draw, ...]] = []
     first = 0
     for layout in layouts:
-        of_parts = [[fit.input_draw for fit in part.fits] for part in layout.parts]
-        of_filters, *of_parts = (
-            [draw._replace(owner=draw.owner + first) for draw in draws if draw is not None]
-            for draws in ([fit.filter_draw for fit in layout.fits], *of_parts)
-        )
-        filters += of_filters
-        inputs += map(tuple, of_parts)
+        filters += _wanted((fit.filter_draw for fit in layout.fits), first)
+        inputs += (_wanted((fit.input_draw for fit in part.fits), first) for part in layout.parts)
         first += sum(len(part.fits) for part in layout.parts)
     return tuple(filters), tuple(inputs)
+
+
+def _wanted(draws: Iterable[Draw | None], first: int) -> tuple[Draw, ...]:
+    """Those that there are, with their owners counted on from this number."""
+    return tuple(draw._replace(owner=draw.owner + first) for draw in draws if draw is not None)
 
 
 def _drawn_filters(words: Array | np.ndarray, draws: tuple[Draw, ...]) -> Iterator[Any]:
