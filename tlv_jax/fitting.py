@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -111,15 +112,18 @@ def _batches(pairs: Sequence[LayerPair]) -> list[list[list[LayerPair]]]:
     by_source = defaultdict(list)
     for pair in pairs:
         by_source[pair.source].append(pair)
-    limit = sum(math.prod(pair.target.shape) for pair in pairs) / BATCHES
+    sized = [(sum(math.prod(p.target.shape) for p in group), group) for group in by_source.values()]
+    # What the largest take in passing lies where the results of all others will.
+    sized.sort(key=operator.itemgetter(0), reverse=True)
+    limit = sum(size for size, _ in sized) / BATCHES
     batches: list[list[list[LayerPair]]] = []
     weights = math.inf
-    for group in by_source.values():
+    for size, group in sized:
         if weights >= limit:
             batches.append([])
             weights = 0
         batches[-1].append(group)
-        weights += sum(math.prod(pair.target.shape) for pair in group)
+        weights += size
     return batches
 
 
