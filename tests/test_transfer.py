@@ -253,6 +253,20 @@ def test_sources_that_are_not_finite_are_refused(key, bad):
         tlv_jax.transfer(source, trees.target_tree(), key=key)
 
 
+def test_known_weights_are_checked_where_the_key_alone_is_traced(key):
+    source, target = trees.source_tree(), trees.target_tree()
+    plan = tlv_jax.plan_transfer(source, target)
+    expected = tlv_jax.apply_transfer(plan, key, source, target)
+
+    def apply(key):
+        return tlv_jax.apply_transfer(plan, key, source, target)
+
+    chex.assert_trees_all_close(jax.jit(apply)(key), expected, rtol=1e-6)
+    source["conv1"]["kernel"][0] = np.nan
+    with pytest.raises(tlv_jax.NonFiniteSourceError, match="'conv1/kernel'"):
+        jax.jit(lambda key: apply(key))(key)
+
+
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 @pytest.mark.parametrize("rule", ["variance", "clip"])
 def test_it_does_not_matter_where_the_value_stands(key, rule, bad):

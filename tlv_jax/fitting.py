@@ -178,6 +178,7 @@ def _kernel_pairs(plan: TransferPlan) -> list[LayerPair]:
 
 
 def _has_rest(plan: TransferPlan) -> bool:
+    """Whether `_fit_rest` has anything to do."""
     by_kind = plan.biases or any(pair.target.kind == "norm" for pair in plan.layer_pairs)
     return bool(by_kind or plan.channels or plan.drawn or plan.inserted)
 

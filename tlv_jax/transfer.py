@@ -111,11 +111,11 @@ def apply_transfer(
     arrays = [key, *source.values(), *target.values()]
     if any(isinstance(array, Tracer) or _is_divided(array) for array in arrays):
         known = [path for path, leaf in source.items() if not isinstance(leaf, Tracer)]
-        checked = known if check_finite else []
-        finite = finite_sums([source[path] for path in checked]) if checked else None
         fitted = fit_in_one_program(plan, _shardings(target), key, source, target)
-        if finite is not None:
-            refuse_unless_finite(source, checked, finite)
+        if check_finite and known:
+            with jax.ensure_compile_time_eval():  # else traced along with what is
+                finite = finite_sums([source[path] for path in known])
+                refuse_unless_finite(source, known, finite)
     else:
         fitted = fit_in_batches(plan, key, source, target, check_finite=check_finite)
 
