@@ -24,7 +24,7 @@ from tlv_jax.consistency import (
     take_vector,
 )
 from tlv_jax.deepening import identity_kernel
-from tlv_jax.finiteness import finite_sums, refuse_unless_finite
+from tlv_jax.finiteness import refuse_unless_finite, sums
 from tlv_jax.layer_keys import layer_keys, typed_key
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors
@@ -77,7 +77,7 @@ def fit_in_batches(
             ),
         )
 
-    checks: list[tuple[list[Layer], Array]] = []  # what is finite; awaited at the end
+    evidence: list[tuple[Layer, Array]] = []  # of being finite; awaited at the end
     divided = _batches(_kernel_pairs(plan))
     words = [keys[pair.target.path] for groups in divided for group in groups for pair in group]
     batches = list(map(batch_of, divided))
@@ -89,8 +89,8 @@ def fit_in_batches(
             if plan.rescale != "none":
                 kernel = _rescaled(kernel, stored_kernel(pair.source, source), plan.rescale)
             store_kernel(pair.target, kernel, fitted)
-        if batch.finite is not None:
-            checks.append(([group[0].source for group in groups], batch.finite))
+        if check_finite:
+            evidence += zip((group[0].source for group in groups), batch.evidence, strict=True)
     if _has_rest(plan):
         fitted |= _fit_rest(plan, key_type, keys, source, target)
     if not check_finite:
@@ -98,12 +98,13 @@ def fit_in_batches(
     if plan.drawn:
         # Drawn from the mean of these: it is not finite if one of them is not. Dense layers may be
         # most of a source, and to read them once more takes as long as all else.
-        checks.append((list(plan.drawn_from), finite_sums([fitted[plan.drawn[0].weight]])))
-    whole = {layer.weight for layers, _ in checks for layer in layers if not layer.index}
-    if rest := [path for path in source if path not in whole]:
-        refuse_unless_finite(source, rest, finite_sums([source[path] for path in rest]))
-    for layers, finite in checks:
-        refuse_unless_finite(source, [layer.weight for layer in layers], finite)
+        (drawn,) = sums([fitted[plan.drawn[0].weight]])
+        evidence += ((layer, drawn) for layer in plan.drawn_from)
+    whole = {layer.weight for layer, _ in evidence if not layer.index}
+    rest = [path for path in source if path not in whole]
+    refuse_unless_finite(source, rest, sums([source[path] for path in rest]))
+    layers, found = zip(*evidence, strict=True) if evidence else ((), ())
+    refuse_unless_finite(source, (layer.weight for layer in layers), found)
     return fitted
 
 

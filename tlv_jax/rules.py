@@ -21,7 +21,7 @@ from jax import lax
 
 from tlv_jax import variance_rule
 from tlv_jax.errors import OptionError, check_option
-from tlv_jax.finiteness import finite_sums
+from tlv_jax.finiteness import sums
 from tlv_jax.layer_keys import typed_key
 from tlv_jax.types import Array, Rule
 from tlv_jax.variance_layout import Settings, Spec, lay_out
@@ -247,7 +247,7 @@ def fit_batches(
       key_type: the implementation whose keys the rule expects; None for raw words.
       words: of a random key for each target of each batch, `[L, W]`, see `layer_keys`.
       batches: loaded one by one, at most one ahead of what is returned.
-      check_finite: find out whether the sources are finite.
+      check_finite: find evidence of the sources being finite.
     """
     loaded = (batch.load() for batch in batches)
     if isinstance(rule, BoundRule) and rule.function is variance:
@@ -259,10 +259,10 @@ def fit_batches(
         return
     each = iter(words)
     for batch, (sources, targets) in zip(batches, loaded, strict=True):
-        finite = finite_sums(sources) if check_finite else None
+        evidence = sums(sources) if check_finite else []
         pairs = zip(batch.served, targets, strict=True)
         fitted = [call(rule, key_type, next(each), sources[n], target) for n, target in pairs]
-        yield Fitted(fitted, finite)
+        yield Fitted(fitted, evidence)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

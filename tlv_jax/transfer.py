@@ -7,7 +7,7 @@ import jax
 from jax.core import Tracer
 
 from tlv_jax.errors import PlanMismatchError
-from tlv_jax.finiteness import finite_sums, refuse_unless_finite
+from tlv_jax.finiteness import refuse_unless_finite, sums
 from tlv_jax.fitting import Leaves, Shardings, fit_in_batches, fit_in_one_program
 from tlv_jax.paths import array_leaves, is_array
 from tlv_jax.plan import TransferPlan
@@ -114,8 +114,7 @@ def apply_transfer(
         fitted = fit_in_one_program(plan, _shardings(target), key, source, target)
         if check_finite and known:
             with jax.ensure_compile_time_eval():  # else traced along with what is
-                finite = finite_sums([source[path] for path in known])
-                refuse_unless_finite(source, known, finite)
+                refuse_unless_finite(source, known, sums([source[path] for path in known]))
     else:
         fitted = fit_in_batches(plan, key, source, target, check_finite=check_finite)
 

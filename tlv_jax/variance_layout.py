@@ -121,6 +121,8 @@ class Layout(NamedTuple):
       filter_variances: numbers of the kernels whose filters are measured, and among how many
         pixels.
       input_variances: of those whose inputs are, likewise.
+      shown_finite: of each source the number of the filters' variances that are finite only if it
+        is; None if there are none.
       own_filter_variances: numbers of the targets whose filters are measured.
       own_input_variances: of those whose inputs are.
     """
@@ -130,6 +132,7 @@ class Layout(NamedTuple):
     parts: tuple[Part, ...]
     filter_variances: tuple[tuple[int, int], ...]
     input_variances: tuple[tuple[int, int], ...]
+    shown_finite: tuple[int | None, ...]
     own_filter_variances: tuple[int, ...]
     own_input_variances: tuple[int, ...]
 
@@ -169,12 +172,20 @@ def lay_out(
         kernel_number = kernels.setdefault(kernel, len(kernels))
         fits.append(_fit(settings, number, kernel_number, given, target[0]))
     measured = [fit for fit in fits if fit.ranks_inputs and not fit.measures_kept_alone]
+    filter_variances = _distinct((fit.kernel, fit.pixels) for fit in fits if fit.ranks_filters)
+    given = tuple(kernels)
+    shown = {
+        given[kernel].source: number
+        for number, (kernel, _) in enumerate(filter_variances)
+        if given[kernel].as_is or settings.pool == "avg"  # a maximum may pass over infinity
+    }
     return Layout(
         settings,
-        tuple(kernels),
+        given,
         tuple(_parts(fits)),
-        _distinct((fit.kernel, fit.pixels) for fit in fits if fit.ranks_filters),
+        filter_variances,
         _distinct((fit.kernel, fit.pixels) for fit in measured),
+        tuple(map(shown.get, range(len(sources)))),
         tuple(number for number, fit in enumerate(fits) if fit.ranks_places),
         tuple(number for number, fit in enumerate(fits) if fit.ranks_input_places),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from tlv_jax import kernels
-from tlv_jax.finiteness import finite_sum
+from tlv_jax.finiteness import sums
 from tlv_jax.layer_keys import typed_key
 from tlv_jax.permutations import places
 from tlv_jax.selection import numbers_of_places, placed
@@ -30,7 +30,7 @@ class Measured(NamedTuple):
       input_variances: `[I, O]` or `[I, 1]`, see `kernels.input_variance`.
       own_filter_variances: those of the targets.
       own_input_variances: likewise.
-      finite: whether each source is, as far as a sum can tell, `[S]`; None if that is not asked.
+      evidence: of each source an array that is finite only if the source is; none if not asked.
     """
 
     kernels: list[Array]
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
     input_variances: list[Array]
     own_filter_variances: list[Array]
     own_input_variances: list[Array]
-    finite: Array | None
+    evidence: list[Array]
 
 
 class Channels(NamedTuple):
@@ -66,17 +66,27 @@ def measure(
     layout: Layout, sources: Sequence[Array], targets: Sequence[Array], *, check_finite: bool
 ) -> Measured:
     """Starts to measure; a source that is fitted as it is stays where it is."""
-    resized, *measures = _measures(layout, check_finite, sources, targets)
-    others = iter(resized)
-    fitted = [sources[k.source] if k.as_is else next(others) for k in layout.kernels]
-    return Measured(fitted, *measures)
+    resized, variances, *others, sums_of_rest = _measures(layout, check_finite, sources, targets)
+    inputs, own_variances, own_inputs = others
+    fitted, summed = iter(resized), iter(sums_of_rest)
+    return Measured(
+        [sources[k.source] if k.as_is else next(fitted) for k in layout.kernels],
+        variances,
+        inputs,
+        own_variances,
+        own_inputs,
+        [
+            next(summed) if number is None else variances[number]
+            for number in (layout.shown_finite if check_finite else ())
+        ],
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measures(
     layout: Layout, check_finite: bool, sources: Sequence[Array], targets: Sequence[Array]
 ) -> tuple[Any, ...]:
-    """As `Measured`, but of the kernels only those that are not sources themselves."""
+    """As `Measured`, but only of kernels that are not sources, and evidence not there already."""
     fitted = [
         sources[kernel.source]
         if kernel.as_is
@@ -86,12 +96,10 @@ def _measures(
         for kernel in layout.kernels
     ]
     pixels = [fit.pixels for fit in layout.fits]
-    variances = [
-        kernels.filter_variance(fitted[number], count) for number, count in layout.filter_variances
-    ]
+    unshown = [array for array, n in zip(sources, layout.shown_finite, strict=True) if n is None]
     return (
         [array for array, kernel in zip(fitted, layout.kernels, strict=True) if not kernel.as_is],
-        variances,
+        [kernels.filter_variance(fitted[n], count) for n, count in layout.filter_variances],
         [kernels.input_variance(fitted[number], count) for number, count in layout.input_variances],
         [
             kernels.filter_variance(targets[number], pixels[number])
@@ -101,18 +109,8 @@ def _measures(
             kernels.input_variance(targets[number], pixels[number])
             for number in layout.own_input_variances
         ],
-        _finite(layout, sources, variances) if check_finite else None,
+        sums(unshown) if check_finite else [],
     )
-
-
-def _finite(layout: Layout, sources: Sequence[Array], variances: Sequence[Array]) -> Array:
-    # Variances are there already, and not finite either; but a maximum may pass over infinity.
-    known = {
-        layout.kernels[number].source: variance
-        for (number, _), variance in zip(layout.filter_variances, variances, strict=True)
-        if layout.kernels[number].as_is or layout.settings.pool == "avg"
-    }
-    return jnp.stack([finite_sum(known.get(number, array)) for number, array in enumerate(sources)])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -89,11 +89,11 @@ class Fitted(NamedTuple):
 
     Attributes:
       kernels: one for each target.
-      finite: whether each source is, as far as a sum can tell, `[S]`; None if that was not asked.
+      evidence: of each source an array that is finite only if the source is; none if not asked.
     """
 
     kernels: Sequence[Array]
-    finite: Array | None
+    evidence: Sequence[Array]
 
 
 def fit_batches(
@@ -112,7 +112,7 @@ def fit_batches(
       words: of a key for each target, `[L, W]`, those of all batches one after another; consumed.
       batches: sources, each `[*spatial, I, O]`, and targets, each `[*spatial', I', O']`. Taken one
         by one, at most one ahead of what is returned.
-      check_finite: find out whether the sources are finite.
+      check_finite: find evidence of the sources being finite.
     """
     filter_draws, input_draws = _draws(layouts)
     drawn = _drawn_filters(words, filter_draws), permutations(words, input_draws)
@@ -195,7 +195,7 @@ def _finish(
             channels,
             known,
         )
-    return Fitted(fitted, measured.finite)
+    return Fitted(fitted, measured.evidence)
 
 
 def _kept_channels(layout: Layout, measured: Measured) -> Iterator[tuple[Any, Any]]:
