@@ -20,15 +20,13 @@ def sums(arrays: Sequence[Any]) -> list[Array]:
     return [jnp.sum(array, dtype=jnp.float32) for array in arrays]
 
 
-def refuse_unless_finite(
-    leaves: Mapping[str, Any], paths: Iterable[str], evidence: Iterable[Array]
-) -> None:
-    """Waits for evidence: of each path what is finite only if the leaf is, `sums` for example.
+def refuse_unless_finite(leaves: Mapping[str, Any], evidence: Iterable[tuple[str, Array]]) -> None:
+    """Waits for evidence: of a path what is finite only if the leaf is, its sum for example.
 
     Raises:
       NonFiniteSourceError: with the first leaf that is not finite, and how many of its values.
     """
-    for path, found in zip(paths, map(np.asarray, evidence), strict=True):
+    for path, found in evidence:
         # A sum may also overflow, of weights that are finite.
         if not np.isfinite(found).all() and (count := int(jnp.sum(~jnp.isfinite(leaves[path])))):
             raise NonFiniteSourceError(

@@ -78,7 +78,8 @@ def fit_in_batches(
         )
 
     evidence: list[tuple[Layer, Array]] = []  # of being finite; awaited at the end
-    divided = _batches(_kernel_pairs(plan))
+    kernel_pairs = _kernel_pairs(plan)
+    divided = _batches(kernel_pairs)
     words = [keys[pair.target.path] for groups in divided for group in groups for pair in group]
     batches = list(map(batch_of, divided))
     fitting = rules.fit_batches(
@@ -91,7 +92,7 @@ def fit_in_batches(
             store_kernel(pair.target, kernel, fitted)
         if check_finite:
             evidence += zip((group[0].source for group in groups), batch.evidence, strict=True)
-    if _has_rest(plan):
+    if target.keys() - {pair.target.weight for pair in kernel_pairs}:
         fitted |= _fit_rest(plan, key_type, keys, source, target)
     if not check_finite:
         return fitted
@@ -102,9 +103,9 @@ def fit_in_batches(
         evidence += ((layer, drawn) for layer in plan.drawn_from)
     whole = {layer.weight for layer, _ in evidence if not layer.index}
     rest = [path for path in source if path not in whole]
-    refuse_unless_finite(source, rest, sums([source[path] for path in rest]))
-    layers, found = zip(*evidence, strict=True) if evidence else ((), ())
-    refuse_unless_finite(source, (layer.weight for layer in layers), found)
+    found = sums([source[path] for path in rest])
+    refuse_unless_finite(source, zip(rest, found, strict=True))
+    refuse_unless_finite(source, ((layer.weight, shown) for layer, shown in evidence))
     return fitted
 
 
@@ -176,12 +177,6 @@ def _kernel_pairs(plan: TransferPlan) -> list[LayerPair]:
     """The pairs whose kernels are fitted by themselves."""
     pairs = () if plan.channels else plan.layer_pairs
     return [pair for pair in pairs if pair.target.kind != "norm"]
-
-
-def _has_rest(plan: TransferPlan) -> bool:
-    """Whether `_fit_rest` has anything to do."""
-    by_kind = plan.biases or any(pair.target.kind == "norm" for pair in plan.layer_pairs)
-    return bool(by_kind or plan.channels or plan.drawn or plan.inserted)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

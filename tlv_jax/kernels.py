@@ -92,7 +92,7 @@ def filter_variance(kernel: Array, padded: int) -> Array:
     return (squares + size * (mean - with_zeros) ** 2 + zeros) / count
 
 
-def input_variance(kernel: Array | np.ndarray, padded: int) -> Array | np.ndarray:
+def input_variance(kernel: Array, padded: int) -> Array:
     """The variance of the pixels of each input of each filter. `[*spatial, I, O] -> [I, O]`.
 
     A kernel of one pixel has one weight for an input and a filter, and so no variance: its inputs

@@ -252,7 +252,8 @@ def fit_batches(
     loaded = (batch.load() for batch in batches)
     if isinstance(rule, BoundRule) and rule.function is variance:
         chosen: dict[str, Any] = dict(rule.settings)
-        layouts = tuple(lay_out(Settings(**chosen), *batch[:3]) for batch in batches)
+        settings = Settings(**chosen)
+        layouts = tuple(lay_out(settings, b.sources, b.served, b.targets) for b in batches)
         yield from variance_rule.fit_batches(
             layouts, key_type, words, loaded, check_finite=check_finite
         )

@@ -118,13 +118,14 @@ def _sort(integers: np.ndarray) -> None:
     NumPy sorts up to `RUN` integers by a network, on some CPUs seven times faster for each than
     more of them, while its stable sort finds what is sorted piecewise, and only merges.
     """
-    runs = integers.shape[-1] // RUN
-    if runs and integers.shape[-1] > RUN:
-        integers[..., : runs * RUN].reshape(*integers.shape[:-1], runs, RUN).sort(axis=-1)
-        integers[..., runs * RUN :].sort(axis=-1)
-        integers.sort(axis=-1, kind="stable")
-    else:
+    *others, size = integers.shape
+    if size <= RUN:
         integers.sort(axis=-1)
+        return
+    runs = size // RUN
+    integers[..., : runs * RUN].reshape(*others, runs, RUN).sort(axis=-1)
+    integers[..., runs * RUN :].sort(axis=-1)
+    integers.sort(axis=-1, kind="stable")
 
 
 def _ordered_bits(values: np.ndarray) -> np.ndarray:

@@ -114,7 +114,8 @@ def apply_transfer(
         fitted = fit_in_one_program(plan, _shardings(target), key, source, target)
         if check_finite and known:
             with jax.ensure_compile_time_eval():  # else traced along with what is
-                refuse_unless_finite(source, known, sums([source[path] for path in known]))
+                found = sums([source[path] for path in known])
+                refuse_unless_finite(source, zip(known, found, strict=True))
     else:
         fitted = fit_in_batches(plan, key, source, target, check_finite=check_finite)
 

@@ -173,15 +173,15 @@ def lay_out(
         fits.append(_fit(settings, number, kernel_number, given, target[0]))
     measured = [fit for fit in fits if fit.ranks_inputs and not fit.measures_kept_alone]
     filter_variances = _distinct((fit.kernel, fit.pixels) for fit in fits if fit.ranks_filters)
-    given = tuple(kernels)
+    numbered = tuple(kernels)
     shown = {
-        given[kernel].source: number
+        numbered[kernel].source: number
         for number, (kernel, _) in enumerate(filter_variances)
-        if given[kernel].as_is or settings.pool == "avg"  # a maximum may pass over infinity
+        if numbered[kernel].as_is or settings.pool == "avg"  # a maximum may pass over infinity
     }
     return Layout(
         settings,
-        given,
+        numbered,
         tuple(_parts(fits)),
         filter_variances,
         _distinct((fit.kernel, fit.pixels) for fit in measured),

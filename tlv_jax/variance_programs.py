@@ -66,27 +66,20 @@ def measure(
     layout: Layout, sources: Sequence[Array], targets: Sequence[Array], *, check_finite: bool
 ) -> Measured:
     """Starts to measure; a source that is fitted as it is stays where it is."""
-    resized, variances, *others, sums_of_rest = _measures(layout, check_finite, sources, targets)
-    inputs, own_variances, own_inputs = others
-    fitted, summed = iter(resized), iter(sums_of_rest)
-    return Measured(
-        [sources[k.source] if k.as_is else next(fitted) for k in layout.kernels],
-        variances,
-        inputs,
-        own_variances,
-        own_inputs,
-        [
-            next(summed) if number is None else variances[number]
-            for number in (layout.shown_finite if check_finite else ())
-        ],
+    measured = _measures(layout, check_finite, sources, targets)
+    resized, summed = iter(measured.kernels), iter(measured.evidence)
+    shown = layout.shown_finite if check_finite else ()
+    return measured._replace(
+        kernels=[sources[k.source] if k.as_is else next(resized) for k in layout.kernels],
+        evidence=[next(summed) if n is None else measured.filter_variances[n] for n in shown],
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measures(
     layout: Layout, check_finite: bool, sources: Sequence[Array], targets: Sequence[Array]
-) -> tuple[Any, ...]:
-    """As `Measured`, but only of kernels that are not sources, and evidence not there already."""
+) -> Measured:
+    """Only the kernels that are not sources, and the evidence that is not there already."""
     fitted = [
         sources[kernel.source]
         if kernel.as_is
@@ -97,7 +90,7 @@ def _measures(
     ]
     pixels = [fit.pixels for fit in layout.fits]
     unshown = [array for array, n in zip(sources, layout.shown_finite, strict=True) if n is None]
-    return (
+    return Measured(
         [array for array, kernel in zip(fitted, layout.kernels, strict=True) if not kernel.as_is],
         [kernels.filter_variance(fitted[n], count) for n, count in layout.filter_variances],
         [kernels.input_variance(fitted[number], count) for number, count in layout.input_variances],

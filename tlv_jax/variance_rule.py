@@ -8,7 +8,7 @@ program costs more than some hundred numbers take.
 import functools
 import itertools
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -146,15 +146,16 @@ def _draws(layouts: tuple[Layout, ...]) -> tuple[tuple[Draw, ...], tuple[tuple[D
     inputs: list[tuple[Draw, ...]] = []
     first = 0
     for layout in layouts:
-        filters += _wanted((fit.filter_draw for fit in layout.fits), first)
-        inputs += (_wanted((fit.input_draw for fit in part.fits), first) for part in layout.parts)
+        wanted = (fit.filter_draw for fit in layout.fits)
+        filters += _owned_from(first, (draw for draw in wanted if draw is not None))
+        inputs += (_owned_from(first, part.draws) for part in layout.parts)
         first += sum(len(part.fits) for part in layout.parts)
     return tuple(filters), tuple(inputs)
 
 
-def _wanted(draws: Iterable[Draw | None], first: int) -> tuple[Draw, ...]:
-    """Those that there are, with their owners counted on from this number."""
-    return tuple(draw._replace(owner=draw.owner + first) for draw in draws if draw is not None)
+def _owned_from(first: int, draws: Iterable[Draw]) -> tuple[Draw, ...]:
+    """The draws with their owners counted on from this number."""
+    return tuple(draw._replace(owner=draw.owner + first) for draw in draws)
 
 
 def _drawn_filters(words: Array | np.ndarray, draws: tuple[Draw, ...]) -> Iterator[Any]:
@@ -272,34 +273,30 @@ def _concatenated(arrays: Sequence[Any]) -> Any:
     return xp.concatenate(arrays)
 
 
+def _by_numpy_or_compiled(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Compiles a function of an array, unless that is NumPy's; else XLA would run it by steps."""
+    compiled = jax.jit(function)
+
+    @functools.wraps(function)
+    def call(array: Any, numbers: Any) -> Any:
+        return (function if isinstance(array, np.ndarray) else compiled)(array, numbers)
+
+    return call
+
+
+@_by_numpy_or_compiled
 def _columns(matrix: Any, numbers: Any) -> Any:
     """These columns as rows, or all. `[M, N] -> [n, M]`."""
-    return (_columns_by_numpy if isinstance(matrix, np.ndarray) else _columns_by_xla)(
-        matrix, numbers
-    )
-
-
-def _columns_by_numpy(matrix: Any, numbers: Any) -> Any:
     return (matrix if numbers is None else matrix[:, numbers]).T
 
 
-_columns_by_xla = jax.jit(_columns_by_numpy)  # what is not compiled would be so step by step
-
-
+@_by_numpy_or_compiled
 def _magnitudes(kernel: Any, filters: Any) -> Any:
     """Of these filters of a kernel of one pixel. `[*s, I, O] -> [F, I]`.
 
     The variance of one weight among zeros is its square times a number: both have one order.
     """
-    by_numpy = isinstance(kernel, np.ndarray)
-    return (_magnitudes_by_numpy if by_numpy else _magnitudes_by_xla)(kernel, filters)
-
-
-def _magnitudes_by_numpy(kernel: Any, filters: Any) -> Any:
     return abs(kernel.reshape(kernel.shape[-2:]).take(filters, 1)).T
-
-
-_magnitudes_by_xla = jax.jit(_magnitudes_by_numpy)
 
 
 def _spec(array: Any) -> Spec:
