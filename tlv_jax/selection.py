@@ -6,6 +6,7 @@ They are those of TLVFC's published code (`choose_candidate`), made total: any c
 channel twice. `random` needs no ranks; its order comes from `permutations`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "RANKS",
     "SELECTIONS",
     "argsort",
+    "chosen_ranks",
     "drawn_size",
     "in_memory",
     "interleaved_ranks",
@@ -82,6 +84,12 @@ RANKS: Mapping[str, Callable[[int, int], np.ndarray]] = MappingProxyType(
     }
 )
 SELECTIONS = (*RANKS, "random")
+
+
+@functools.lru_cache(maxsize=4096)
+def chosen_ranks(name: str, size: int, count: int) -> np.ndarray:
+    """Those that a strategy of `RANKS` chooses, kept for the next call: not to be written to."""
+    return RANKS[name](size, count)
 
 
 def argsort(values: Array | np.ndarray) -> Array | np.ndarray:
@@ -190,7 +198,7 @@ def numbers_of_places(
         assert drawn is not None  # the places are chosen by chance
         return xp.where(drawn[:places] < count, drawn[:places], np.int32(-1))
     table = np.full(places, -1, np.int32)
-    table[RANKS[remove](places, count)] = np.arange(count)
+    table[chosen_ranks(remove, places, count)] = np.arange(count)
     numbers = xp.asarray(table)[xp.argsort(xp.broadcast_to(order, shape), axis=0)]
     if not shuffle:
         return numbers

@@ -18,7 +18,7 @@ from jax.core import Tracer
 
 from tlv_jax.layer_keys import key_words
 from tlv_jax.permutations import Draw, permutations, places
-from tlv_jax.selection import RANKS, argsort, in_memory, numbers_of_places
+from tlv_jax.selection import argsort, chosen_ranks, in_memory, numbers_of_places
 from tlv_jax.types import Array
 from tlv_jax.variance_layout import Layout, Settings, Spec, lay_out
 from tlv_jax.variance_programs import Channels, Measured, filled, looked_up, measure
@@ -207,7 +207,7 @@ def _kept_channels(layout: Layout, measured: Measured) -> Iterator[tuple[Any, An
     """
     of_filters = dict(zip(layout.filter_variances, measured.filter_variances, strict=True))
     of_inputs = dict(zip(layout.input_variances, measured.input_variances, strict=True))
-    ranks: Any = RANKS.get(layout.settings.keep)
+    ranks = functools.partial(chosen_ranks, layout.settings.keep)
 
     # Several targets may ask the same of one source.
     @functools.cache
