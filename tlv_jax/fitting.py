@@ -35,7 +35,8 @@ __all__ = ["Leaves", "Shardings", "fit_in_batches", "fit_in_one_program"]
 
 Leaves = dict[str, Any]
 Shardings = tuple[tuple[str, jax.sharding.Sharding], ...]
-BATCHES = 24  # that kernels are divided into: the fewer, the faster, and the more memory
+BATCHES = 12  # at least, that kernels are divided into: the fewer, the faster, and the more memory
+WEIGHTS = 1 << 21  # of targets: to a batch that has as many no source is added; more is no faster
 
 
 def fit_in_batches(
@@ -117,7 +118,7 @@ def _batches(pairs: Sequence[LayerPair]) -> list[list[list[LayerPair]]]:
     sized = [(sum(math.prod(p.target.shape) for p in group), group) for group in by_source.values()]
     # What the largest take in passing lies where the results of all others will.
     sized.sort(key=operator.itemgetter(0), reverse=True)
-    limit = sum(size for size, _ in sized) / BATCHES
+    limit = min(sum(size for size, _ in sized) / BATCHES, WEIGHTS)
     batches: list[list[list[LayerPair]]] = []
     weights = math.inf
     for size, group in sized:
