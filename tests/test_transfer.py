@@ -236,8 +236,9 @@ def test_how_kernels_are_divided_makes_no_difference(key, monkeypatch):
     source, target = trees.source_tree(), trees.target_tree()
     plan = tlv_jax.plan_transfer(source, target, **tlv_jax.presets.tlvfc())
     expected = tlv_jax.apply_transfer(plan, key, source, target)
-    for batches, places in ((1, 1), (1, 20), (100, 1)):
+    for batches, weights, places in ((1, 1 << 21, 1), (1, 300, 20), (100, 1 << 21, 1)):
         monkeypatch.setattr(fitting, "BATCHES", batches)
+        monkeypatch.setattr(fitting, "WEIGHTS", weights)
         monkeypatch.setattr(variance_layout, "PLACES", places)
         variance_layout.lay_out.cache_clear()
         new = tlv_jax.apply_transfer(plan, key, source, target)
