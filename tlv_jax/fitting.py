@@ -35,8 +35,9 @@ __all__ = ["Leaves", "Shardings", "fit_in_batches", "fit_in_one_program"]
 
 Leaves = dict[str, Any]
 Shardings = tuple[tuple[str, jax.sharding.Sharding], ...]
-BATCHES = 12  # at least, that kernels are divided into: the fewer, the faster, and the more memory
-WEIGHTS = 1 << 21  # of targets: to a batch that has as many no source is added; more is no faster
+# Fewer batches are fewer programs, but each waits for the one before: below these it gains nothing.
+BATCHES = 12  # at least, that kernels are divided into
+WEIGHTS = 1 << 21  # of targets: to a batch that has as many no source is added
 
 
 def fit_in_batches(

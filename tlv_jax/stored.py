@@ -24,11 +24,10 @@ def store_kernel(layer: Layer, kernel: Array, leaves: dict[str, Array]) -> None:
     """Puts a kernel back as its leaf stores it; the inverse of `stored_kernel`."""
     leaf = leaves[layer.weight]
     shape = leaf.shape[len(layer.index) :]
-    permuted = layer.axes != tuple(range(len(shape)))
-    given = tuple(shape[axis] for axis in layer.axes) if permuted else shape
-    if kernel.shape != given:
-        kernel = kernel.reshape(given)
-    if permuted:
+    permuted = tuple(shape[axis] for axis in layer.axes)
+    if kernel.shape != permuted:
+        kernel = kernel.reshape(permuted)
+    if layer.axes != tuple(range(kernel.ndim)):
         kernel = kernel.transpose(np.argsort(layer.axes))
     if kernel.dtype != leaf.dtype:
         kernel = kernel.astype(leaf.dtype)
