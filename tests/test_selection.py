@@ -63,3 +63,12 @@ def test_the_order_is_the_stable_one(size, wrap):
     order = wrap(selection.argsort)(jnp.asarray(values))
     assert order.dtype == jnp.int32
     np.testing.assert_array_equal(order, jnp.argsort(values))
+
+
+@pytest.mark.parametrize("by_runs", [True, False])
+@pytest.mark.parametrize("size", [255, 257, 512, 700])
+def test_whichever_way_is_faster_gives_the_same_order(monkeypatch, by_runs, size):
+    monkeypatch.setattr(selection, "_runs_are_faster", lambda: by_runs)
+    values = np.random.default_rng(0).integers(0, 50, (5, size)).astype(np.float32)
+    order = selection.argsort(jnp.asarray(values))
+    np.testing.assert_array_equal(order, np.argsort(values, stable=True))

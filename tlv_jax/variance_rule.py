@@ -296,7 +296,7 @@ def _magnitudes(kernel: Any, filters: Any) -> Any:
 
     The variance of one weight among zeros is its square times a number: both have one order.
     """
-    return abs(kernel.reshape(kernel.shape[-2:]).take(filters, 1)).T
+    return abs(kernel.reshape(kernel.shape[-2:])[:, filters]).T
 
 
 def _spec(array: Any) -> Spec:
