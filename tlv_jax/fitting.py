@@ -81,6 +81,9 @@ def fit_in_batches(
 
     evidence: list[tuple[Layer, Array]] = []  # of being finite; awaited at the end
     kernel_pairs = _kernel_pairs(plan)
+    # First: what a head takes to be drawn lies where the results of all others will.
+    if target.keys() - {pair.target.weight for pair in kernel_pairs}:
+        fitted |= _fit_rest(plan, key_type, keys, source, target)
     divided = _batches(kernel_pairs)
     words = [keys[pair.target.path] for groups in divided for group in groups for pair in group]
     batches = list(map(batch_of, divided))
@@ -94,8 +97,6 @@ def fit_in_batches(
             store_kernel(pair.target, kernel, fitted)
         if check_finite:
             evidence += zip((group[0].source for group in groups), batch.evidence, strict=True)
-    if target.keys() - {pair.target.weight for pair in kernel_pairs}:
-        fitted |= _fit_rest(plan, key_type, keys, source, target)
     if not check_finite:
         return fitted
     if plan.drawn:
@@ -117,7 +118,7 @@ def _batches(pairs: Sequence[LayerPair]) -> list[list[list[LayerPair]]]:
     for pair in pairs:
         by_source[pair.source].append(pair)
     sized = [(sum(math.prod(p.target.shape) for p in group), group) for group in by_source.values()]
-    # What the largest take in passing lies where the results of all others will.
+    # Likewise the largest.
     sized.sort(key=operator.itemgetter(0), reverse=True)
     limit = min(sum(size for size, _ in sized) / BATCHES, WEIGHTS)
     batches: list[list[list[LayerPair]]] = []
