@@ -108,13 +108,14 @@ def in_a_process(*arguments: str, environment: Mapping[str, str]) -> dict[str, f
 def measure_memory(source_name: str, target_name: str, name: str) -> dict[str, float]:
     source, target = random_params(source_name, 0), random_params(target_name, 1)
     plan = tlv_jax.plan_transfer(source, target, **SETTINGS[name])
-    apply(plan, 0, source, target)
+    first, second = jax.random.split(jax.random.key(0))
+    apply(plan, first, source, target)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(target))
-    return {"memory": peak(lambda: apply(plan, 1, source, target)) / size}
+    return {"memory": peak(lambda: apply(plan, second, source, target)) / size}
 
 
-def apply(plan: tlv_jax.TransferPlan, seed: int, source: dict, target: dict) -> None:
-    jax.block_until_ready(tlv_jax.apply_transfer(plan, jax.random.key(seed), source, target))
+def apply(plan: tlv_jax.TransferPlan, key: jax.Array, source: dict, target: dict) -> None:
+    jax.block_until_ready(tlv_jax.apply_transfer(plan, key, source, target))
 
 
 def measure_times(
@@ -122,16 +123,14 @@ def measure_times(
 ) -> dict[str, float]:
     source, target = random_params(source_name, 0), random_params(target_name, 1)
     planning, plan = seconds(lambda: tlv_jax.plan_transfer(source, target, **SETTINGS[name]))
-
-    def call(seed: int) -> None:
-        apply(plan, seed, source, target)
+    first_key, *keys = jax.random.split(jax.random.key(0), options.rounds + 1)
 
     copy = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree))
     jax.block_until_ready(copy(target))
-    first, _ = seconds(lambda: call(0))
+    first, _ = seconds(lambda: apply(plan, first_key, source, target))
     steady, copies = [], []
-    for number in range(options.rounds):
-        steady.append(seconds(lambda number=number: call(number + 1))[0])
+    for key in keys:
+        steady.append(seconds(lambda key=key: apply(plan, key, source, target))[0])
         copies.append(seconds(lambda: jax.block_until_ready(copy(target)))[0])
     median = statistics.median(steady)
     eager = 0.0

@@ -1,6 +1,9 @@
 """Name the leaves of any pytree by paths, and order those paths as a reader would."""
 
+import operator
 import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,6 +16,14 @@ __all__ = ["array_leaves", "is_array", "leaf_path", "natural_key", "path_compone
 
 # Boxes around one array, as NNX variables and Linen's partitioned parameters are, put these last.
 BOX_ATTRIBUTES = frozenset({"value", "raw_value", "get_value"})
+NAMES: Mapping[type, Callable[[Any], Any]] = MappingProxyType(
+    {
+        DictKey: operator.attrgetter("key"),
+        FlattenedIndexKey: operator.attrgetter("key"),
+        GetAttrKey: operator.attrgetter("name"),
+        SequenceKey: operator.attrgetter("idx"),
+    }
+)
 
 
 def is_array(leaf: Any) -> bool:
@@ -24,7 +35,7 @@ def leaf_path(keys: tuple[Any, ...]) -> str:
     """Joins JAX's key path by `/`: `(DictKey('conv1'), DictKey('kernel'))` -> `conv1/kernel`."""
     if keys and isinstance(keys[-1], GetAttrKey) and keys[-1].name in BOX_ATTRIBUTES:
         keys = keys[:-1]
-    return "/".join(_component(key) for key in keys)
+    return "/".join([str(NAMES.get(type(key), str)(key)) for key in keys])
 
 
 def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
@@ -71,12 +82,3 @@ def natural_key(path: str) -> tuple[tuple[int, int | str], ...]:
     """Sorts numbers within a path by value: `layer2` before `layer10`."""
     parts = re.findall(r"\d+|[^\d/.]+", path)
     return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts)
-
-
-def _component(key: Any) -> str:
-    match key:
-        case DictKey(key=name) | FlattenedIndexKey(key=name) | GetAttrKey(name=name):
-            return str(name)
-        case SequenceKey(idx=index):
-            return str(index)
-    return str(key)

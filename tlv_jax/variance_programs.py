@@ -147,6 +147,7 @@ def filled(
         inputs = known_inputs[number]
         if inputs is None:
             inputs = _inputs(numbers, given, kept, columns)
+        inputs = inputs.astype(jnp.uint32)
         kernel, target = sources[fit.kernel], targets[number]
         kernel = kernels.gather_channels(kernel, inputs, filters.astype(jnp.uint32)[None])
         if kernel.shape != fit.shape:
@@ -201,4 +202,4 @@ def _inputs(numbers: Array, given: Array | None, kept: Array | None, columns: Ar
     if kept is None:
         return numbers
     column = jnp.maximum(columns, 0).astype(jnp.uint32)[None] if kept.shape[1] > 1 else 0
-    return kept.at[numbers, column].get(mode="promise_in_bounds").astype(jnp.uint32)
+    return kept.at[numbers, column].get(mode="promise_in_bounds")
