@@ -28,7 +28,13 @@ from tlv_jax.finiteness import refuse_unless_finite, sums
 from tlv_jax.layer_keys import layer_keys, typed_key
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors
-from tlv_jax.stored import store_kernel, store_vector, stored_kernel, stored_vector
+from tlv_jax.stored import (
+    described_kernel,
+    store_kernel,
+    store_vector,
+    stored_kernel,
+    stored_vector,
+)
 from tlv_jax.types import Array, Layer, LayerPair, Rule
 
 __all__ = ["Leaves", "Shardings", "fit_in_batches", "fit_in_one_program"]
@@ -76,6 +82,10 @@ def fit_in_batches(
             lambda: (
                 [stored_kernel(layer, source) for layer in sources],
                 [stored_kernel(layer, target) for layer in targets],
+            ),
+            lambda: (
+                [described_kernel(layer, source) for layer in sources],
+                [described_kernel(layer, target) for layer in targets],
             ),
         )
 

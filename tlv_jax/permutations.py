@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.stages import Lowered
 
 from tlv_jax.types import Array
 
-__all__ = ["Draw", "Place", "permutations", "places"]
+__all__ = ["Draw", "Place", "lowered_permutations", "permutations", "places"]
 
 INCREMENT = np.uint32(0x7F4A7C15)
 ROUNDS = 4  # of mixing; with fewer, pairs of places are not quite independent for N below 10
@@ -96,6 +97,17 @@ def permutations(
         # The lower bits are the same in either, and a CPU computes twice as many of half the width.
         yield [
             _permuted(mixers[:, start:stop].astype(_narrowest(rows)), rows=rows)
+            for rows, start, stop in arrays
+        ]
+
+
+def lowered_permutations(groups: tuple[tuple[Draw, ...], ...]) -> Iterator[list[Lowered]]:
+    """Lowers the programs by which `permutations` draws, group by group likewise."""
+    for arrays in _laid_out(groups).arrays if any(groups) else [()] * len(groups):
+        yield [
+            _permuted.lower(
+                jax.ShapeDtypeStruct((4 * ROUNDS + 1, stop - start), _narrowest(rows)), rows=rows
+            )
             for rows, start, stop in arrays
         ]
 

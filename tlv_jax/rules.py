@@ -25,7 +25,7 @@ from tlv_jax.finiteness import sums
 from tlv_jax.layer_keys import typed_key
 from tlv_jax.types import Array, Rule
 from tlv_jax.variance_layout import Settings, Spec, lay_out
-from tlv_jax.variance_rule import Fitted, variance
+from tlv_jax.variance_rule import Described, Fitted, variance
 
 __all__ = [
     "RULES",
@@ -221,12 +221,14 @@ class Batch(NamedTuple):
       served: the number of the source of each target.
       targets: in any order, likewise.
       load: returns the kernels themselves, sources and targets.
+      describe: returns what a program for these kernels is lowered for, likewise.
     """
 
     sources: tuple[Spec, ...]
     served: tuple[int, ...]
     targets: tuple[Spec, ...]
     load: Callable[[], tuple[Sequence[Array], Sequence[Array]]]
+    describe: Callable[[], Described]
 
 
 def fit_batches(
@@ -255,7 +257,12 @@ def fit_batches(
         settings = Settings(**chosen)
         layouts = tuple(lay_out(settings, b.sources, b.served, b.targets) for b in batches)
         yield from variance_rule.fit_batches(
-            layouts, key_type, words, loaded, check_finite=check_finite
+            layouts,
+            key_type,
+            words,
+            loaded,
+            described=(batch.describe() for batch in batches),
+            check_finite=check_finite,
         )
         return
     each = iter(words)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from tlv_jax.types import Array, Layer
 
-__all__ = ["store_kernel", "store_vector", "stored_kernel", "stored_vector"]
+__all__ = ["described_kernel", "store_kernel", "store_vector", "stored_kernel", "stored_vector"]
 
 
 def stored_kernel(layer: Layer, leaves: Mapping[str, Array]) -> Array:
@@ -18,6 +19,14 @@ def stored_kernel(layer: Layer, leaves: Mapping[str, Array]) -> Array:
     if layer.axes != tuple(range(stored.ndim)):
         stored = stored.transpose(layer.axes)
     return stored if stored.shape == layer.shape else stored.reshape(layer.shape)
+
+
+def described_kernel(layer: Layer, leaves: Mapping[str, jax.Array]) -> jax.ShapeDtypeStruct:
+    """What a program is lowered for that is called with what `stored_kernel` takes out."""
+    leaf = leaves[layer.weight]
+    return jax.ShapeDtypeStruct(
+        layer.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None
+    )
 
 
 def store_kernel(layer: Layer, kernel: Array, leaves: dict[str, Array]) -> None:

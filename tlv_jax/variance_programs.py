@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.stages import Lowered
 
 from tlv_jax import kernels
 from tlv_jax.finiteness import sums
@@ -18,7 +19,7 @@ from tlv_jax.selection import numbers_of_places, placed
 from tlv_jax.types import Array
 from tlv_jax.variance_layout import Fit, Layout
 
-__all__ = ["Channels", "Measured", "filled", "looked_up", "measure"]
+__all__ = ["Channels", "Measured", "filled", "looked_up", "lowered_measure", "measure"]
 
 
 class Measured(NamedTuple):
@@ -73,6 +74,17 @@ def measure(
         kernels=[sources[k.source] if k.as_is else next(resized) for k in layout.kernels],
         evidence=[next(summed) if n is None else measured.filter_variances[n] for n in shown],
     )
+
+
+def lowered_measure(
+    layout: Layout,
+    sources: Sequence[jax.ShapeDtypeStruct],
+    targets: Sequence[jax.ShapeDtypeStruct],
+    *,
+    check_finite: bool,
+) -> Lowered:
+    """Lowers the program by which `measure` does it."""
+    return _measures.lower(layout, check_finite, sources, targets)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

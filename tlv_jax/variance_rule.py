@@ -15,15 +15,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.stages import Lowered
 
+from tlv_jax.compiling import CompilingAhead
 from tlv_jax.layer_keys import key_words
-from tlv_jax.permutations import Draw, permutations, places
+from tlv_jax.permutations import Draw, lowered_permutations, permutations, places
 from tlv_jax.selection import argsort, chosen_ranks, in_memory, numbers_of_places
 from tlv_jax.types import Array
 from tlv_jax.variance_layout import Layout, Settings, Spec, lay_out
-from tlv_jax.variance_programs import Channels, Measured, filled, looked_up, measure
+from tlv_jax.variance_programs import (
+    Channels,
+    Measured,
+    filled,
+    looked_up,
+    lowered_measure,
+    measure,
+)
 
-__all__ = ["Fitted", "fit_batches", "variance"]
+__all__ = ["Described", "Fitted", "fit_batches", "variance"]
+
+Described = tuple[Sequence[jax.ShapeDtypeStruct], Sequence[jax.ShapeDtypeStruct]]
+"""Sources and targets of a batch as a program is lowered for them."""
 
 
 def variance(
@@ -102,6 +114,7 @@ def fit_batches(
     words: Array | np.ndarray,
     batches: Iterable[tuple[Sequence[Array], Sequence[Array]]],
     *,
+    described: Iterable[Described] | None = None,
     check_finite: bool,
 ) -> Iterator[Fitted]:
     """Fits batches of kernels; while channels of one are ordered, the next one is measured.
@@ -112,12 +125,19 @@ def fit_batches(
       words: of a key for each target, `[L, W]`, those of all batches one after another; consumed.
       batches: sources, each `[*spatial, I, O]`, and targets, each `[*spatial', I', O']`. Taken one
         by one, at most one ahead of what is returned.
+      described: of each batch, if programs are to be compiled ahead.
       check_finite: find evidence of the sources being finite.
     """
     filter_draws, input_draws = _draws(layouts)
-    drawn = _drawn_filters(words, filter_draws), permutations(words, input_draws)
+    ahead = _ahead(layouts, check_finite)
+    if described is not None:
+        ahead.start(_programs(layouts, described, check_finite))
+    filters = ahead.before("filters", permutations(words, (filter_draws,)))
+    inputs = ahead.before("inputs", permutations(words, input_draws))
+    drawn = _drawn_filters(filters, filter_draws), inputs
     started: deque[_Started] = deque()
     first = 0
+    batches = ahead.before("measure", iter(batches))
     for layout, (sources, targets) in zip(layouts, batches, strict=True):
         own = words[first : first + len(targets)]
         first += len(targets)
@@ -127,6 +147,30 @@ def fit_batches(
             yield _finish(started.popleft(), *drawn)
     for batch in started:
         yield _finish(batch, *drawn)
+
+
+@functools.lru_cache(maxsize=256)
+def _ahead(layouts: tuple[Layout, ...], check_finite: bool) -> CompilingAhead:
+    """Of batches of these layouts; nothing is started yet."""
+    del layouts, check_finite
+    return CompilingAhead()
+
+
+def _programs(
+    layouts: tuple[Layout, ...], described: Iterable[Described], check_finite: bool
+) -> Iterator[tuple[str, int, Lowered]]:
+    """Those that can be lowered before anything is measured, in the order of their calls."""
+    filter_draws, input_draws = _draws(layouts)
+    filters, inputs = lowered_permutations((filter_draws,)), lowered_permutations(input_draws)
+    part_number = 0
+    for number, (layout, arrays) in enumerate(zip(layouts, described, strict=True)):
+        yield "measure", number, lowered_measure(layout, *arrays, check_finite=check_finite)
+        for lowered in next(filters, ()):
+            yield "filters", 0, lowered
+        for _ in layout.parts:
+            for lowered in next(inputs):
+                yield "inputs", part_number, lowered
+            part_number += 1
 
 
 class _Started(NamedTuple):
@@ -158,10 +202,9 @@ def _owned_from(first: int, draws: Iterable[Draw]) -> tuple[Draw, ...]:
     return tuple(draw._replace(owner=draw.owner + first) for draw in draws)
 
 
-def _drawn_filters(words: Array | np.ndarray, draws: tuple[Draw, ...]) -> Iterator[Any]:
+def _drawn_filters(drawn: Iterator[list[Array]], draws: tuple[Draw, ...]) -> Iterator[Any]:
     """The permutation of each draw, `[N', 1]`, all drawn when the first is asked for."""
-    (arrays,) = permutations(words, (draws,))
-    arrays = list(map(_on_host, arrays))
+    arrays = list(map(_on_host, next(drawn)))
     for array, column in places(draws):
         yield arrays[array][:, column, None]
 
