@@ -9,7 +9,7 @@ import pytest
 
 import tlv_jax
 from tests import trees
-from tlv_jax import permutations, rules, variance_programs, variance_rule
+from tlv_jax import permutations, rules, variance_layout, variance_programs, variance_rule
 from tlv_jax.compiling import CompilingAhead
 
 VARIANCE = functools.partial(rules.variance, keep="max")
@@ -120,3 +120,17 @@ def test_a_first_transfer_compiles_no_program_twice(key, stored, names):
     assert counts.total() == compiled
     assert {name for name, by_caller in counts if not by_caller} == AHEAD
     assert not {name for name, by_caller in counts if by_caller} & AHEAD
+
+
+def test_parts_that_are_filled_alike_share_a_program(key, monkeypatch):
+    monkeypatch.setattr(variance_layout, "PLACES", 1)  # each target is a part by itself
+    variance_layout.lay_out.cache_clear()
+    source = {"conv": {"kernel": trees.normal(0, 3, 3, 9, 7)}}
+    target = {f"conv{n}": {"kernel": trees.normal(n, 3, 3, 5, 3)} for n in range(1, 4)}
+    plan = tlv_jax.plan_transfer(source, target, rule=VARIANCE)
+    assert len(plan.pairs) == 3
+    with compilations() as counts:
+        new = tlv_jax.apply_transfer(plan, key, source, target)
+    variance_layout.lay_out.cache_clear()
+    assert counts["jit(filled)", True] == counts["jit(looked_up)", True] == 1
+    assert len({leaf.tobytes() for leaf in map(np.asarray, jax.tree.leaves(new))}) == 3

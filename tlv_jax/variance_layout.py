@@ -13,7 +13,7 @@ from tlv_jax.errors import check_option
 from tlv_jax.permutations import Draw
 from tlv_jax.selection import SELECTIONS, drawn_size
 
-__all__ = ["Fit", "Kernel", "Layout", "Part", "Settings", "Spec", "lay_out"]
+__all__ = ["Filling", "Fit", "Kernel", "Layout", "Part", "Settings", "Spec", "lay_out"]
 
 PADS = ("zero", "init")
 POOLS = ("avg", "max")
@@ -97,6 +97,20 @@ class Fit(NamedTuple):
         return self.ranks_inputs and self.pixels > 1 and math.prod(self.given[:-2]) > 1
 
 
+class Filling(NamedTuple):
+    """How targets are filled; one program serves all parts of which this is the same.
+
+    Attributes:
+      settings: of the rule.
+      fits: one for each target; kernels are numbered among those of the part.
+      draws: the permutations of inputs that are needed. Of all draws the owner is 0 here.
+    """
+
+    settings: Settings
+    fits: tuple[Fit, ...]
+    draws: tuple[Draw, ...]
+
+
 class Part(NamedTuple):
     """Targets that are filled together.
 
@@ -104,11 +118,15 @@ class Part(NamedTuple):
       start: the number of the first.
       fits: one for each.
       draws: the permutations of inputs that they need.
+      kernels: the numbers of the kernels that come into them.
+      filling: of these kernels.
     """
 
     start: int
     fits: tuple[Fit, ...]
     draws: tuple[Draw, ...]
+    kernels: tuple[int, ...]
+    filling: Filling
 
 
 class Layout(NamedTuple):
@@ -182,7 +200,7 @@ def lay_out(
     return Layout(
         settings,
         numbered,
-        tuple(_parts(fits)),
+        tuple(_parts(settings, fits)),
         filter_variances,
         _distinct((fit.kernel, fit.pixels) for fit in measured),
         tuple(map(shown.get, range(len(sources)))),
@@ -225,7 +243,7 @@ def _fit(
     )
 
 
-def _parts(fits: Sequence[Fit]) -> Iterator[Part]:
+def _parts(settings: Settings, fits: Sequence[Fit]) -> Iterator[Part]:
     bounds, places = [0], 0
     for number, fit in enumerate(fits):
         if places >= PLACES:
@@ -235,7 +253,24 @@ def _parts(fits: Sequence[Fit]) -> Iterator[Part]:
     for start, stop in itertools.pairwise([*bounds, len(fits)]):
         part = tuple(fits[start:stop])
         draws = tuple(fit.input_draw for fit in part if fit.input_draw is not None)
-        yield Part(start, part, draws)
+        kernels = _distinct(fit.kernel for fit in part)
+        filling = Filling(
+            settings,
+            tuple(
+                fit._replace(
+                    kernel=kernels.index(fit.kernel),
+                    filter_draw=_unowned(fit.filter_draw),
+                    input_draw=_unowned(fit.input_draw),
+                )
+                for fit in part
+            ),
+            tuple(draw._replace(owner=0) for draw in draws),
+        )
+        yield Part(start, part, draws, kernels, filling)
+
+
+def _unowned(draw: Draw | None) -> Draw | None:
+    return None if draw is None else draw._replace(owner=0)
 
 
 def _distinct(numbers: Iterable[T]) -> tuple[T, ...]:

@@ -17,7 +17,7 @@ from tlv_jax.layer_keys import typed_key
 from tlv_jax.permutations import places
 from tlv_jax.selection import numbers_of_places, placed
 from tlv_jax.types import Array
-from tlv_jax.variance_layout import Fit, Layout
+from tlv_jax.variance_layout import Filling, Fit, Layout
 
 __all__ = ["Channels", "Measured", "filled", "looked_up", "lowered_measure", "measure"]
 
@@ -118,22 +118,21 @@ def _measures(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def looked_up(layout: Layout, part_number: int, channels: Channels) -> list[Array | None]:
+@functools.partial(jax.jit, static_argnums=0)
+def looked_up(filling: Filling, channels: Channels) -> list[Array | None]:
     """The input of each place, `[I', O']`, of kernels for which it is looked up only once.
 
     A program by itself: as a part of `filled` it would be done for each pixel.
     """
     return [
         _inputs(numbers, given, kept, columns) if fit.looks_up_once else None
-        for fit, numbers, given, kept, columns, _ in _by_fit(layout, part_number, channels)
+        for fit, numbers, given, kept, columns, _ in _by_fit(filling, channels)
     ]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def filled(
-    layout: Layout,
-    part_number: int,
+    filling: Filling,
     key_type: Hashable,
     words: Array | None,
     sources: Sequence[Array],
@@ -144,17 +143,16 @@ def filled(
     """Fills the places that are given an input and, with their column, a filter.
 
     Args:
-      layout: of all kernels.
-      part_number: of the part that is filled.
+      filling: of a part.
       key_type: implementation of the keys.
-      words: of the part's keys, `[L, W]`; None where nothing but permutations is drawn.
-      sources: the layout's kernels.
-      targets: of the part.
+      words: of its keys, `[L, W]`; None where nothing but permutations is drawn.
+      sources: its kernels.
+      targets: likewise.
       channels: likewise.
       known_inputs: from `looked_up`.
     """
     fitted = []
-    for number, row in enumerate(_by_fit(layout, part_number, channels)):
+    for number, row in enumerate(_by_fit(filling, channels)):
         fit, numbers, given, kept, columns, filters = row
         inputs = known_inputs[number]
         if inputs is None:
@@ -164,7 +162,7 @@ def filled(
         kernel = kernels.gather_channels(kernel, inputs, filters.astype(jnp.uint32)[None])
         if kernel.shape != fit.shape:
             key, fan_out = None, None
-            if layout.settings.pad == "init":
+            if filling.settings.pad == "init":
                 assert words is not None
                 key, fan_out = typed_key(words[number], key_type), fit.given[-1] * fit.pixels
             kernel = kernels.pad_spatial(key, kernel, fit.shape[:-2], fan_out)
@@ -175,14 +173,14 @@ def filled(
 
 
 def _by_fit(
-    layout: Layout, part_number: int, channels: Channels
+    filling: Filling, channels: Channels
 ) -> Iterator[tuple[Fit, Array, Array | None, Array | None, Array, Array]]:
     """Each fit, its numbers `[I', O']`, which are given, and its own of the channels."""
-    part, settings = layout.parts[part_number], layout.settings
+    settings = filling.settings
     choice: Any = {"remove": settings.remove, "shuffle": settings.shuffle}
-    drawn_at = iter(places(part.draws))
+    drawn_at = iter(places(filling.draws))
     start = 0
-    for fit, kept, order in zip(part.fits, channels.kept, channels.orders, strict=True):
+    for fit, kept, order in zip(filling.fits, channels.kept, channels.orders, strict=True):
         inputs, outputs = fit.shape[-2:]
         shape = inputs, outputs
         columns, filters = (

@@ -218,7 +218,7 @@ def _finish(
         _kept_channels(layout, measured), _places(layout, measured, drawn_filters), strict=True
     )
     fitted: list[Array] = []
-    for number, part in enumerate(layout.parts):
+    for part in layout.parts:
         draws = next(drawn_inputs)  # on the device, while channels are ordered here
         stop = part.start + len(part.fits)
         kept, taken = zip(*itertools.islice(chosen, len(part.fits)), strict=True)
@@ -228,13 +228,12 @@ def _finish(
         channels = Channels(inputs, orders, _concatenated(columns), filters, draws)
         known: list[Array | None] = [None] * len(part.fits)
         if any(fit.looks_up_once for fit in part.fits):
-            known = looked_up(layout, number, channels)
+            known = looked_up(part.filling, channels)
         fitted += filled(
-            layout,
-            number,
+            part.filling,
             key_type,
             words[part.start : stop] if layout.settings.pad == "init" else None,
-            measured.kernels,
+            [measured.kernels[kernel] for kernel in part.kernels],
             targets[part.start : stop],
             channels,
             known,
