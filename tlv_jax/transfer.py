@@ -86,9 +86,9 @@ def apply_transfer(
 
     Where all arrays are at hand on one device, kernels are fitted in batches, those of one source
     together, so that little more memory is taken than for the result. Of the variance rule a few
-    programs serve a batch; of any other, one is compiled for each combination of shapes, and kept
-    for other plans. Where anything is traced or divided over several devices, all is one program,
-    in which pairs of equal shapes are one batch.
+    programs serve a batch, some of which a second thread compiles; of any other, one is compiled
+    for each combination of shapes, and kept for other plans. Where anything is traced or divided
+    over several devices, all is one program, in which pairs of equal shapes are one batch.
 
     Args:
       plan: from `plan_transfer`, for trees of these shapes.
