@@ -1,9 +1,30 @@
-"""What several test modules share: torchvision beside a CPU-only torch, and comparisons."""
+"""What several test modules share: compilations, torchvision without CUDA, and comparisons."""
 
+import contextlib
 import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
 from types import ModuleType
 
+import jax
 import numpy as np
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Counter]:
+    """Counts what XLA compiles inside, by function and by whether this thread waits for it."""
+    counts, caller = Counter(), threading.current_thread()
+
+    def listen(event, *_, fun_name=None, **__):
+        if "backend_compile" in event:
+            counts[fun_name, threading.current_thread() is caller] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield counts
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def import_torchvision() -> ModuleType:

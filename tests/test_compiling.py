@@ -1,35 +1,17 @@
-import contextlib
 import functools
-import threading
-from collections import Counter
 
 import jax
 import numpy as np
 import pytest
+import trees
+from helpers import compilations
 
 import tlv_jax
-from tests import trees
 from tlv_jax import permutations, rules, variance_layout, variance_programs, variance_rule
 from tlv_jax.compiling import CompilingAhead
 
 VARIANCE = functools.partial(rules.variance, keep="max")
 AHEAD = {"jit(_measures)", "jit(_permuted)"}
-
-
-@contextlib.contextmanager
-def compilations():
-    """Counts what XLA compiles inside, by function and by whether this thread waits for it."""
-    counts, caller = Counter(), threading.current_thread()
-
-    def listen(event, *_, fun_name=None, **__):
-        if "backend_compile" in event:
-            counts[fun_name, threading.current_thread() is caller] += 1
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield counts
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def lowered(*, factor):

@@ -1,4 +1,3 @@
-import contextlib
 import copy
 import functools
 import os
@@ -16,6 +15,7 @@ import pytest
 import trees
 from flax import nnx
 from flax.core import FrozenDict, freeze
+from helpers import compilations
 from jax.sharding import NamedSharding, PartitionSpec
 
 import tlv_jax
@@ -110,8 +110,9 @@ def test_a_second_call_with_other_weights_and_another_key_compiles_nothing(key):
     first = tlv_jax.transfer(source, target, key=key)
     others = jax.tree.map(lambda leaf: leaf + 1, source)
     other_key = jax.random.fold_in(key, 1)
-    with no_compilation():
+    with compilations() as counts:
         second = tlv_jax.transfer(others, target, key=other_key)
+    assert not counts
     assert not np.array_equal(first["conv1"]["kernel"], second["conv1"]["kernel"])
 
 
@@ -329,23 +330,6 @@ def test_the_shuffle_is_unlike_for_unlike_filters(key):
     shuffled = np.asarray(rules.variance(key, kernel, kernel))
     assert len({shuffled[..., o].tobytes() for o in range(6)}) > 1
     assert (np.sort(shuffled, axis=2) == np.asarray(kernel)).all()
-
-
-@contextlib.contextmanager
-def no_compilation():
-    """Fails if XLA compiles anything inside."""
-    compiled = []
-
-    def listen(event, *_, **__):
-        if "backend_compile" in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert not compiled
 
 
 @pytest.mark.parametrize("rescale", ["he", "source"])

@@ -62,7 +62,8 @@ class Fit(NamedTuple):
       inputs: how many inputs of each.
       ranks_filters: whether they are chosen by their variance; `ranks_inputs` likewise.
       ranks_places: whether the target's filters that give way are; `ranks_input_places` likewise.
-      filter_draw: the permutation of filters that is needed; None if nothing is random.
+      filter_draw: the permutation of filters that is needed; None if nothing is random. Its owner
+        is not known yet.
       input_draw: the permutations of inputs, one for each filter of the target, likewise.
     """
 
@@ -103,12 +104,10 @@ class Filling(NamedTuple):
     Attributes:
       settings: of the rule.
       fits: one for each target; kernels are numbered among those of the part.
-      draws: the permutations of inputs that are needed. Of all draws the owner is 0 here.
     """
 
     settings: Settings
     fits: tuple[Fit, ...]
-    draws: tuple[Draw, ...]
 
 
 class Part(NamedTuple):
@@ -117,14 +116,12 @@ class Part(NamedTuple):
     Attributes:
       start: the number of the first.
       fits: one for each.
-      draws: the permutations of inputs that they need.
       kernels: the numbers of the kernels that come into them.
       filling: of these kernels.
     """
 
     start: int
     fits: tuple[Fit, ...]
-    draws: tuple[Draw, ...]
     kernels: tuple[int, ...]
     filling: Filling
 
@@ -184,11 +181,11 @@ def lay_out(
     check_option("pool", settings.pool, POOLS)
     kernels: dict[Kernel, int] = {}
     fits = []
-    for number, (source, target) in enumerate(zip(served, targets, strict=True)):
+    for source, target in zip(served, targets, strict=True):
         kernel = _kernel(source, sources[source], target)
         given = kernel.size + sources[source][0][-2:]
         kernel_number = kernels.setdefault(kernel, len(kernels))
-        fits.append(_fit(settings, number, kernel_number, given, target[0]))
+        fits.append(_fit(settings, kernel_number, given, target[0]))
     measured = [fit for fit in fits if fit.ranks_inputs and not fit.measures_kept_alone]
     filter_variances = _distinct((fit.kernel, fit.pixels) for fit in fits if fit.ranks_filters)
     numbered = tuple(kernels)
@@ -219,9 +216,7 @@ def _kernel(number: int, source: Spec, target: Spec) -> Kernel:
     return Kernel(number, size, dtype, size == tuple(sizes) and dtype == source[1])
 
 
-def _fit(
-    settings: Settings, number: int, kernel: int, given: tuple[int, ...], shape: tuple[int, ...]
-) -> Fit:
+def _fit(settings: Settings, kernel: int, given: tuple[int, ...], shape: tuple[int, ...]) -> Fit:
     by_variance, gives_way = settings.keep != "random", settings.remove != "random"
     (size, filters), (inputs, outputs) = given[-2:], shape[-2:]
     ranks_filters, ranks_inputs = by_variance and filters > outputs, by_variance and size > inputs
@@ -238,8 +233,8 @@ def _fit(
         ranks_inputs,
         gives_way and filters < outputs,
         gives_way and size < inputs,
-        None if drawn is None else Draw(number, drawn, 1, salt=2),
-        None if drawn_inputs is None else Draw(number, drawn_inputs, outputs, salt=1),
+        None if drawn is None else Draw(0, drawn, 1, salt=2),
+        None if drawn_inputs is None else Draw(0, drawn_inputs, outputs, salt=1),
     )
 
 
@@ -252,25 +247,9 @@ def _parts(settings: Settings, fits: Sequence[Fit]) -> Iterator[Part]:
         places += math.prod(fit.shape[-2:])
     for start, stop in itertools.pairwise([*bounds, len(fits)]):
         part = tuple(fits[start:stop])
-        draws = tuple(fit.input_draw for fit in part if fit.input_draw is not None)
         kernels = _distinct(fit.kernel for fit in part)
-        filling = Filling(
-            settings,
-            tuple(
-                fit._replace(
-                    kernel=kernels.index(fit.kernel),
-                    filter_draw=_unowned(fit.filter_draw),
-                    input_draw=_unowned(fit.input_draw),
-                )
-                for fit in part
-            ),
-            tuple(draw._replace(owner=0) for draw in draws),
-        )
-        yield Part(start, part, draws, kernels, filling)
-
-
-def _unowned(draw: Draw | None) -> Draw | None:
-    return None if draw is None else draw._replace(owner=0)
+        renumbered = tuple(fit._replace(kernel=kernels.index(fit.kernel)) for fit in part)
+        yield Part(start, part, kernels, Filling(settings, renumbered))
 
 
 def _distinct(numbers: Iterable[T]) -> tuple[T, ...]:

@@ -178,7 +178,8 @@ def _by_fit(
     """Each fit, its numbers `[I', O']`, which are given, and its own of the channels."""
     settings = filling.settings
     choice: Any = {"remove": settings.remove, "shuffle": settings.shuffle}
-    drawn_at = iter(places(filling.draws))
+    draws = (fit.input_draw for fit in filling.fits)
+    drawn_at = iter(places(tuple(draw for draw in draws if draw is not None)))
     start = 0
     for fit, kept, order in zip(filling.fits, channels.kept, channels.orders, strict=True):
         inputs, outputs = fit.shape[-2:]

@@ -189,17 +189,13 @@ def _draws(layouts: tuple[Layout, ...]) -> tuple[tuple[Draw, ...], tuple[tuple[D
     filters: list[Draw] = []
     inputs: list[tuple[Draw, ...]] = []
     first = 0
-    for layout in layouts:
-        wanted = (fit.filter_draw for fit in layout.fits)
-        filters += _owned_from(first, (draw for draw in wanted if draw is not None))
-        inputs += (_owned_from(first, part.draws) for part in layout.parts)
-        first += sum(len(part.fits) for part in layout.parts)
+    for part in itertools.chain.from_iterable(layout.parts for layout in layouts):
+        wanted = list(enumerate(part.fits, first))
+        filters += (f.filter_draw._replace(owner=n) for n, f in wanted if f.filter_draw is not None)
+        drawn = (f.input_draw._replace(owner=n) for n, f in wanted if f.input_draw is not None)
+        inputs.append(tuple(drawn))
+        first += len(part.fits)
     return tuple(filters), tuple(inputs)
-
-
-def _owned_from(first: int, draws: Iterable[Draw]) -> tuple[Draw, ...]:
-    """The draws with their owners counted on from this number."""
-    return tuple(draw._replace(owner=draw.owner + first) for draw in draws)
 
 
 def _drawn_filters(drawn: Iterator[list[Array]], draws: tuple[Draw, ...]) -> Iterator[Any]:
