@@ -35,7 +35,7 @@ __all__ = [
     "two_tailed_ranks",
 ]
 
-RUN = 256
+RUN = 256  # 64-bit integers: as many as NumPy sorts by a network
 INFINITY = 0x7F800000  # of a float32, its bits
 
 # JAX moved it out of its experimental part in 0.8.
