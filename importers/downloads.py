@@ -1,16 +1,14 @@
-"""Download a published file once, checked against its digest."""
+"""Download a published file once and check it against its digest."""
 
-import contextlib
 import hashlib
 import os
 import re
-import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from collections.abc import Iterator
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,20 +19,16 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from importers.errors import DownloadError
 from tlv_jax.errors import OptionError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
 __all__ = ["cache_folder", "download"]
 
-CHUNK = 1 << 20
-WAIT_S = 0.05  # between two looks at a lock that another download holds
-REMEDY = "Where the network is closed, get the file elsewhere and give its path instead."
+CHUNK = 1 << 20  # bytes
+REMEDY = (
+    "If this machine cannot reach the server, get the file elsewhere and give its path instead."
+)
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `TLV_JAX_CACHE`, else the platform's cache folder."""
+    """Where downloads are kept: `TLV_JAX_CACHE` if it is set, else the platform's cache folder."""
     chosen = os.environ.get("TLV_JAX_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("tlv_jax"))
 
@@ -49,45 +43,40 @@ def download(
     progress: bool = True,
     remedy: str = REMEDY,
 ) -> Path:
-    """Returns the local path of a published file, downloading it if it is not there yet.
+    """Returns the local path of a published file, and downloads it first if necessary.
 
-    A file in the cache is used without a request if its digest is right. A broken download is
-    resumed where the server can; whoever else wants the same file meanwhile waits for the first.
-    The file appears under its name only when it is whole and checked.
+    A file in the cache is used without a request if its digest is right. A downloaded file appears
+    there only when it is complete and checked, so several processes can download it at once. A
+    broken connection is resumed as long as each new one brings more bytes.
 
     Args:
       url: of the file.
-      digest: what it must hash to: `sha256:` or `md5:` and at least the first 8 hexadecimal digits.
-      name: of the file in the cache; the last part of the URL's path if None.
-      cache: folder to keep it in; `cache_folder()` if None.
-      timeout: seconds without an answer or a byte after which to give up.
-      progress: show a progress bar on standard error, where that is a terminal.
-      remedy: the sentence of an error that says how to do without the download.
+      digest: what the file must hash to: `sha256:` or `md5:` and at least the first 8 hexadecimal
+        digits.
+      name: of the file in the cache; by default the last part of the URL's path.
+      cache: the folder to keep the file in; by default `cache_folder()`.
+      timeout: seconds to wait for an answer, or for more bytes.
+      progress: whether to show a progress bar on standard error, if that is a terminal.
+      remedy: the last sentence of an error message: how to do without the download.
 
     Raises:
-      OptionError: if the digest or the URL is not of the form above.
+      OptionError: if the digest or the URL does not have the form above.
       DownloadError: if the file cannot be reached, breaks off, or is not the published one.
     """
     digest = _checked_digest(digest)
     folder = Path(cache) if cache is not None else cache_folder()
     path = folder / _file_name(url, name)
     try:
-        # Before the lock, so that a cache that cannot be written to serves as well.
-        if _matches(path, digest):
-            return path
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock")):
-            if not _matches(path, digest):
-                partial = path.with_name(path.name + ".part")
-                _obtain(url, partial, digest, timeout, progress, remedy)
-                partial.replace(path)
+        if not _matches(path, digest):
+            folder.mkdir(parents=True, exist_ok=True)
+            _obtain(url, path, digest, timeout, progress, remedy)
     except (OSError, HTTPException) as error:
-        raise DownloadError(f"Could not get {url} ({_reason(error)}). {remedy}") from error
+        raise DownloadError(f"Could not download {url} ({_reason(error)}). {remedy}") from error
     return path
 
 
 def _checked_digest(digest: str) -> str:
-    # A digest of no digits would accept any file.
+    # A digest without digits would accept any file.
     if not re.fullmatch(r"sha256:[0-9a-f]{8,64}|md5:[0-9a-f]{8,32}", digest.lower()):
         raise OptionError(
             f"digest={digest!r}: expected 'sha256:' or 'md5:' and at least 8 hexadecimal digits, "
@@ -101,62 +90,10 @@ def _file_name(url: str, name: str | None) -> str:
     name = name or parts.path.rpartition("/")[2]
     if parts.scheme not in ("http", "https") or not name:
         raise OptionError(
-            f"url={url!r}: expected the http or https address of a file. Give its `name` too where "
-            "the address ends without one."
+            f"url={url!r}: expected the http or https address of a file. Give `name` too if the "
+            "address does not end in one."
         )
     return name
-
-
-def _obtain(
-    url: str, partial: Path, digest: str, timeout: float, progress: bool, remedy: str
-) -> None:
-    """Leaves the published file at `partial`."""
-    while True:
-        resumed = _fetch(url, partial, timeout, progress)
-        if _matches(partial, digest):
-            return
-        partial.unlink()
-        # What an earlier try left may be of another file: that is no fault of this one.
-        if not resumed:
-            raise DownloadError(
-                f"{url} gave a file that does not have the digest {digest}: it is damaged or "
-                f"not the published one, and was deleted. Try again. {remedy}"
-            )
-
-
-def _fetch(url: str, partial: Path, timeout: float, progress: bool) -> bool:
-    """Downloads to `partial`; returns whether it went on from what an earlier try left there."""
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "tlv_jax"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        response = urllib.request.urlopen(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if have and error.code == 416:  # there is nothing after what we have
-            return True
-        raise
-    with response:
-        resumed = have > 0 and response.status == 206
-        with partial.open("ab" if resumed else "wb") as file:
-            _copy(response, file, have if resumed else 0, progress)
-    return resumed
-
-
-def _copy(response: HTTPResponse, file: BinaryIO, have: int, progress: bool) -> None:
-    total = None if response.length is None else have + response.length
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    console = Console(stderr=True)
-    bar = Progress(*columns, console=console, disable=not progress or not console.is_terminal)
-    with bar:
-        task = bar.add_task(Path(file.name).stem, total=total, completed=have)
-        # read1 hands over what has come, where read would wait for a whole chunk.
-        while chunk := response.read1(CHUNK):
-            file.write(chunk)
-            bar.advance(task, len(chunk))
-    if total is not None and file.tell() < total:
-        raise ConnectionError(f"broke off after {file.tell()} of {total} bytes")
 
 
 def _matches(path: Path, digest: str) -> bool:
@@ -167,45 +104,57 @@ def _matches(path: Path, digest: str) -> bool:
         return hashlib.file_digest(file, algorithm).hexdigest().startswith(expected)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock file. The system frees it with its holder, however that ends."""
-    while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
-        if _try_lock(descriptor) and _is_at(descriptor, path):
-            break
-        os.close(descriptor)
-        time.sleep(WAIT_S)
+def _obtain(url: str, path: Path, digest: str, timeout: float, progress: bool, remedy: str) -> None:
+    """Puts the published file at `path` in one step."""
+    # A unique name: whoever downloads the same file meanwhile writes to another one.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        yield
+        with partial.open("xb") as file:
+            _fetch(url, file, path.name, timeout, progress)
+        if not _matches(partial, digest):
+            raise DownloadError(
+                f"{url} does not have the digest {digest}: the download is damaged or not the "
+                f"published file. Try again. {remedy}"
+            )
+        partial.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # Windows deletes no open file
-            path.unlink()
-        os.close(descriptor)
+        partial.unlink(missing_ok=True)
 
 
-def _try_lock(descriptor: int) -> bool:
-    if sys.platform == "win32":
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # Some network file systems have no locks. The digest guards the result there too.
-        return True
-    return True
+def _fetch(url: str, file: BinaryIO, name: str, timeout: float, progress: bool) -> None:
+    """Downloads to `file`, over several connections if they break, under a progress bar."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    console = Console(stderr=True)
+    hidden = not progress or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden) as bar:
+        task = bar.add_task(name, total=None)
+        while True:
+            had = file.tell()
+            try:
+                for size in _receive(url, file, timeout):
+                    bar.update(task, completed=file.tell(), total=size)
+                return
+            except (ConnectionError, TimeoutError, HTTPException):
+                if file.tell() <= had:
+                    raise
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one there: its last holder has deleted it otherwise."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return False
+def _receive(url: str, file: BinaryIO, timeout: float) -> Iterator[int | None]:
+    """Downloads what `file` lacks; yields the final size, where it is known, after every chunk."""
+    request = urllib.request.Request(url, headers={"User-Agent": "tlv_jax"})
+    if file.tell():
+        request.add_header("Range", f"bytes={file.tell()}-")
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        if response.status != 206:  # the server sends the whole file, asked for the rest or not
+            file.seek(0)
+            file.truncate()
+        size = None if response.length is None else file.tell() + response.length
+        # read1 returns what has arrived, where read would wait for a whole chunk.
+        while chunk := response.read1(CHUNK):
+            file.write(chunk)
+            yield size
+    if size is not None and file.tell() < size:
+        raise ConnectionError(f"broke off after {file.tell()} of {size} bytes")
 
 
 def _reason(error: Exception) -> str:
