@@ -6,12 +6,12 @@ Shapes: images `[B, H, W, C]`; `P` is `pool_size`, `N` `num_classes`.
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from tlv_jax.models.classifier import Classifier
 from tlv_jax.models.images import check_images
 from tlv_jax.models.layers import adaptive_average_pool, conv, uniform_fan, uniform_within
 from tlv_jax.models.pooling import max_pool
@@ -52,28 +52,19 @@ VARIANTS: Mapping[str, AlexNetConfig] = MappingProxyType(
         )
     }
 )
-_SMALLEST = 63  # pixels that leave one for the last pool
 
 
-class AlexNet(nn.Module):
+class AlexNet(Classifier):
     """An AlexNet whose parameters carry torchvision's names (`features.0`, `classifier.6`).
 
     Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters.
       pool_size: side of the adaptive average pool before the classifier. `model.clone(pool_size=1)`
         gives globally pooled features from the same convolutions; the classifier needs 6.
     """
 
     config: AlexNetConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     pool_size: int = 6
+    smallest: ClassVar[int] = 63  # leaves one pixel for the last pool
 
     def setup(self) -> None:  # noqa: D102
         width = self.config.convs[-1].width
@@ -82,21 +73,15 @@ class AlexNet(nn.Module):
         self.dense = tuple(
             nn.Dense(
                 out,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
                 kernel_init=uniform_fan,
                 bias_init=uniform_within(fan_in**-0.5),
                 name=f"classifier.{number}",
+                **self.types,
             )
             for number, fan_in, out in zip((1, 4, 6), inputs, widths, strict=True)
         )
         self.drop = nn.Dropout(self.config.dropout)
 
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
-
-    @nn.compact
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """The flattened adaptive average pool. `[B, H, W, C] -> [B, P * P * 256]`.
 
@@ -105,14 +90,8 @@ class AlexNet(nn.Module):
         Raises:
           ImageError: for images of another channel count, or under 63 pixels a side.
         """
-        del train  # nothing before the classifier behaves differently
-        check_images(images, channels=self.in_channels, smallest=_SMALLEST)
-        outputs = images
-        for config in self.config.convs:
-            outputs = nn.relu(self._conv(config, outputs.shape[-1])(outputs))
-            if config.pooled:
-                outputs = max_pool(outputs, 3, stride=2)
-        pooled = adaptive_average_pool(outputs, self.pool_size)
+        check_images(images, channels=self.in_channels, smallest=self.smallest)
+        pooled = adaptive_average_pool(self._maps(images, train=train), self.pool_size)
         return pooled.reshape(pooled.shape[0], -1)
 
     def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
@@ -122,16 +101,24 @@ class AlexNet(nn.Module):
             features = nn.relu(dense(self.drop(features, deterministic=not train)))
         return logits(features)
 
-    def _conv(self, config: ConvConfig, channels: int) -> nn.Conv:
-        return conv(
-            config.width,
-            config.size,
-            stride=config.stride,
-            padding=(config.padding, config.padding),
-            use_bias=True,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=uniform_fan,
-            bias_init=uniform_within((channels * config.size**2) ** -0.5),
-            name=f"features.{config.number}",
-        )
+    @nn.compact
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        del train  # nothing before the classifier behaves differently
+        outputs = images
+        for config in self.config.convs:
+            fan_in = outputs.shape[-1] * config.size**2
+            layer = conv(
+                config.width,
+                config.size,
+                stride=config.stride,
+                padding=config.padding,
+                use_bias=True,
+                kernel_init=uniform_fan,
+                bias_init=uniform_within(fan_in**-0.5),
+                name=f"features.{config.number}",
+                **self.types,
+            )
+            outputs = nn.relu(layer(outputs))
+            if config.pooled:
+                outputs = max_pool(outputs, 3, stride=2)
+        return outputs

@@ -8,14 +8,14 @@ Shapes: images `[B, H, W, C]`; `D` is 1024 for 121 to 2208 for 161; `N` is `num_
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
-from tlv_jax.models.images import check_images
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.layers import conv, uniform_fan
 from tlv_jax.models.pooling import max_pool
 
@@ -51,46 +51,21 @@ _BOTTLENECK = 4  # channels between a layer's two convolutions, over its growth
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-class DenseNet(nn.Module):
+class DenseNet(Classifier):
     """A DenseNet whose parameters carry torchvision's names.
 
     Such as `features.denseblock1.denselayer1/conv1` and `features.transition1.norm`.
-
-    Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
     """
 
     config: DenseNetConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    smallest: ClassVar[int] = 29
 
     def setup(self) -> None:  # noqa: D102
-        self.classifier = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=uniform_fan,
-        )
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
+        self._make_last_layer("classifier", kernel_init=uniform_fan)
 
     @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
-
-        Raises:
-          ImageError: for images of another channel count, or under 29 pixels a side.
-        """
-        check_images(images, channels=self.in_channels, smallest=29)
-        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        config, types = self.config, self.types
         stem = conv(
             config.stem_width, 7, stride=2, kernel_init=_he_normal, name="features.conv0", **types
         )
@@ -103,42 +78,32 @@ class DenseNet(nn.Module):
                 name = f"features.denseblock{stage}.denselayer{number}"
                 layer = DenseLayer(config.growth, config.dropout, name=name, **types)
                 outputs = jnp.concatenate((outputs, layer(outputs, train=train)), axis=-1)
-        outputs = BatchNorm(name="features.norm5", **types)(outputs, train=train)
-        return nn.relu(outputs).mean((1, 2))
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """The last layer. `[B, D] -> [B, N]`."""
-        del train  # the layer behaves the same either way
-        return self.classifier(features)
+        return nn.relu(BatchNorm(name="features.norm5", **types)(outputs, train=train))
 
     def _transition(self, name: str, inputs: jax.Array, train: bool) -> jax.Array:
         """Halves the channels and both sides."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        outputs = nn.relu(BatchNorm(name=f"{name}.norm", **types)(inputs, train=train))
-        width = inputs.shape[-1] // 2
-        outputs = conv(width, 1, kernel_init=_he_normal, name=f"{name}.conv", **types)(outputs)
-        return nn.avg_pool(outputs, (2, 2), strides=(2, 2))
+        outputs = nn.relu(BatchNorm(name=f"{name}.norm", **self.types)(inputs, train=train))
+        squeeze = conv(
+            inputs.shape[-1] // 2, 1, kernel_init=_he_normal, name=f"{name}.conv", **self.types
+        )
+        return nn.avg_pool(squeeze(outputs), (2, 2), strides=(2, 2))
 
 
-class DenseLayer(nn.Module):
+class DenseLayer(TypedModule):
     """What one layer adds to all that came before it.
 
     Attributes:
       growth: output channels.
       dropout: rate at the outputs.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     growth: int
     dropout: float
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H, W, growth]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types = self.types
         outputs = nn.relu(BatchNorm(name="norm1", **types)(inputs, train=train))
         squeeze = conv(_BOTTLENECK * self.growth, 1, kernel_init=_he_normal, name="conv1", **types)
         outputs = nn.relu(BatchNorm(name="norm2", **types)(squeeze(outputs), train=train))

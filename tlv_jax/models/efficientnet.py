@@ -8,18 +8,18 @@ Shapes: images `[B, H, W, C]`; `D` is four times the last stage's width, 1280 in
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
-from tlv_jax.models.images import check_images
-from tlv_jax.models.layers import conv, round_width, stochastic_depth, uniform_within
+from tlv_jax.models.classifier import Classifier, TypedModule
+from tlv_jax.models.layers import round_width, stochastic_depth, uniform_within
 from tlv_jax.models.squeeze_excitation import SqueezeExcitation
 
 __all__ = ["VARIANTS", "EfficientNet", "EfficientNetConfig"]
@@ -53,7 +53,7 @@ class EfficientNetConfig:
       stages: repeats and the first block of each, whose stride its repeats do not have.
       stem_width: output channels of the first convolution.
       head_width: of the last one.
-      dropout: rate before the last layer; with `train=True` it needs the rng "dropout".
+      dropout: rate before the last layer.
       epsilon: of the batch norms.
       momentum: of the batch norms.
     """
@@ -64,6 +64,11 @@ class EfficientNetConfig:
     dropout: float
     epsilon: float = 1e-5
     momentum: float = 0.1
+
+    @property
+    def norm(self) -> Callable[..., BatchNorm]:
+        """Makes a batch norm of this network, given its name and types."""
+        return functools.partial(BatchNorm, momentum=self.momentum, epsilon=self.epsilon)
 
 
 _B0 = (
@@ -143,91 +148,47 @@ def _blocks(config: EfficientNetConfig) -> Iterator[tuple[str, BlockConfig]]:
             yield f"features.{stage}.{repeat}", dataclasses.replace(first, stride=stride)
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Classifier):
     """An EfficientNet whose parameters carry torchvision's names (`features.1.0/block.0.0`).
 
-    Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
+    With `train=True` residual branches are dropped at random, image by image.
     """
 
     config: EfficientNetConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:  # noqa: D102
-        self.drop = nn.Dropout(self.config.dropout)
-        self.logits = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+        self._make_last_layer(
+            "classifier.1",
             kernel_init=uniform_within(self.num_classes**-0.5),
-            name="classifier.1",
+            dropout=self.config.dropout,
         )
 
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
-
     @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
-
-        With `train=True` the residual branches are dropped at random, image by image, which needs
-        the rng "dropout".
-
-        Raises:
-          ImageError: for images of another channel count.
-        """
-        check_images(images, channels=self.in_channels)
-        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        outputs = conv(config.stem_width, 3, stride=2, name="features.0.0", **types)(images)
-        outputs = nn.silu(self._norm("features.0.1")(outputs, train=train))
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        config = self.config
+        convolve = functools.partial(self.conv_norm, train=train, norm=config.norm)
+        outputs = nn.silu(convolve(images, config.stem_width, 3, "features.0", stride=2))
         blocks = tuple(_blocks(config))
         for number, (name, block) in enumerate(blocks):
             rate = _STOCHASTIC_DEPTH * number / len(blocks)
-            layer = Block(block, network=config, drop_rate=rate, name=name, **types)
+            layer = Block(block, network=config, drop_rate=rate, name=name, **self.types)
             outputs = layer(outputs, train=train)
         last = f"features.{len(config.stages) + 1}"
-        outputs = conv(config.head_width, 1, name=f"{last}.0", **types)(outputs)
-        outputs = nn.silu(self._norm(f"{last}.1")(outputs, train=train))
-        return outputs.mean((1, 2))
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """Dropout and the last layer. `[B, D] -> [B, N]`."""
-        return self.logits(self.drop(features, deterministic=not train))
-
-    def _norm(self, name: str) -> BatchNorm:
-        return BatchNorm(
-            momentum=self.config.momentum,
-            epsilon=self.config.epsilon,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=name,
-        )
+        return nn.silu(convolve(outputs, config.head_width, 1, last))
 
 
-class Block(nn.Module):
+class Block(TypedModule):
     """An inverted residual block (MBConv), or its fused form.
 
     Attributes:
       config: its sizes.
       network: whose batch norms it shares.
       drop_rate: at which an image's residual branch is dropped in training.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: BlockConfig
     network: EfficientNetConfig
     drop_rate: float
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
@@ -240,50 +201,30 @@ class Block(nn.Module):
 
     def _fused(self, inputs: jax.Array, train: bool) -> jax.Array:
         config, channels = self.config, inputs.shape[-1]
-        width = round_width(channels * config.expansion)
-        if width == channels:
-            outputs = self._conv(0, inputs, config.width, config.size, train, stride=config.stride)
+        convolve = functools.partial(self.conv_norm, train=train, norm=self.network.norm)
+        between = round_width(channels * config.expansion)
+        if between == channels:
+            outputs = convolve(inputs, config.width, config.size, "block.0", stride=config.stride)
             return nn.silu(outputs)
-        outputs = self._conv(0, inputs, width, config.size, train, stride=config.stride)
-        return self._conv(1, nn.silu(outputs), config.width, 1, train)
+        outputs = convolve(inputs, between, config.size, "block.0", stride=config.stride)
+        return convolve(nn.silu(outputs), config.width, 1, "block.1")
 
     def _separable(self, inputs: jax.Array, train: bool) -> jax.Array:
         config, channels = self.config, inputs.shape[-1]
-        width = round_width(channels * config.expansion)
-        outputs, number = inputs, 0
-        if width != channels:
-            outputs, number = nn.silu(self._conv(0, inputs, width, 1, train)), 1
-        outputs = self._conv(
-            number, outputs, width, config.size, train, stride=config.stride, groups=width
+        convolve = functools.partial(self.conv_norm, train=train, norm=self.network.norm)
+        names = (f"block.{number}" for number in itertools.count())
+        between = round_width(channels * config.expansion)
+        outputs = inputs
+        if between != channels:
+            outputs = nn.silu(convolve(outputs, between, 1, next(names)))
+        outputs = convolve(
+            outputs, between, config.size, next(names), stride=config.stride, groups=between
         )
         excite = SqueezeExcitation(
             max(1, channels // 4),
             activation=nn.silu,
             gate=nn.sigmoid,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=f"block.{number + 1}",
+            name=next(names),
+            **self.types,
         )
-        return self._conv(number + 2, excite(nn.silu(outputs)), config.width, 1, train)
-
-    def _conv(
-        self,
-        number: int,
-        inputs: jax.Array,
-        width: int,
-        size: int,
-        train: bool,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-    ) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        name = f"block.{number}"
-        layer = conv(width, size, stride=stride, groups=groups, name=f"{name}.0", **types)
-        norm = BatchNorm(
-            momentum=self.network.momentum,
-            epsilon=self.network.epsilon,
-            name=f"{name}.1",
-            **types,
-        )
-        return norm(layer(inputs), train=train)
+        return convolve(excite(nn.silu(outputs)), config.width, 1, next(names))

@@ -12,14 +12,12 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
-from tlv_jax.models.images import check_images
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.layers import conv, round_width, stochastic_depth, uniform_within
 
 __all__ = ["VARIANTS", "EfficientNetLite", "EfficientNetLiteConfig"]
@@ -32,7 +30,7 @@ class EfficientNetLiteConfig:
     Attributes:
       width: multiplies the stages' channels.
       depth: multiplies the stages' repeats.
-      dropout: rate before the last layer; with `train=True` it needs the rng "dropout".
+      dropout: rate before the last layer.
     """
 
     width: float
@@ -83,88 +81,59 @@ def _blocks(config: EfficientNetLiteConfig) -> Iterator[BlockConfig]:
             yield dataclasses.replace(first, stride=1)
 
 
-class EfficientNetLite(nn.Module):
+# TensorFlow's padding, in which the weights were trained: uneven where a stride is 2.
+_conv = functools.partial(conv, padding="SAME")
+_norm = functools.partial(BatchNorm, momentum=0.01, epsilon=1e-3)
+
+
+class EfficientNetLite(Classifier):
     """An EfficientNet-Lite whose parameters carry the checkpoints' names (`_blocks.0/_bn1`).
 
-    Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
+    With `train=True` residual branches are dropped at random, image by image.
     """
 
     config: EfficientNetLiteConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:  # noqa: D102
-        self.drop = nn.Dropout(self.config.dropout)
-        self._fc = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+        self._make_last_layer(
+            "_fc",
             kernel_init=uniform_within(self.num_classes**-0.5),
+            dropout=self.config.dropout,
         )
 
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
-
     @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
-
-        With `train=True` the residual branches are dropped at random, image by image, which needs
-        the rng "dropout".
-
-        Raises:
-          ImageError: for images of another channel count.
-        """
-        check_images(images, channels=self.in_channels)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        types = self.types
         outputs = _conv(_STEM_WIDTH, 3, stride=2, name="_conv_stem", **types)(images)
-        outputs = nn.relu6(_norm("_bn0", **types)(outputs, train=train))
+        outputs = nn.relu6(_norm(name="_bn0", **types)(outputs, train=train))
         blocks = tuple(_blocks(self.config))
         for number, block in enumerate(blocks):
             drop = _DROP_CONNECT * number / len(blocks)
             layer = Block(block, drop_connect=drop, name=f"_blocks.{number}", **types)
             outputs = layer(outputs, train=train)
         outputs = _conv(_HEAD_WIDTH, 1, name="_conv_head", **types)(outputs)
-        outputs = nn.relu6(_norm("_bn1", **types)(outputs, train=train))
-        return outputs.mean((1, 2))
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """Dropout and the last layer. `[B, D] -> [B, N]`."""
-        return self._fc(self.drop(features, deterministic=not train))
+        return nn.relu6(_norm(name="_bn1", **types)(outputs, train=train))
 
 
-class Block(nn.Module):
+class Block(TypedModule):
     """An inverted residual block: expand, filter each channel, project.
 
     Attributes:
       config: its sizes.
       drop_connect: rate at which an image's residual branch is dropped in training.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: BlockConfig
     drop_connect: float
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H / stride, W / stride, width]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        config, width = self.config, inputs.shape[-1] * self.config.expansion
+        config, types, width = self.config, self.types, inputs.shape[-1] * self.config.expansion
         outputs = inputs
         if config.expansion != 1:
             outputs = _conv(width, 1, name="_expand_conv", **types)(outputs)
-            outputs = nn.relu6(_norm("_bn0", **types)(outputs, train=train))
+            outputs = nn.relu6(_norm(name="_bn0", **types)(outputs, train=train))
         depthwise = _conv(
             width,
             config.kernel,
@@ -173,17 +142,9 @@ class Block(nn.Module):
             name="_depthwise_conv",
             **types,
         )
-        outputs = nn.relu6(_norm("_bn1", **types)(depthwise(outputs), train=train))
+        outputs = nn.relu6(_norm(name="_bn1", **types)(depthwise(outputs), train=train))
         outputs = _conv(config.width, 1, name="_project_conv", **types)(outputs)
-        outputs = _norm("_bn2", **types)(outputs, train=train)
+        outputs = _norm(name="_bn2", **types)(outputs, train=train)
         if outputs.shape != inputs.shape:
             return outputs
         return stochastic_depth(self.drop_connect)(outputs, deterministic=not train) + inputs
-
-
-# TensorFlow's padding, in which the weights were trained: uneven where a stride is 2.
-_conv = functools.partial(conv, padding="SAME")
-
-
-def _norm(name: str, *, dtype: Any, param_dtype: Any) -> BatchNorm:
-    return BatchNorm(momentum=0.01, epsilon=1e-3, dtype=dtype, param_dtype=param_dtype, name=name)

@@ -7,14 +7,16 @@ Shapes: images `[B, H, W, C]`; `D` is 1024; `N` is `num_classes`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.images import check_images
 from tlv_jax.models.inception_layers import ConvNorm, from_imagenet_statistics
 from tlv_jax.models.layers import adaptive_average_pool, uniform_within
@@ -54,7 +56,7 @@ class GoogLeNetConfig:
 
     Attributes:
       stages: each follows a pooling.
-      dropout: rate before the last layer; with `train=True` it needs the rng "dropout".
+      dropout: rate before the last layer.
       aux_dropout: likewise, of the auxiliary heads.
     """
 
@@ -87,44 +89,43 @@ VARIANTS: Mapping[str, GoogLeNetConfig] = MappingProxyType(
     }
 )
 _normal = nn.initializers.normal(0.01)
+_conv_norm = functools.partial(ConvNorm, kernel_init=_normal)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Classifier):
     """A GoogLeNet whose parameters carry torchvision's names (`inception3a/branch2.0/conv`).
 
     Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
       aux_logits: whether there are auxiliary heads, which work in training only.
       transform_input: whether images normalized by ImageNet's statistics are brought to those that
         the published weights were trained with. It needs three channels.
     """
 
     config: GoogLeNetConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     aux_logits: bool = True
     transform_input: bool = False
+    smallest: ClassVar[int] = 15
 
     def setup(self) -> None:  # noqa: D102
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.aux_logits:
             dropout = self.config.aux_dropout
-            self.aux1 = AuxiliaryHead(self.num_classes, dropout, **types)
-            self.aux2 = AuxiliaryHead(self.num_classes, dropout, **types)
-        self.drop = nn.Dropout(self.config.dropout)
-        self.fc = _dense(self.num_classes, 1024, types)
+            self.aux1 = AuxiliaryHead(self.num_classes, dropout, **self.types)
+            self.aux2 = AuxiliaryHead(self.num_classes, dropout, **self.types)
+        self._make_last_layer(
+            "fc",
+            kernel_init=_normal,
+            bias_init=uniform_within(1024**-0.5),
+            dropout=self.config.dropout,
+        )
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array | GoogLeNetOutputs:
         """Classifies images. `[B, H, W, C] -> [B, N]`.
 
         Returns:
           The logits, or with `train=True` and auxiliary heads those of all heads.
+
+        Raises:
+          ImageError: as `features`.
         """
         features, behind_4a, behind_4d = self._trunk(images, train=train)
         if not self.aux_logits or not (train or self.is_initializing()):
@@ -135,99 +136,80 @@ class GoogLeNet(nn.Module):
         return GoogLeNetOutputs(logits, aux2, aux1) if train else logits
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
+        """The last feature maps, averaged over all places. `[B, H, W, C] -> [B, D]`.
 
         Raises:
           ImageError: for images of another channel count, or under 15 pixels a side.
         """
         return self._trunk(images, train=train)[0]
 
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """Dropout and the last layer. `[B, D] -> [B, N]`."""
-        return self.fc(self.drop(features, deterministic=not train))
-
     @nn.compact
     def _trunk(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The features, and what the two auxiliary heads read."""
-        check_images(images, channels=self.in_channels, smallest=15)
-        settings = {
-            "kernel_init": _normal,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
+        check_images(images, channels=self.in_channels, smallest=self.smallest)
         outputs = from_imagenet_statistics(images) if self.transform_input else images
-        outputs = ConvNorm(64, 7, stride=2, name="conv1", **settings)(outputs, train=train)
+        outputs = _conv_norm(64, 7, stride=2, name="conv1", **self.types)(outputs, train=train)
         outputs = max_pool(outputs, 3, stride=2, ceil_mode=True)
-        outputs = ConvNorm(64, 1, name="conv2", **settings)(outputs, train=train)
-        outputs = ConvNorm(192, 3, name="conv3", **settings)(outputs, train=train)
+        outputs = _conv_norm(64, 1, name="conv2", **self.types)(outputs, train=train)
+        outputs = _conv_norm(192, 3, name="conv3", **self.types)(outputs, train=train)
         behind = {}
         for stage, pool_size in zip(self.config.stages, (3, 3, 2), strict=True):
             outputs = max_pool(outputs, pool_size, stride=2, ceil_mode=True)
             for name, block in stage:
-                layer = Block(block, self.dtype, self.param_dtype, name=name)
+                layer = Block(block, name=name, **self.types)
                 outputs = behind[name] = layer(outputs, train=train)
         return outputs.mean((1, 2)), behind["inception4a"], behind["inception4d"]
 
 
-class Block(nn.Module):
+class Block(TypedModule):
     """Four branches side by side.
 
     Attributes:
       config: their widths.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: BlockConfig
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H, W, O]`, `O` the sum of the branches' widths."""
+
+        def convolve(inputs: jax.Array, width: int, size: int, name: str) -> jax.Array:
+            return _conv_norm(width, size, name=name, **self.types)(inputs, train=train)
+
         config = self.config
-        settings = {
-            "kernel_init": _normal,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
-        first = ConvNorm(config.branch1, 1, name="branch1", **settings)(inputs, train=train)
-        second = ConvNorm(config.reduction2, 1, name="branch2.0", **settings)(inputs, train=train)
-        second = ConvNorm(config.branch2, 3, name="branch2.1", **settings)(second, train=train)
-        third = ConvNorm(config.reduction3, 1, name="branch3.0", **settings)(inputs, train=train)
-        third = ConvNorm(config.branch3, 3, name="branch3.1", **settings)(third, train=train)
+        first = convolve(inputs, config.branch1, 1, "branch1")
+        second = convolve(inputs, config.reduction2, 1, "branch2.0")
+        second = convolve(second, config.branch2, 3, "branch2.1")
+        third = convolve(inputs, config.reduction3, 1, "branch3.0")
+        third = convolve(third, config.branch3, 3, "branch3.1")
         fourth = max_pool(inputs, 3, stride=1, padding=1, ceil_mode=True)
-        fourth = ConvNorm(config.branch4, 1, name="branch4.1", **settings)(fourth, train=train)
+        fourth = convolve(fourth, config.branch4, 1, "branch4.1")
         return jnp.concatenate((first, second, third, fourth), axis=-1)
 
 
-class AuxiliaryHead(nn.Module):
+class AuxiliaryHead(TypedModule):
     """Classifies from the middle of the network, for the sake of its gradients.
 
     Attributes:
       num_classes: size of the last layer.
       dropout: rate before the last layer.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     num_classes: int
     dropout: float
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, N]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         outputs = adaptive_average_pool(inputs, 4)
-        outputs = ConvNorm(128, 1, kernel_init=_normal, name="conv", **types)(outputs, train=train)
+        outputs = _conv_norm(128, 1, name="conv", **self.types)(outputs, train=train)
         outputs = outputs.reshape(outputs.shape[0], -1)
-        outputs = nn.relu(_dense(1024, 2048, types, name="fc1")(outputs))
+        outputs = nn.relu(self._dense(1024, "fc1", outputs))
         outputs = nn.Dropout(self.dropout)(outputs, deterministic=not train)
-        return _dense(self.num_classes, 1024, types, name="fc2")(outputs)
+        return self._dense(self.num_classes, "fc2", outputs)
 
-
-def _dense(width: int, inputs: int, types: dict[str, Any], *, name: str | None = None) -> nn.Dense:
-    bias_init = uniform_within(inputs**-0.5)
-    return nn.Dense(width, kernel_init=_normal, bias_init=bias_init, name=name, **types)
+    def _dense(self, width: int, name: str, inputs: jax.Array) -> jax.Array:
+        bias_init = uniform_within(inputs.shape[-1] ** -0.5)
+        layer = nn.Dense(width, kernel_init=_normal, bias_init=bias_init, name=name, **self.types)
+        return layer(inputs)

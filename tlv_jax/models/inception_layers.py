@@ -1,27 +1,25 @@
 """What GoogLeNet and InceptionV3 share."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from tlv_jax.models.batch_norm import BatchNorm
+from tlv_jax.models.classifier import TypedModule
 from tlv_jax.models.layers import conv
 
 __all__ = ["ConvNorm", "from_imagenet_statistics"]
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(TypedModule):
     """A convolution without bias, a batch norm and a ReLU: torchvision's `BasicConv2d`.
 
     Attributes:
       width: output channels.
       size: of the kernel, for both sides or for each.
       kernel_init: of the kernel.
-      dtype: of the computation.
-      param_dtype: of the parameters.
       stride: for both sides.
       padding: pixels on every side; by default half the kernel.
     """
@@ -29,25 +27,23 @@ class ConvNorm(nn.Module):
     width: int
     size: int | tuple[int, int]
     kernel_init: Callable[..., jax.Array]
-    dtype: Any
-    param_dtype: Any
     stride: int = 1
     padding: int | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H', W', width]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         layer = conv(
             self.width,
             self.size,
             stride=self.stride,
-            padding=None if self.padding is None else (self.padding, self.padding),
+            padding=self.padding,
             kernel_init=self.kernel_init,
             name="conv",
-            **types,
+            **self.types,
         )
-        return nn.relu(BatchNorm(epsilon=1e-3, name="bn", **types)(layer(inputs), train=train))
+        norm = BatchNorm(epsilon=1e-3, name="bn", **self.types)
+        return nn.relu(norm(layer(inputs), train=train))
 
 
 def from_imagenet_statistics(images: jax.Array) -> jax.Array:

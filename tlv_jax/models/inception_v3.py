@@ -6,14 +6,16 @@ Shapes: images `[B, H, W, C]`; `D` is 2048; `N` is `num_classes`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.images import ImageError, check_images
 from tlv_jax.models.inception_layers import ConvNorm, from_imagenet_statistics
 from tlv_jax.models.layers import uniform_within
@@ -70,7 +72,7 @@ class InceptionV3Config:
 
     Attributes:
       blocks: in order of execution.
-      dropout: rate before the last layer; with `train=True` it needs the rng "dropout".
+      dropout: rate before the last layer.
     """
 
     blocks: tuple[tuple[str, BlockConfig], ...]
@@ -176,40 +178,31 @@ VARIANTS: Mapping[str, InceptionV3Config] = MappingProxyType(
 )
 _AUXILIARY_SIDE = 17  # pixels that the auxiliary head needs, those of 299 in the images
 _normal = nn.initializers.normal(0.1)
+_conv_norm = functools.partial(ConvNorm, kernel_init=_normal)
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Classifier):
     """An InceptionV3 whose parameters carry torchvision's names (`Mixed_5b/branch5x5_1/conv`).
 
     Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
       aux_logits: whether there is an auxiliary head, which works in training only.
       transform_input: whether images normalized by ImageNet's statistics are brought to those that
         the published weights were trained with. It needs three channels.
     """
 
     config: InceptionV3Config
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     aux_logits: bool = True
     transform_input: bool = False
+    smallest: ClassVar[int] = 75
 
     def setup(self) -> None:  # noqa: D102
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.aux_logits:
-            self.auxiliary = AuxiliaryHead(self.num_classes, name="AuxLogits", **types)
-        self.drop = nn.Dropout(self.config.dropout)
-        self.fc = nn.Dense(
-            self.num_classes,
+            self.auxiliary = AuxiliaryHead(self.num_classes, name="AuxLogits", **self.types)
+        self._make_last_layer(
+            "fc",
             kernel_init=_normal,
             bias_init=uniform_within(2048**-0.5),
-            **types,
+            dropout=self.config.dropout,
         )
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array | InceptionV3Outputs:
@@ -235,57 +228,45 @@ class InceptionV3(nn.Module):
         return InceptionV3Outputs(logits, aux_logits) if train else logits
 
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
+        """The last feature maps, averaged over all places. `[B, H, W, C] -> [B, D]`.
 
         Raises:
           ImageError: for images of another channel count, or under 75 pixels a side.
         """
         return self._trunk(images, train=train)[0]
 
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """Dropout and the last layer. `[B, D] -> [B, N]`."""
-        return self.fc(self.drop(features, deterministic=not train))
-
     @nn.compact
     def _trunk(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """The features, and what the auxiliary head reads."""
-        check_images(images, channels=self.in_channels, smallest=75)
-        settings = {
-            "kernel_init": _normal,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
+        check_images(images, channels=self.in_channels, smallest=self.smallest)
+        types = self.types
         outputs = from_imagenet_statistics(images) if self.transform_input else images
-        stem = {
-            "Conv2d_1a_3x3": ConvNorm(32, 3, stride=2, padding=0, name="Conv2d_1a_3x3", **settings),
-            "Conv2d_2a_3x3": ConvNorm(32, 3, padding=0, name="Conv2d_2a_3x3", **settings),
-            "Conv2d_2b_3x3": ConvNorm(64, 3, name="Conv2d_2b_3x3", **settings),
-            "Conv2d_3b_1x1": ConvNorm(80, 1, name="Conv2d_3b_1x1", **settings),
-            "Conv2d_4a_3x3": ConvNorm(192, 3, padding=0, name="Conv2d_4a_3x3", **settings),
-        }
-        for name, layer in stem.items():
+        stem = (
+            _conv_norm(32, 3, stride=2, padding=0, name="Conv2d_1a_3x3", **types),
+            _conv_norm(32, 3, padding=0, name="Conv2d_2a_3x3", **types),
+            _conv_norm(64, 3, name="Conv2d_2b_3x3", **types),
+            _conv_norm(80, 1, name="Conv2d_3b_1x1", **types),
+            _conv_norm(192, 3, padding=0, name="Conv2d_4a_3x3", **types),
+        )
+        for layer in stem:
             outputs = layer(outputs, train=train)
-            if name in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"):
+            if layer.name in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"):
                 outputs = max_pool(outputs, 3, stride=2)
         behind = {}
-        for name, block in self.config.blocks:
-            layer = Block(block, self.dtype, self.param_dtype, name=name)
-            outputs = behind[name] = layer(outputs, train=train)
+        for name, config in self.config.blocks:
+            block = Block(config, name=name, **types)
+            outputs = behind[name] = block(outputs, train=train)
         return outputs.mean((1, 2)), behind["Mixed_6e"]
 
 
-class Block(nn.Module):
+class Block(TypedModule):
     """Branches side by side.
 
     Attributes:
       config: the branches.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: BlockConfig
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
@@ -306,40 +287,33 @@ class Block(nn.Module):
         return jnp.concatenate(outputs, axis=-1)
 
     def _conv(self, config: ConvConfig, inputs: jax.Array, train: bool) -> jax.Array:
-        layer = ConvNorm(
+        layer = _conv_norm(
             config.width,
             config.size,
-            _normal,
-            self.dtype,
-            self.param_dtype,
             stride=config.stride,
             padding=0 if config.stride == 2 else None,
             name=config.name,
+            **self.types,
         )
         return layer(inputs, train=train)
 
 
-class AuxiliaryHead(nn.Module):
+class AuxiliaryHead(TypedModule):
     """Classifies from the middle of the network, for the sake of its gradients.
 
     Attributes:
       num_classes: size of the last layer.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     num_classes: int
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, N]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        settings = {"kernel_init": _normal, **types}
+        types = self.types
         outputs = nn.avg_pool(inputs, (5, 5), strides=(3, 3))
-        outputs = ConvNorm(128, 1, name="conv0", **settings)(outputs, train=train)
-        outputs = ConvNorm(768, 5, padding=0, name="conv1", **settings)(outputs, train=train)
+        outputs = _conv_norm(128, 1, name="conv0", **types)(outputs, train=train)
+        outputs = _conv_norm(768, 5, padding=0, name="conv1", **types)(outputs, train=train)
         classify = nn.Dense(
             self.num_classes,
             kernel_init=nn.initializers.normal(0.001),

@@ -42,7 +42,7 @@ def conv(
     param_dtype: Any,
     stride: int = 1,
     groups: int = 1,
-    padding: int | tuple[int, int] | str | None = None,
+    padding: int | str | tuple[int, int] | None = None,
     use_bias: bool = False,
     kernel_init: Callable[..., jax.Array] = he_normal_fan_out,
     bias_init: Callable[..., jax.Array] = nn.initializers.zeros,
@@ -67,15 +67,11 @@ def conv(
     if padding is None:
         # Evenly on both sides, where "SAME" would shift a strided window by one.
         padding = (sizes[0] // 2, sizes[1] // 2)
-    if isinstance(padding, tuple):
-        explicit: Any = tuple((pixels, pixels) for pixels in padding)
-    else:
-        explicit = padding
     return nn.Conv(
         width,
         sizes,
         strides=stride,
-        padding=explicit,
+        padding=padding,
         feature_group_count=groups,
         use_bias=use_bias,
         dtype=dtype,

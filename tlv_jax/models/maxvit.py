@@ -7,16 +7,17 @@ Shapes: images `[B, S, S, C]` with `S` of `image_size`; `D` is the last block's 
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
-from tlv_jax.models.images import ImageError, check_images
+from tlv_jax.models.classifier import Classifier, TypedModule
+from tlv_jax.models.images import ImageError
 from tlv_jax.models.layers import conv, stochastic_depth
 from tlv_jax.models.pooling import avg_pool
 from tlv_jax.models.squeeze_excitation import SqueezeExcitation
@@ -58,83 +59,64 @@ VARIANTS: Mapping[str, MaxViTConfig] = MappingProxyType(
 )
 _EXPANSION = 4  # of the convolution's channels, and of the dense layers'
 _normal = nn.initializers.normal(0.02)
+_batch_norm = functools.partial(BatchNorm, momentum=0.01, epsilon=1e-3)
+_layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+_gelu = functools.partial(nn.gelu, approximate=False)
 
 
-class MaxViT(nn.Module):
+class MaxViT(Classifier):
     """A MaxViT whose parameters carry torchvision's names.
 
-    Such as `blocks.0.layers.0/layers.MBconv/layers.conv_a.0`.
+    Such as `blocks.0.layers.0/layers.MBconv/layers.conv_a.0`. With `train=True` residual branches
+    are dropped at random, image by image.
 
     Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation; the softmax of the attention is float32 at least.
-      param_dtype: of the parameters; batch statistics stay float32.
-      image_size: pixels a side, a multiple of 224. No parameter depends on it.
+      image_size: pixels a side that images have, a multiple of 224, so that the groups divide the
+        maps of every block. No parameter depends on it.
     """
 
     config: MaxViTConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     image_size: int = 224
 
     def setup(self) -> None:  # noqa: D102
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.norm = _layer_norm("classifier.2", types)
-        self.hidden = nn.Dense(
-            self.config.widths[-1], kernel_init=_normal, name="classifier.3", **types
-        )
-        self.logits = nn.Dense(
-            self.num_classes, use_bias=False, kernel_init=_normal, name="classifier.5", **types
-        )
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, S, S, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
-
-    @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, S, S, C] -> [B, D]`.
-
-        With `train=True` the residual branches are dropped at random, image by image, which needs
-        the rng "dropout".
-
-        Raises:
-          ImageError: for images of another channel count or size, or an `image_size` that the
-            groups do not divide.
-        """
-        check_images(images, channels=self.in_channels)
-        config, size = self.config, self.image_size
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        unit = config.partition * 2 ** (len(config.depths) + 1)
-        if size % unit or images.shape[1:3] != (size, size):
-            raise ImageError(
-                f"Images have shape {tuple(images.shape)} and image_size is {size}, expected "
-                f"{size} pixels a side and a multiple of {unit}, which the groups of "
-                f"{config.partition} pixels divide in every block. Resize them, or "
-                f"model.clone(image_size={unit} or a multiple)."
-            )
-        settings = {"kernel_init": _normal, **types}
-        outputs = conv(config.stem_width, 3, stride=2, name="stem.0.0", **settings)(images)
-        outputs = _gelu(_batch_norm("stem.0.1", types)(outputs, train=train))
-        outputs = conv(config.stem_width, 3, use_bias=True, name="stem.1.0", **settings)(outputs)
-        last = sum(config.depths) - 1
-        for number, (name, width, stride) in enumerate(config.layers()):
-            rate = config.stochastic_depth * number / last
-            layer = Layer(config, width, stride, drop_rate=rate, name=name, **types)
-            outputs = layer(outputs, train=train)
-        return outputs.mean((1, 2))
+        settings = {"kernel_init": _normal, **self.types}
+        self.norm = _layer_norm(name="classifier.2", **self.types)
+        self.hidden = nn.Dense(self.config.widths[-1], name="classifier.3", **settings)
+        self.logits = nn.Dense(self.num_classes, use_bias=False, name="classifier.5", **settings)
 
     def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
         """A norm and two dense layers. `[B, D] -> [B, N]`."""
         del train  # the layers behave the same either way
         return self.logits(jnp.tanh(self.hidden(self.norm(features))))
 
+    @nn.compact
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        self._check_size(images)
+        config, types = self.config, self.types
+        settings = {"kernel_init": _normal, **types}
+        outputs = conv(config.stem_width, 3, stride=2, name="stem.0.0", **settings)(images)
+        outputs = _gelu(_batch_norm(name="stem.0.1", **types)(outputs, train=train))
+        outputs = conv(config.stem_width, 3, use_bias=True, name="stem.1.0", **settings)(outputs)
+        last = sum(config.depths) - 1
+        for number, (name, width, stride) in enumerate(config.layers()):
+            rate = config.stochastic_depth * number / last
+            layer = Layer(config, width, stride, drop_rate=rate, name=name, **types)
+            outputs = layer(outputs, train=train)
+        return outputs
 
-class Layer(nn.Module):
+    def _check_size(self, images: jax.Array) -> None:
+        size, partition = self.image_size, self.config.partition
+        unit = partition * 2 ** (len(self.config.depths) + 1)
+        if size % unit or images.shape[1:3] != (size, size):
+            raise ImageError(
+                f"Images have shape {tuple(images.shape)} and image_size is {size}, expected "
+                f"{size} pixels a side and a multiple of {unit}, which the groups of {partition} "
+                f"pixels divide in every block. Resize them, or model.clone(image_size={unit} or a "
+                "multiple)."
+            )
+
+
+class Layer(TypedModule):
     """A convolution, attention within windows, and attention across a grid.
 
     Attributes:
@@ -142,79 +124,69 @@ class Layer(nn.Module):
       width: output channels.
       stride: of the convolution.
       drop_rate: at which an image's residual branches are dropped in training.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: MaxViTConfig
     width: int
     stride: int
     drop_rate: float
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H / stride, W / stride, width]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        convolve = MBConv(self.width, self.stride, self.drop_rate, name="layers.MBconv", **types)
+        drop_rate, types = self.drop_rate, self.types
+        convolve = MBConv(self.width, self.stride, drop_rate, name="layers.MBconv", **types)
         outputs = convolve(inputs, train=train)
         for name, grid in (("window_attention", False), ("grid_attention", True)):
             attend = PartitionAttention(
-                self.config, grid, self.drop_rate, name=f"layers.{name}", **types
+                self.config, grid, drop_rate, name=f"layers.{name}", **types
             )
             outputs = attend(outputs, train=train)
         return outputs
 
 
-class MBConv(nn.Module):
+class MBConv(TypedModule):
     """An inverted residual block with squeeze-and-excitation, normalized before.
 
     Attributes:
       width: output channels.
       stride: of the depthwise convolution.
       drop_rate: at which an image's residual branch is dropped in training.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     width: int
     stride: int
     drop_rate: float
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H / stride, W / stride, width]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        settings = {"kernel_init": _normal, **types}
+        types, settings = self.types, {"kernel_init": _normal, **self.types}
         passed = inputs
         if self.stride == 2:
             pooled = avg_pool(inputs, 3, stride=2, padding=1)
             passed = conv(self.width, 1, use_bias=True, name="proj.1", **settings)(pooled)
         between = _EXPANSION * self.width
-        outputs = _batch_norm("layers.pre_norm", types)(inputs, train=train)
+        outputs = _batch_norm(name="layers.pre_norm", **types)(inputs, train=train)
         outputs = conv(between, 1, name="layers.conv_a.0", **settings)(outputs)
-        outputs = _gelu(_batch_norm("layers.conv_a.1", types)(outputs, train=train))
+        outputs = _gelu(_batch_norm(name="layers.conv_a.1", **types)(outputs, train=train))
         filters = conv(
             between, 3, stride=self.stride, groups=between, name="layers.conv_b.0", **settings
         )
-        outputs = _gelu(_batch_norm("layers.conv_b.1", types)(filters(outputs), train=train))
+        outputs = _gelu(_batch_norm(name="layers.conv_b.1", **types)(filters(outputs), train=train))
         excite = SqueezeExcitation(
             self.width // 4,
             activation=nn.silu,
             gate=nn.sigmoid,
-            kernel_init=_normal,
             name="layers.squeeze_excitation",
-            **types,
+            **settings,
         )
         outputs = excite(outputs)
         outputs = conv(self.width, 1, use_bias=True, name="layers.conv_c", **settings)(outputs)
         return passed + stochastic_depth(self.drop_rate)(outputs, deterministic=not train)
 
 
-class PartitionAttention(nn.Module):
+class PartitionAttention(TypedModule):
     """Attention within groups and two dense layers, each normalized before and added after.
 
     Attributes:
@@ -222,15 +194,11 @@ class PartitionAttention(nn.Module):
       grid: whether a group is spread over the image, one pixel of each cell of a grid, instead of
         being a window.
       drop_rate: at which an image's residual branches are dropped in training.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: MaxViTConfig
     grid: bool
     drop_rate: float
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -244,40 +212,31 @@ class PartitionAttention(nn.Module):
         return from_windows(groups.swapaxes(1, 2), cell, sides)
 
     def _branches(self, groups: jax.Array, train: bool) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         drop, channels = stochastic_depth(self.drop_rate), groups.shape[-1]
+        types, settings = self.types, {"kernel_init": _normal, **self.types}
         attend = RelativeAttention(self.config, name="attn_layer.1", **types)
-        outputs = attend(_layer_norm("attn_layer.0", types)(groups))
+        outputs = attend(_layer_norm(name="attn_layer.0", **types)(groups))
         groups = groups + drop(outputs, deterministic=not train)
-        settings = {"kernel_init": _normal, **types}
-        hidden = _layer_norm("mlp_layer.0", types)(groups)
+        hidden = _layer_norm(name="mlp_layer.0", **types)(groups)
         hidden = nn.Dense(_EXPANSION * channels, name="mlp_layer.1", **settings)(hidden)
         outputs = nn.Dense(channels, name="mlp_layer.3", **settings)(_gelu(hidden))
         return groups + drop(outputs, deterministic=not train)
 
 
-class RelativeAttention(nn.Module):
+class RelativeAttention(TypedModule):
     """Attention among the pixels of a group, with a bias for each displacement.
 
     Attributes:
       config: of the network.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: MaxViTConfig
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, groups: jax.Array) -> jax.Array:
         """`[B, G, P, C] -> [B, G, P, C]`."""
         size, channels = self.config.partition, groups.shape[-1]
-        settings = {
-            "kernel_init": _normal,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
+        settings = {"kernel_init": _normal, **self.types}
         heads = channels // self.config.head_width
         shape = ((2 * size - 1) ** 2, heads)
         table = self.param("relative_position_bias_table", _normal, shape, self.param_dtype)
@@ -292,15 +251,3 @@ class RelativeAttention(nn.Module):
         weights = jax.nn.softmax(scores + jnp.expand_dims(bias, (0, 1))).astype(value.dtype)
         mixed = jnp.einsum("bghqk,bgkhc->bgqhc", weights, value).reshape(groups.shape)
         return nn.Dense(channels, name="merge", **settings)(mixed)
-
-
-def _gelu(inputs: jax.Array) -> jax.Array:
-    return nn.gelu(inputs, approximate=False)
-
-
-def _batch_norm(name: str, types: dict[str, Any]) -> BatchNorm:
-    return BatchNorm(momentum=0.01, epsilon=1e-3, name=name, **types)
-
-
-def _layer_norm(name: str, types: dict[str, Any]) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name, **types)

@@ -6,16 +6,15 @@ Shapes: images `[B, H, W, C]`; `D` is 1280; `N` is `num_classes`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
-from tlv_jax.models.images import check_images
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.layers import conv, round_width
 
 __all__ = ["VARIANTS", "MNASNet", "MNASNetConfig"]
@@ -60,106 +59,73 @@ _STACKS = (
 )
 _STEM_WIDTH, _FIRST_WIDTH, _HEAD_WIDTH = 32, 16, 1280
 _FIRST_STACK = 8  # where the stacks begin in torch's numbering
-_MOMENTUM = 1 - 0.9997  # TensorFlow's decay, in which the networks were published
+# TensorFlow's decay, in which the networks were published.
+_norm = functools.partial(BatchNorm, momentum=1 - 0.9997)
 
 
-class MNASNet(nn.Module):
-    """An MNASNet whose parameters carry torchvision's names (`layers.8.0/layers.3`).
-
-    Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
-    """
+class MNASNet(Classifier):
+    """An MNASNet whose parameters carry torchvision's names (`layers.8.0/layers.3`)."""
 
     config: MNASNetConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:  # noqa: D102
-        self.drop = nn.Dropout(self.config.dropout)
-        self.logits = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+        self._make_last_layer(
+            "classifier.1",
             kernel_init=nn.initializers.variance_scaling(1.0, "fan_out", "uniform"),
-            name="classifier.1",
+            dropout=self.config.dropout,
         )
 
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
-
     @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
-
-        Raises:
-          ImageError: for images of another channel count.
-        """
-        check_images(images, channels=self.in_channels)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        types = self.types
         stem, first = (round_width(w * self.config.width) for w in (_STEM_WIDTH, _FIRST_WIDTH))
         outputs = conv(stem, 3, stride=2, name="layers.0", **types)(images)
-        outputs = nn.relu(_norm("layers.1", types)(outputs, train=train))
+        outputs = nn.relu(_norm(name="layers.1", **types)(outputs, train=train))
         outputs = conv(stem, 3, groups=stem, name="layers.3", **types)(outputs)
-        outputs = nn.relu(_norm("layers.4", types)(outputs, train=train))
+        outputs = nn.relu(_norm(name="layers.4", **types)(outputs, train=train))
         outputs = conv(first, 1, name="layers.6", **types)(outputs)
-        outputs = _norm("layers.7", types)(outputs, train=train)
+        outputs = _norm(name="layers.7", **types)(outputs, train=train)
         for stack, config in enumerate(_STACKS, start=_FIRST_STACK):
-            for repeat in range(config.repeats):
+            for number in range(config.repeats):
                 block = InvertedResidual(
-                    dataclasses.replace(
-                        config,
-                        width=round_width(config.width * self.config.width),
-                        stride=config.stride if repeat == 0 else 1,
-                    ),
-                    name=f"layers.{stack}.{repeat}",
+                    width=round_width(config.width * self.config.width),
+                    size=config.size,
+                    stride=config.stride if number == 0 else 1,
+                    expansion=config.expansion,
+                    name=f"layers.{stack}.{number}",
                     **types,
                 )
                 outputs = block(outputs, train=train)
         last = _FIRST_STACK + len(_STACKS)
         outputs = conv(_HEAD_WIDTH, 1, name=f"layers.{last}", **types)(outputs)
-        outputs = nn.relu(_norm(f"layers.{last + 1}", types)(outputs, train=train))
-        return outputs.mean((1, 2))
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """Dropout and the last layer. `[B, D] -> [B, N]`."""
-        return self.logits(self.drop(features, deterministic=not train))
+        return nn.relu(_norm(name=f"layers.{last + 1}", **types)(outputs, train=train))
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(TypedModule):
     """Expands, filters each channel, projects; adds the inputs where shapes allow.
 
     Attributes:
-      config: its sizes; the number of repeats is not used.
-      dtype: of the computation.
-      param_dtype: of the parameters.
+      width: output channels.
+      size: of the depthwise kernel.
+      stride: of the depthwise convolution.
+      expansion: channels between over channels of the inputs.
     """
 
-    config: StackConfig
-    dtype: Any
-    param_dtype: Any
+    width: int
+    size: int
+    stride: int
+    expansion: int
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H / stride, W / stride, width]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        config, width = self.config, inputs.shape[-1] * self.config.expansion
-        outputs = conv(width, 1, name="layers.0", **types)(inputs)
-        outputs = nn.relu(_norm("layers.1", types)(outputs, train=train))
+        types, between = self.types, inputs.shape[-1] * self.expansion
+        outputs = conv(between, 1, name="layers.0", **types)(inputs)
+        outputs = nn.relu(_norm(name="layers.1", **types)(outputs, train=train))
         depthwise = conv(
-            width, config.size, stride=config.stride, groups=width, name="layers.3", **types
+            between, self.size, stride=self.stride, groups=between, name="layers.3", **types
         )
-        outputs = nn.relu(_norm("layers.4", types)(depthwise(outputs), train=train))
-        outputs = conv(config.width, 1, name="layers.6", **types)(outputs)
-        outputs = _norm("layers.7", types)(outputs, train=train)
+        outputs = nn.relu(_norm(name="layers.4", **types)(depthwise(outputs), train=train))
+        outputs = conv(self.width, 1, name="layers.6", **types)(outputs)
+        outputs = _norm(name="layers.7", **types)(outputs, train=train)
         return outputs + inputs if outputs.shape == inputs.shape else outputs
-
-
-def _norm(name: str, types: dict[str, Any]) -> BatchNorm:
-    return BatchNorm(momentum=_MOMENTUM, name=name, **types)

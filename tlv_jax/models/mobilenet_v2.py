@@ -8,14 +8,12 @@ Shapes: images `[B, H, W, C]`; `D` is 1280; `N` is `num_classes`.
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
-from tlv_jax.models.images import check_images
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.layers import conv
 
 __all__ = ["VARIANTS", "MobileNetV2", "MobileNetV2Config"]
@@ -57,49 +55,22 @@ VARIANTS: Mapping[str, MobileNetV2Config] = MappingProxyType(
 _STEM_WIDTH, _HEAD_WIDTH = 32, 1280
 
 
-class MobileNetV2(nn.Module):
-    """A MobileNetV2 whose parameters carry torchvision's names (`features.1/conv.0.0`).
-
-    Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
-    """
+class MobileNetV2(Classifier):
+    """A MobileNetV2 whose parameters carry torchvision's names (`features.1/conv.0.0`)."""
 
     config: MobileNetV2Config
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:  # noqa: D102
-        self.drop = nn.Dropout(self.config.dropout)
-        self.logits = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+        self._make_last_layer(
+            "classifier.1",
             kernel_init=nn.initializers.normal(0.01),
-            name="classifier.1",
+            dropout=self.config.dropout,
         )
 
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
-
     @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
-
-        Raises:
-          ImageError: for images of another channel count.
-        """
-        check_images(images, channels=self.in_channels)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        outputs = conv(_STEM_WIDTH, 3, stride=2, name="features.0.0", **types)(images)
-        outputs = nn.relu6(BatchNorm(name="features.0.1", **types)(outputs, train=train))
-        number = 1
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        outputs = self.conv_norm(images, _STEM_WIDTH, 3, "features.0", train=train, stride=2)
+        outputs, number = nn.relu6(outputs), 1
         for stage in self.config.stages:
             for repeat in range(stage.repeats):
                 block = InvertedResidual(
@@ -107,50 +78,38 @@ class MobileNetV2(nn.Module):
                     width=stage.width,
                     stride=stage.stride if repeat == 0 else 1,
                     name=f"features.{number}",
-                    **types,
+                    **self.types,
                 )
                 outputs = block(outputs, train=train)
                 number += 1
-        outputs = conv(_HEAD_WIDTH, 1, name=f"features.{number}.0", **types)(outputs)
-        outputs = nn.relu6(BatchNorm(name=f"features.{number}.1", **types)(outputs, train=train))
-        return outputs.mean((1, 2))
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """Dropout and the last layer. `[B, D] -> [B, N]`."""
-        return self.logits(self.drop(features, deterministic=not train))
+        return nn.relu6(self.conv_norm(outputs, _HEAD_WIDTH, 1, f"features.{number}", train=train))
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(TypedModule):
     """Expands, filters each channel, projects; adds the inputs where shapes allow.
 
     Attributes:
       expansion: channels between over channels of the inputs; at 1 nothing is expanded.
       width: output channels.
       stride: of the depthwise convolution.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     expansion: int
     width: int
     stride: int
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H / stride, W / stride, width]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        outputs, number, width = inputs, 0, inputs.shape[-1] * self.expansion
+        outputs, number, between = inputs, 0, inputs.shape[-1] * self.expansion
         if self.expansion != 1:
-            outputs = conv(width, 1, name="conv.0.0", **types)(outputs)
-            outputs = nn.relu6(BatchNorm(name="conv.0.1", **types)(outputs, train=train))
+            outputs = nn.relu6(self.conv_norm(inputs, between, 1, "conv.0", train=train))
             number = 1
-        depthwise = conv(
-            width, 3, stride=self.stride, groups=width, name=f"conv.{number}.0", **types
+        outputs = self.conv_norm(
+            outputs, between, 3, f"conv.{number}", train=train, stride=self.stride, groups=between
         )
-        norm = BatchNorm(name=f"conv.{number}.1", **types)
-        outputs = nn.relu6(norm(depthwise(outputs), train=train))
-        outputs = conv(self.width, 1, name=f"conv.{number + 1}", **types)(outputs)
-        outputs = BatchNorm(name=f"conv.{number + 2}", **types)(outputs, train=train)
+        # The last convolution stands bare in torch's Sequential, not in one with its norm.
+        project = conv(self.width, 1, name=f"conv.{number + 1}", **self.types)
+        norm = BatchNorm(name=f"conv.{number + 2}", **self.types)
+        outputs = norm(project(nn.relu6(outputs)), train=train)
         return outputs + inputs if outputs.shape == inputs.shape else outputs

@@ -9,15 +9,11 @@ Shapes: images `[B, H, W, C]`; `D` is the last stage's width; `N` is `num_classe
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from tlv_jax.models.batch_norm import BatchNorm
-from tlv_jax.models.images import check_images
-from tlv_jax.models.layers import conv
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.squeeze_excitation import SqueezeExcitation
 
 __all__ = ["VARIANTS", "RegNet", "RegNetConfig"]
@@ -68,49 +64,23 @@ VARIANTS: Mapping[str, RegNetConfig] = MappingProxyType(
 _STEM_WIDTH = 32
 
 
-class RegNet(nn.Module):
-    """A RegNet whose parameters carry torchvision's names (`trunk_output.block1.block1-0/f.a.0`).
+class RegNet(Classifier):
+    """A RegNet whose parameters carry torchvision's names.
 
-    Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
+    Such as `trunk_output.block1.block1-0/f.a.0`.
     """
 
     config: RegNetConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:  # noqa: D102
-        self.fc = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=nn.initializers.normal(0.01),
-        )
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
+        self._make_last_layer("fc", kernel_init=nn.initializers.normal(0.01))
 
     @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
-
-        Raises:
-          ImageError: for images of another channel count.
-        """
-        check_images(images, channels=self.in_channels)
-        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        outputs = conv(_STEM_WIDTH, 3, stride=2, name="stem.0", **types)(images)
-        outputs = nn.relu(BatchNorm(name="stem.1", **types)(outputs, train=train))
-        for stage, (depth, width) in enumerate(
-            zip(config.depths, config.widths, strict=True), start=1
-        ):
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        config = self.config
+        outputs = nn.relu(self.conv_norm(images, _STEM_WIDTH, 3, "stem", train=train, stride=2))
+        stages = zip(config.depths, config.widths, strict=True)
+        for stage, (depth, width) in enumerate(stages, start=1):
             for number in range(depth):
                 block = Block(
                     width,
@@ -118,18 +88,13 @@ class RegNet(nn.Module):
                     stride=2 if number == 0 else 1,
                     excite=config.excite,
                     name=f"trunk_output.block{stage}.block{stage}-{number}",
-                    **types,
+                    **self.types,
                 )
                 outputs = block(outputs, train=train)
-        return outputs.mean((1, 2))
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """The last layer. `[B, D] -> [B, N]`."""
-        del train  # the layer behaves the same either way
-        return self.fc(features)
+        return outputs
 
 
-class Block(nn.Module):
+class Block(TypedModule):
     """A residual bottleneck of one width throughout.
 
     Attributes:
@@ -138,33 +103,27 @@ class Block(nn.Module):
       stride: of the block, in its 3x3 convolution and in its shortcut.
       excite: whether squeeze-and-excitation follows the 3x3 convolution, with a quarter of the
         inputs' channels between.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     width: int
     groups: int
     stride: int
     excite: bool
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H / stride, W / stride, width]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width, stride, channels = self.width, self.stride, inputs.shape[-1]
-        outputs = conv(width, 1, name="f.a.0", **types)(inputs)
-        outputs = nn.relu(BatchNorm(name="f.a.1", **types)(outputs, train=train))
-        outputs = conv(width, 3, stride=stride, groups=self.groups, name="f.b.0", **types)(outputs)
-        outputs = nn.relu(BatchNorm(name="f.b.1", **types)(outputs, train=train))
+        outputs = nn.relu(self.conv_norm(inputs, width, 1, "f.a", train=train))
+        outputs = self.conv_norm(
+            outputs, width, 3, "f.b", train=train, stride=stride, groups=self.groups
+        )
+        outputs = nn.relu(outputs)
         if self.excite:
             outputs = SqueezeExcitation(
-                round(channels / 4), activation=nn.relu, gate=nn.sigmoid, name="f.se", **types
+                round(channels / 4), activation=nn.relu, gate=nn.sigmoid, name="f.se", **self.types
             )(outputs)
-        outputs = conv(width, 1, name="f.c.0", **types)(outputs)
-        outputs = BatchNorm(name="f.c.1", **types)(outputs, train=train)
+        outputs = self.conv_norm(outputs, width, 1, "f.c", train=train)
         if stride != 1 or channels != width:
-            inputs = conv(width, 1, stride=stride, name="proj.0", **types)(inputs)
-            inputs = BatchNorm(name="proj.1", **types)(inputs, train=train)
+            inputs = self.conv_norm(inputs, width, 1, "proj", train=train, stride=stride)
         return nn.relu(outputs + inputs)

@@ -10,15 +10,14 @@ Shapes: images `[B, H, W, C]`; `D` is 512, or 2048 with bottlenecks; `N` is `num
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
-from tlv_jax.models.images import check_images
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.layers import conv, uniform_fan, uniform_within
+from tlv_jax.models.pooling import max_pool
 
 __all__ = ["VARIANTS", "ResNet", "ResNetConfig"]
 
@@ -61,110 +60,70 @@ VARIANTS: Mapping[str, ResNetConfig] = MappingProxyType(
 )
 
 
-class ResNet(nn.Module):
-    """A ResNet whose parameters carry torchvision's names (`layer1.0/conv1`, `fc`).
-
-    Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
-    """
+class ResNet(Classifier):
+    """A ResNet whose parameters carry torchvision's names (`layer1.0/conv1`, `fc`)."""
 
     config: ResNetConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:  # noqa: D102
-        self.fc = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=uniform_fan,
-            bias_init=uniform_within((512 * self.config.expansion) ** -0.5),
-        )
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
+        bound = (512 * self.config.expansion) ** -0.5
+        self._make_last_layer("fc", kernel_init=uniform_fan, bias_init=uniform_within(bound))
 
     @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
-
-        Raises:
-          ImageError: for images of another channel count.
-        """
-        check_images(images, channels=self.in_channels)
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        outputs = conv(64, 7, stride=2, name="conv1", **types)(images)
-        outputs = nn.relu(BatchNorm(name="bn1", **types)(outputs, train=train))
-        padding: Any = ((1, 1), (1, 1))  # taken, though Flax annotates a string
-        outputs = nn.max_pool(outputs, (3, 3), strides=(2, 2), padding=padding)
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        outputs = conv(64, 7, stride=2, name="conv1", **self.types)(images)
+        outputs = nn.relu(BatchNorm(name="bn1", **self.types)(outputs, train=train))
+        outputs = max_pool(outputs, 3, stride=2, padding=1)
         for stage, depth in enumerate(self.config.depths):
-            for block in range(depth):
-                outputs = Block(
+            for number in range(depth):
+                block = Block(
                     self.config,
                     width=64 * 2**stage,
-                    stride=2 if stage > 0 and block == 0 else 1,
-                    name=f"layer{stage + 1}.{block}",
-                    **types,
-                )(outputs, train=train)
-        return outputs.mean((1, 2))
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """The last layer. `[B, D] -> [B, N]`."""
-        del train  # kept: every family's head is called the same way
-        return self.fc(features)
+                    stride=2 if stage > 0 and number == 0 else 1,
+                    name=f"layer{stage + 1}.{number}",
+                    **self.types,
+                )
+                outputs = block(outputs, train=train)
+        return outputs
 
 
-class Block(nn.Module):
+class Block(TypedModule):
     """A residual block, basic or bottleneck.
 
     Attributes:
       config: of the network.
       width: channels of the stage, before expansion.
       stride: of the block, in its first 3x3 convolution and in its shortcut.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: ResNetConfig
     width: int
     stride: int
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, I] -> [B, H / stride, W / stride, width * expansion]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        out = self.width * self.config.expansion
-        convs = self._convs(types)
+        width = self.width * self.config.expansion
+        convs = self._convs()
         outputs = inputs
         for number, layer in enumerate(convs, start=1):
-            outputs = BatchNorm(name=f"bn{number}", **types)(layer(outputs), train=train)
+            outputs = BatchNorm(name=f"bn{number}", **self.types)(layer(outputs), train=train)
             if number < len(convs):
                 outputs = nn.relu(outputs)
-        if self.stride != 1 or inputs.shape[-1] != out:
-            inputs = conv(out, 1, stride=self.stride, name="downsample.0", **types)(inputs)
-            inputs = BatchNorm(name="downsample.1", **types)(inputs, train=train)
+        if self.stride != 1 or inputs.shape[-1] != width:
+            inputs = self.conv_norm(inputs, width, 1, "downsample", train=train, stride=self.stride)
         return nn.relu(outputs + inputs)
 
-    def _convs(self, types: dict[str, Any]) -> tuple[nn.Conv, ...]:
-        width, stride = self.width, self.stride
-        if not self.config.bottleneck:
+    def _convs(self) -> tuple[nn.Conv, ...]:
+        config, width, stride = self.config, self.width, self.stride
+        if not config.bottleneck:
             return (
-                conv(width, 3, stride=stride, name="conv1", **types),
-                conv(width, 3, name="conv2", **types),
+                conv(width, 3, stride=stride, name="conv1", **self.types),
+                conv(width, 3, name="conv2", **self.types),
             )
-        inner = width * self.config.group_width // 64 * self.config.groups
-        groups = self.config.groups
+        inner = width * config.group_width // 64 * config.groups
         return (
-            conv(inner, 1, name="conv1", **types),
-            conv(inner, 3, stride=stride, groups=groups, name="conv2", **types),
-            conv(width * self.config.expansion, 1, name="conv3", **types),
+            conv(inner, 1, name="conv1", **self.types),
+            conv(inner, 3, stride=stride, groups=config.groups, name="conv2", **self.types),
+            conv(width * config.expansion, 1, name="conv3", **self.types),
         )

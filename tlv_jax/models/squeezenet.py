@@ -6,14 +6,15 @@ Shapes: images `[B, H, W, C]`; `N` is `num_classes`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.images import check_images
 from tlv_jax.models.layers import conv
 from tlv_jax.models.pooling import max_pool
@@ -45,25 +46,22 @@ VARIANTS: Mapping[str, SqueezeNetConfig] = MappingProxyType(
         "squeezenet1_1": SqueezeNetConfig(64, 3, ((16, 16), (32, 32), (48, 48, 64, 64))),
     }
 )
-_he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+_conv = functools.partial(
+    conv,
+    use_bias=True,
+    kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "uniform"),
+)
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(Classifier):
     """A SqueezeNet whose parameters carry torchvision's names (`features.3/squeeze`).
 
-    Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters; batch statistics stay float32.
+    Its last layer is a convolution: the network classifies every place of the last feature maps,
+    applies a ReLU, and averages over the places last. `features` averages first. So `head` of
+    `features` differs from plain `apply`, in this family alone.
     """
 
     config: SqueezeNetConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     def setup(self) -> None:  # noqa: D102
         self.drop = nn.Dropout(self.config.dropout)
@@ -71,88 +69,82 @@ class SqueezeNet(nn.Module):
             self.num_classes,
             1,
             use_bias=True,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
             kernel_init=nn.initializers.normal(0.01),
             name="classifier.1",
+            **self.types,
         )
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
+        """Classifies every place, then averages: `torchvision`'s network. `[B, H, W, C] -> [B, N]`.
 
-    @nn.compact
+        This is not `head` of `features`, see there.
+
+        Raises:
+          ImageError: as `features`.
+        """
+        return self._classified(self._maps(images, train=train), train).mean((1, 2))
+
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """The last feature map, not pooled. `[B, H, W, C] -> [B, H', W', 512]`.
+        """What the last convolution reads, averaged over all places. `[B, H, W, C] -> [B, 512]`.
 
-        The network classifies each place and pools last, with a ReLU between, so to pool the
-        features first would be another function. Feature crossover works on maps as on vectors.
+        Dropout is not applied yet. `head` gives other logits from these features than plain `apply`
+        from the images: there the average comes last, behind the convolution and a ReLU.
 
         Raises:
           ImageError: for images of another channel count, or too small to pool three times.
         """
-        del train  # nothing before the classifier behaves differently
-        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return self._maps(images, train=train).mean((1, 2))
+
+    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
+        """The logits of an image that has these features at every place. `[B, 512] -> [B, N]`.
+
+        Dropout, the last convolution and a ReLU. They equal the logits of plain `apply` only if the
+        features are the same at every place.
+        """
+        return self._classified(features[:, None, None, :], train)[:, 0, 0]
+
+    def _classified(self, maps: jax.Array, train: bool) -> jax.Array:
+        """The logits of every place, none below zero. `[B, H', W', 512] -> [B, H', W', N]`."""
+        return nn.relu(self.logits(self.drop(maps, deterministic=not train)))
+
+    @nn.compact
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        del train  # nothing before the last convolution behaves differently
+        config = self.config
         check_images(images, channels=self.in_channels, smallest=config.stem_size + 14)
-        stem = conv(
+        stem = _conv(
             config.stem_width,
             config.stem_size,
             stride=2,
             padding=0,
-            use_bias=True,
-            kernel_init=_he_uniform,
             name="features.0",
-            **types,
+            **self.types,
         )
         outputs, number = nn.relu(stem(images)), 2
         for stage in config.stages:
             outputs = max_pool(outputs, 3, stride=2, ceil_mode=True)
             for squeezed in stage:
                 number += 1
-                outputs = Fire(squeezed, name=f"features.{number}", **types)(outputs)
+                outputs = Fire(squeezed, name=f"features.{number}", **self.types)(outputs)
             number += 1
         return outputs
 
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """Dropout, the last convolution, and the average over all places.
 
-        `[B, H', W', 512] -> [B, N]`.
-        """
-        places = nn.relu(self.logits(self.drop(features, deterministic=not train)))
-        return places.mean((1, 2))
-
-
-class Fire(nn.Module):
+class Fire(TypedModule):
     """Squeezes the channels, then expands them by 1x1 and 3x3 kernels side by side.
 
     Attributes:
       squeezed: channels between; four times as many leave each of the two sides.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     squeezed: int
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[B, H, W, I] -> [B, H, W, 8 * squeezed]`."""
-
-        def convolve(width: int, size: int, name: str) -> nn.Conv:
-            return conv(
-                width,
-                size,
-                use_bias=True,
-                kernel_init=_he_uniform,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=name,
-            )
-
-        squeezed = nn.relu(convolve(self.squeezed, 1, "squeeze")(inputs))
-        expanded = [
-            nn.relu(convolve(4 * self.squeezed, size, f"expand{size}x{size}")(squeezed))
+        squeezed = nn.relu(_conv(self.squeezed, 1, name="squeeze", **self.types)(inputs))
+        sides = [
+            _conv(4 * self.squeezed, size, name=f"expand{size}x{size}", **self.types)
             for size in (1, 3)
         ]
-        return jnp.concatenate(expanded, axis=-1)
+        return jnp.concatenate([nn.relu(side(squeezed)) for side in sides], axis=-1)

@@ -8,9 +8,10 @@ Shapes: images `[B, H, W, C]`; `D` is eight times the first stage's width; `N` i
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from tlv_jax.models.images import check_images
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.layers import conv, stochastic_depth, uniform_fan, uniform_within
 from tlv_jax.models.windows import from_windows, relative_position_index, to_windows
 
@@ -72,50 +73,24 @@ _MLP_RATIO = 4
 _POSITION_HIDDEN = 512  # channels of the network that makes version 2's bias
 _MASKED = -100.0  # added to the score of two pixels that the cyclic shift brought together
 _normal = nn.initializers.normal(0.02)
+_norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
-class Swin(nn.Module):
+class Swin(Classifier):
     """A Swin transformer whose parameters carry torchvision's names (`features.1.0/attn/qkv`).
 
-    Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation; the softmax of the attention is float32 at least.
-      param_dtype: of the parameters.
+    With `train=True` residual branches are dropped at random, image by image.
     """
 
     config: SwinConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    smallest: ClassVar[int] = _PATCH
 
     def setup(self) -> None:  # noqa: D102
-        self.logits = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=_normal,
-            name="head",
-        )
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
+        self._make_last_layer("head", kernel_init=_normal)
 
     @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Globally pooled features. `[B, H, W, C] -> [B, D]`.
-
-        With `train=True` the residual branches are dropped at random, image by image, which needs
-        the rng "dropout".
-
-        Raises:
-          ImageError: for images of another channel count, or under 4 pixels a side.
-        """
-        check_images(images, channels=self.in_channels, smallest=_PATCH)
-        config, types = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        config = self.config
         stem = conv(
             config.width,
             _PATCH,
@@ -125,13 +100,13 @@ class Swin(nn.Module):
             kernel_init=uniform_fan,
             bias_init=uniform_within((_PATCH**2 * self.in_channels) ** -0.5),
             name="features.0.0",
-            **types,
+            **self.types,
         )
-        outputs = _norm("features.0.2", types)(stem(images))
+        outputs = _norm(name="features.0.2", **self.types)(stem(images))
         last = sum(config.depths) - 1
         for index, (name, stage, number) in enumerate(config.blocks()):
             if stage > 0 and number == 0:
-                merge = PatchMerging(config.second, name=f"features.{2 * stage}", **types)
+                merge = PatchMerging(config.second, name=f"features.{2 * stage}", **self.types)
                 outputs = merge(outputs)
             block = Block(
                 config,
@@ -139,46 +114,36 @@ class Swin(nn.Module):
                 shift=config.window // 2 * (number % 2),
                 drop_rate=config.stochastic_depth * index / last,
                 name=name,
-                **types,
+                **self.types,
             )
             outputs = block(outputs, train=train)
-        return _norm("norm", types)(outputs).mean((1, 2))
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """The last layer. `[B, D] -> [B, N]`."""
-        del train  # the layer behaves the same either way
-        return self.logits(features)
+        return _norm(name="norm", **self.types)(outputs)
 
 
-class PatchMerging(nn.Module):
+class PatchMerging(TypedModule):
     """Halves both sides, rounded up, and doubles the channels.
 
     Attributes:
       second: whether the norm comes last, as in version 2.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     second: bool
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[B, H, W, C] -> [B, H / 2, W / 2, 2 * C]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         _, height, width, channels = inputs.shape
         even = jnp.pad(inputs, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
         corners = [even[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         outputs = jnp.concatenate(corners, axis=-1)
         reduce = nn.Dense(
-            2 * channels, use_bias=False, kernel_init=_normal, name="reduction", **types
+            2 * channels, use_bias=False, kernel_init=_normal, name="reduction", **self.types
         )
-        norm = _norm("norm", types)
+        norm = _norm(name="norm", **self.types)
         return norm(reduce(outputs)) if self.second else reduce(norm(outputs))
 
 
-class Block(nn.Module):
+class Block(TypedModule):
     """Attention within windows and two dense layers, each a residual branch.
 
     Attributes:
@@ -186,27 +151,19 @@ class Block(nn.Module):
       heads: of the attention.
       shift: pixels by which the windows are displaced.
       drop_rate: at which an image's residual branches are dropped in training.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: SwinConfig
     heads: int
     shift: int
     drop_rate: float
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         """`[B, H, W, C] -> [B, H, W, C]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        attend = WindowAttention(self.config, self.heads, self.shift, name="attn", **types)
-        drop, norm1, norm2 = (
-            stochastic_depth(self.drop_rate),
-            _norm("norm1", types),
-            _norm("norm2", types),
-        )
+        attend = WindowAttention(self.config, self.heads, self.shift, name="attn", **self.types)
+        drop = stochastic_depth(self.drop_rate)
+        norm1, norm2 = (_norm(name=name, **self.types) for name in ("norm1", "norm2"))
         if self.config.second:
             outputs = inputs + drop(norm1(attend(inputs)), deterministic=not train)
             return outputs + drop(norm2(self._mlp(outputs)), deterministic=not train)
@@ -214,13 +171,12 @@ class Block(nn.Module):
         return outputs + drop(self._mlp(norm2(outputs)), deterministic=not train)
 
     def _mlp(self, inputs: jax.Array) -> jax.Array:
-        channels = inputs.shape[-1]
-        settings = {"kernel_init": _normal, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        channels, settings = inputs.shape[-1], {"kernel_init": _normal, **self.types}
         hidden = nn.Dense(_MLP_RATIO * channels, name="mlp.0", **settings)(inputs)
         return nn.Dense(channels, name="mlp.3", **settings)(nn.gelu(hidden, approximate=False))
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(TypedModule):
     """Attention among the pixels of each window.
 
     Sides that the window does not divide are padded. Windows are displaced by a cyclic shift, under
@@ -231,20 +187,16 @@ class WindowAttention(nn.Module):
       config: of the network.
       heads: among which the channels are divided.
       shift: pixels by which the windows are displaced.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: SwinConfig
     heads: int
     shift: int
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[B, H, W, C] -> [B, H, W, C]`."""
-        window, types = self.config.window, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        window, types = self.config.window, self.types
         _, height, width, channels = inputs.shape
         pads = (-height % window, -width % window)
         sides = (height + pads[0], width + pads[1])
@@ -288,7 +240,7 @@ class WindowAttention(nn.Module):
 
     def _position_bias(self) -> jax.Array:
         """What the displacement adds to the score. `[heads, P, P]`."""
-        window, types = self.config.window, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        window, types = self.config.window, self.types
         index = relative_position_index(window)
         if not self.config.second:
             table = self.param(
@@ -306,18 +258,14 @@ class WindowAttention(nn.Module):
         return 16 * nn.sigmoid(wide[index].transpose(2, 0, 1))
 
 
-class QueryKeyValue(nn.Module):
+class QueryKeyValue(TypedModule):
     """One dense layer for all three, of which the keys may go without their bias.
 
     Attributes:
       key_bias: whether the keys have a bias. Without it torch still keeps one in the checkpoint.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     key_bias: bool
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -361,7 +309,3 @@ def _unit(vectors: jax.Array) -> jax.Array:
     """Scales the last axis to length one, as `torch.nn.functional.normalize`."""
     lengths = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / jnp.maximum(lengths, 1e-12)
-
-
-def _norm(name: str, types: dict[str, Any]) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name, **types)

@@ -10,15 +10,16 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tlv_jax.models.batch_norm import BatchNorm
+from tlv_jax.models.classifier import Classifier
 from tlv_jax.models.images import check_images
 from tlv_jax.models.layers import adaptive_average_pool, conv
+from tlv_jax.models.pooling import max_pool
 
 __all__ = ["VARIANTS", "VGG", "VGGConfig"]
 
@@ -52,38 +53,25 @@ VARIANTS: Mapping[str, VGGConfig] = MappingProxyType(
 )
 
 
-class VGG(nn.Module):
+class VGG(Classifier):
     """A VGG whose parameters carry torchvision's names (`features.0`, `classifier.6`).
 
     Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation.
-      param_dtype: of the parameters.
       pool_size: side of the adaptive average pool before the classifier. `model.clone(pool_size=1)`
         gives globally pooled features from the same convolutions; the classifier needs 7.
-      dropout: rate between the classifier's layers; with `train=True` it needs the rng "dropout".
+      dropout: rate between the classifier's layers.
     """
 
     config: VGGConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     pool_size: int = 7
     dropout: float = 0.5
+    smallest: ClassVar[int] = 32
 
     def setup(self) -> None:  # noqa: D102
         self.hidden = (self._dense(4096, 0), self._dense(4096, 3))
         self.logits = self._dense(self.num_classes, 6)
         self.drop = nn.Dropout(self.dropout)
 
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
-
-    @nn.compact
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """The flattened adaptive average pool. `[B, H, W, C] -> [B, P * P * 512]`.
 
@@ -92,20 +80,8 @@ class VGG(nn.Module):
         Raises:
           ImageError: for images of another channel count, or under 32 pixels a side.
         """
-        check_images(images, channels=self.in_channels, smallest=2 ** len(self.config.depths))
-        # torch numbers every member of its Sequential, ReLUs and pools included.
-        number = itertools.count()
-        outputs = images
-        for width, depth in zip(WIDTHS, self.config.depths, strict=True):
-            for _ in range(depth):
-                outputs = self._conv(width, next(number))(outputs)
-                if self.config.batch_norm:
-                    outputs = self._norm(next(number))(outputs, train=train)
-                outputs = nn.relu(outputs)
-                next(number)
-            outputs = nn.max_pool(outputs, (2, 2), strides=(2, 2))
-            next(number)
-        pooled = adaptive_average_pool(outputs, self.pool_size)
+        check_images(images, channels=self.in_channels, smallest=self.smallest)
+        pooled = adaptive_average_pool(self._maps(images, train=train), self.pool_size)
         return pooled.reshape(pooled.shape[0], -1)
 
     def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
@@ -114,24 +90,24 @@ class VGG(nn.Module):
             features = self.drop(nn.relu(dense(features)), deterministic=not train)
         return self.logits(features)
 
-    def _conv(self, width: int, number: int) -> nn.Conv:
-        return conv(
-            width,
-            3,
-            use_bias=True,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name=f"features.{number}",
-        )
-
-    def _norm(self, number: int) -> BatchNorm:
-        return BatchNorm(dtype=self.dtype, param_dtype=self.param_dtype, name=f"features.{number}")
+    @nn.compact
+    def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        # torch numbers every member of its Sequential, ReLUs and pools included.
+        number = itertools.count()
+        outputs = images
+        for width, depth in zip(WIDTHS, self.config.depths, strict=True):
+            for _ in range(depth):
+                name = f"features.{next(number)}"
+                outputs = conv(width, 3, use_bias=True, name=name, **self.types)(outputs)
+                if self.config.batch_norm:
+                    norm = BatchNorm(name=f"features.{next(number)}", **self.types)
+                    outputs = norm(outputs, train=train)
+                outputs = nn.relu(outputs)
+                next(number)
+            outputs = max_pool(outputs, 2, stride=2)
+            next(number)
+        return outputs
 
     def _dense(self, width: int, number: int) -> nn.Dense:
-        return nn.Dense(
-            width,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=nn.initializers.normal(0.01),
-            name=f"classifier.{number}",
-        )
+        normal = nn.initializers.normal(0.01)
+        return nn.Dense(width, kernel_init=normal, name=f"classifier.{number}", **self.types)

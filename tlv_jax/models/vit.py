@@ -7,14 +7,15 @@ Shapes: images `[B, S, S, C]` with `S` of `image_size`; `T` tokens of `D` channe
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tlv_jax.models.classifier import Classifier, TypedModule
 from tlv_jax.models.images import ImageError, check_images
 from tlv_jax.models.layers import conv, uniform_fan
 
@@ -49,39 +50,21 @@ VARIANTS: Mapping[str, ViTConfig] = MappingProxyType(
         "vit_h_14": ViTConfig(14, depth=32, heads=16, width=1280, hidden=5120),
     }
 )
+_norm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
 
-class ViT(nn.Module):
+class ViT(Classifier):
     """A vision transformer whose parameters carry torchvision's names (`encoder/ln`).
 
     Attributes:
-      config: one of `VARIANTS`.
-      num_classes: size of the last layer.
-      in_channels: of the images.
-      dtype: of the computation; the softmax of the attention is float32 at least.
-      param_dtype: of the parameters.
       image_size: pixels a side, to which the position embedding is bound.
     """
 
     config: ViTConfig
-    num_classes: int = 1000
-    in_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
     image_size: int = 224
 
     def setup(self) -> None:  # noqa: D102
-        self.logits = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=nn.initializers.zeros,
-            name="heads.head",
-        )
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies images. `[B, H, W, C] -> [B, N]`."""
-        return self.head(self.features(images, train=train), train=train)
+        self._make_last_layer("heads.head", kernel_init=nn.initializers.zeros)
 
     @nn.compact
     def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -98,7 +81,6 @@ class ViT(nn.Module):
                 f"Images have shape {tuple(images.shape)}, expected {size} pixels a side, to which "
                 "the position embedding is bound. Resize them."
             )
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         stem = conv(
             config.width,
             config.patch,
@@ -107,7 +89,7 @@ class ViT(nn.Module):
             use_bias=True,
             kernel_init=nn.initializers.lecun_normal(),
             name="conv_proj",
-            **types,
+            **self.types,
         )
         patches = stem(images).reshape(images.shape[0], -1, config.width)
         token = self.param(
@@ -115,95 +97,74 @@ class ViT(nn.Module):
         )
         tokens = jnp.broadcast_to(token, (images.shape[0], 1, config.width)).astype(patches.dtype)
         tokens = jnp.concatenate((tokens, patches), axis=1)
-        return Encoder(config, name="encoder", **types)(tokens)[:, 0]
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """The last layer. `[B, D] -> [B, N]`."""
-        del train  # the layer behaves the same either way
-        return self.logits(features)
+        return Encoder(config, name="encoder", **self.types)(tokens)[:, 0]
 
 
-class Encoder(nn.Module):
+class Encoder(TypedModule):
     """Position embedding, blocks, and a last norm.
 
     Attributes:
       config: of the network.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: ViTConfig
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """`[B, T, D] -> [B, T, D]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         shape = (1, *tokens.shape[1:])
         initializer = nn.initializers.normal(0.02)
         positions = self.param("pos_embedding", initializer, shape, self.param_dtype)
         tokens = tokens + positions.astype(tokens.dtype)
         for number in range(self.config.depth):
-            tokens = Block(self.config, name=f"layers.encoder_layer_{number}", **types)(tokens)
-        return _norm("ln", types)(tokens)
+            block = Block(self.config, name=f"layers.encoder_layer_{number}", **self.types)
+            tokens = block(tokens)
+        return _norm(name="ln", **self.types)(tokens)
 
 
-class Block(nn.Module):
+class Block(TypedModule):
     """Attention and two dense layers, each normalized before and added after.
 
     Attributes:
       config: of the network.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     config: ViTConfig
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """`[B, T, D] -> [B, T, D]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types = self.types
         attention = SelfAttention(self.config.heads, name="self_attention", **types)
-        tokens = tokens + attention(_norm("ln_1", types)(tokens))
+        tokens = tokens + attention(_norm(name="ln_1", **types)(tokens))
         dense = {
             "kernel_init": nn.initializers.xavier_uniform(),
             "bias_init": nn.initializers.normal(1e-6),
             **types,
         }
-        hidden = nn.Dense(self.config.hidden, name="mlp.0", **dense)(_norm("ln_2", types)(tokens))
+        hidden = nn.Dense(self.config.hidden, name="mlp.0", **dense)(
+            _norm(name="ln_2", **types)(tokens)
+        )
         hidden = nn.gelu(hidden, approximate=False)
         return tokens + nn.Dense(self.config.width, name="mlp.3", **dense)(hidden)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(TypedModule):
     """`torch.nn.MultiheadAttention` of tokens with themselves.
 
     Attributes:
       heads: among which the channels are divided.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     heads: int
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """`[B, T, D] -> [B, T, D]`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, count, width = tokens.shape
-        projection = nn.Dense(
-            3 * width, kernel_init=nn.initializers.xavier_uniform(), name="in_proj", **types
-        )
+        xavier = nn.initializers.xavier_uniform()
+        projection = nn.Dense(3 * width, kernel_init=xavier, name="in_proj", **self.types)
         parts = projection(tokens).reshape(batch, count, 3, self.heads, width // self.heads)
         query, key, value = (parts[:, :, part] for part in range(3))
         mixed = jax.nn.dot_product_attention(query, key, value).reshape(batch, count, width)
-        return nn.Dense(width, kernel_init=uniform_fan, name="out_proj", **types)(mixed)
-
-
-def _norm(name: str, types: dict[str, Any]) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name, **types)
+        return nn.Dense(width, kernel_init=uniform_fan, name="out_proj", **self.types)(mixed)
