@@ -2,11 +2,12 @@
 
     python -m benchmarks.conversion [--rounds 5] [NAME ...]
 
-Every measurement is a process of its own, the kinds in turn, on a file of random weights that is
-in the system's page cache: `read` reads the bytes, `torch.load` is torch's own reader, `convert` is
-`importers.read_state_dict` and `importers.convert`. Not counted are imports and, for `convert`,
-finding the network's shapes, which a process does once for each architecture (`shapes`). Peaks are
-the largest resident memory above that before the measurement, over the file's size.
+Each measurement runs in its own process, on a file of random weights in the system's page cache:
+`read` reads the bytes, `torch.load` is torch's reader, `convert` is `importers.read_state_dict` and
+`importers.convert`. Imports are not counted, nor is finding the network's shapes (`shapes`), which
+a process does once for each architecture. A peak is the largest resident memory above that before
+the measurement, over the file's size. Files are mapped, so the peak of `convert` counts their pages
+too, which the system takes back when it needs memory.
 """
 
 import argparse

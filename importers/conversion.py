@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from importers.copying import copy_to_flax
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
-from importers.layouts import Layout
+from importers.layouts import SAME, Layout
 from importers.likeness import likeliest
 from importers.rules import IGNORED
 from importers.sources import unwrap
@@ -33,6 +32,8 @@ __all__ = [
     "model_of",
     "shapes_of",
 ]
+
+ROWS = 32  # of a kernel, transposed at a time
 
 Shape = tuple[int, ...]
 
@@ -77,10 +78,10 @@ def convert(
     leaves, broken = {}, {}
     for key, entry in match.entries.items():
         dtype = jnp.float32 if entry.leaf.startswith("batch_stats/") else param_dtype
-        copied = copy_to_flax(arrays[key], entry.layout, dtype)
-        leaves[entry.leaf] = copied.array
-        if copied.broken:
-            broken[key] = copied.broken
+        leaf = leaves[entry.leaf] = _copy_to_flax(arrays[key], entry.layout, dtype)
+        finite = np.isfinite(leaf)
+        if not finite.all():
+            broken[key] = leaf.size - int(finite.sum())
     if broken:
         raise StateDictError(_explain_broken(broken, arrays))
     tree = traverse_util.unflatten_dict(leaves, sep="/")
@@ -221,6 +222,21 @@ def arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]
             )
         arrays[today] = _as_array(key, value)
     return arrays
+
+
+def _copy_to_flax(array: np.ndarray, layout: Layout, dtype: Any) -> np.ndarray:
+    """A contiguous copy in Flax's layout, in this dtype or, for `None`, in the array's own."""
+    # Values beyond a narrower dtype become infinite, which `convert` reports.
+    with np.errstate(over="ignore"):
+        if layout is SAME:
+            return np.array(array, dtype, order="C")
+        shape = (*layout.to_flax(array[:1]).shape[:-1], len(array))
+        copy = np.empty(shape, array.dtype if dtype is None else dtype)
+        # A few rows stay in the processor's cache while they become columns: 3 to 6 times faster.
+        for start in range(0, len(array), ROWS):
+            rows = slice(start, start + ROWS)
+            copy[..., rows] = layout.to_flax(array[rows])
+    return copy
 
 
 def _explain_broken(broken: Mapping[str, int], arrays: Mapping[str, np.ndarray]) -> str:

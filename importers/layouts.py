@@ -15,17 +15,15 @@ class Layout:
     """A pair of functions that undo each other.
 
     Attributes:
-      to_flax: from torch's axes to Flax's. Works on any slice of torch's first axis.
+      to_flax: from torch's axes to Flax's. Torch's first axis, the outputs, becomes the last.
       to_torch: from Flax's axes to torch's.
-      outputs_axis: where torch's first axis stands in Flax.
     """
 
     to_flax: Callable[[Any], Any]
     to_torch: Callable[[Any], Any]
-    outputs_axis: int = -1
 
 
-SAME = Layout(lambda array: array, lambda array: array, outputs_axis=0)
+SAME = Layout(lambda array: array, lambda array: array)
 """Axes that stand alike: biases, the vectors of norms, position embeddings."""
 
 CONV = Layout(
@@ -48,8 +46,8 @@ def dense_after_flatten(channels: int) -> Layout:
     # reorder passes every check of shapes and ruins every logit.
     def to_flax(kernel: Any) -> Any:
         outputs, pixels = kernel.shape[0], kernel.shape[1] // channels
-        rows = kernel.transpose().reshape(channels, pixels, outputs)
-        return rows.transpose(1, 0, 2).reshape(pixels * channels, outputs)
+        columns = kernel.reshape(outputs, channels, pixels)
+        return columns.transpose(2, 1, 0).reshape(pixels * channels, outputs)
 
     def to_torch(kernel: Any) -> Any:
         outputs, pixels = kernel.shape[1], kernel.shape[0] // channels
