@@ -12,6 +12,7 @@ __all__ = [
     "ParameterTreeError",
     "PlanMismatchError",
     "TLVError",
+    "UnknownOrderWarning",
     "check_option",
 ]
 
@@ -38,6 +39,10 @@ class OptionError(TLVError, ValueError):
 
 class PlanMismatchError(TLVError, ValueError):
     """A plan is applied to trees that it was not made for."""
+
+
+class UnknownOrderWarning(UserWarning):
+    """A bare tree does not tell in which order its layers are executed."""
 
 
 def check_option(option: str, value: str, allowed: Collection[str]) -> None:

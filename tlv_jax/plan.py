@@ -6,15 +6,15 @@ from collections import defaultdict
 from typing import Any
 
 from tlv_jax import rules
-from tlv_jax.consistency import Axis, ChannelPlan, LayerChannels, Space, Table
-from tlv_jax.deepening import Inserted
+from tlv_jax.consistent.insert import Inserted
+from tlv_jax.consistent.plan import Axis, ChannelPlan, LayerChannels, Space, Table
 from tlv_jax.errors import OptionError
 from tlv_jax.tables import format_table
 from tlv_jax.types import Layer, LayerPair, Rule, Untouched
 
 __all__ = ["TransferPlan", "untouched_table"]
 
-FORMAT = "tlv_jax.TransferPlan/2"
+FORMAT = "tlv_jax.TransferPlan/3"
 SHOWN = 3  # leaves listed for one reason before the rest is only counted
 
 
@@ -27,7 +27,7 @@ class TransferPlan:
 
     Attributes:
       layer_pairs: the matched layers, in the target's order.
-      rule: fits one kernel into another's shape; its settings are bound by `BoundRule`.
+      rule: fits one kernel into another's shape.
       rescale: to what standard deviation each fitted kernel is brought: `none` (as it comes), `he`
         or `source`.
       biases: whether the biases of matched layers are fitted too.
@@ -69,8 +69,7 @@ class TransferPlan:
         """Returns the plan as JSON text; `TransferPlan.from_json` reads it back.
 
         Raises:
-          OptionError: if the rule is not one of `tlv_jax.rules`, or a setting of it is not a
-            number, a string or a boolean.
+          OptionError: if the rule is not one of `tlv_jax.rules`.
         """
         return _plan_to_json(self)
 
@@ -145,94 +144,58 @@ def _describe_kernel(layer: Layer) -> str:
     return f"{size}, {inputs} -> {outputs}" if size else f"{inputs} -> {outputs}"
 
 
-def _plan_to_json(plan: TransferPlan) -> str:
-    rule = plan.rule
-    known = isinstance(rule, rules.BoundRule) and _library_rules().get(
-        getattr(rule.function, "__name__", "")
+# Every record that a plan is made of, by the name under which JSON holds it.
+_RECORDS = {
+    record.__name__: record
+    for record in (
+        *(Layer, LayerPair, Untouched, Inserted),
+        *(ChannelPlan, Space, LayerChannels, Axis, Table),
+        *rules.LIBRARY,
     )
-    if not isinstance(rule, rules.BoundRule) or known is not rule.function:
+}
+
+
+def _plan_to_json(plan: TransferPlan) -> str:
+    if not isinstance(plan.rule, rules.LIBRARY):
+        names = ", ".join(rule.__name__ for rule in rules.LIBRARY)
         raise OptionError(
-            f"rule {rule} is not one of tlv_jax.rules ({', '.join(_library_rules())}), so it has "
-            "no name that JSON could hold. Save the settings of plan_transfer instead."
+            f"rule {plan.rule} is not one of tlv_jax.rules ({names}), so it has no name that JSON "
+            "could hold. Keep the code that makes the plan instead."
         )
-    record = dataclasses.asdict(dataclasses.replace(plan, rule=None))  # type: ignore[arg-type]
-    record["rule"] = {"name": rule.function.__name__, "settings": dict(rule.settings)}
-    try:
-        return json.dumps({"format": FORMAT, **record})
-    except TypeError as error:
-        raise OptionError(f"rule {rule}: a setting does not fit into JSON ({error}).") from error
+    return json.dumps({"format": FORMAT, **_fields(plan)})
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {
+        field.name: _to_json(getattr(record, field.name)) for field in dataclasses.fields(record)
+    }
+
+
+def _to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {"record": type(value).__name__, **_fields(value)}
+    return [_to_json(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def _plan_from_json(text: str) -> TransferPlan:
     try:
-        record = json.loads(text)
-        found = record.pop("format")
+        content = json.loads(text)
+        found = content.pop("format")
         if found != FORMAT:
-            raise OptionError(f"expected a plan of the format {FORMAT!r}, got {found!r}.")
-        rule = record["rule"]
-        function = _library_rules()[rule["name"]]
-        return TransferPlan(
-            layer_pairs=tuple(
-                LayerPair(_layer(pair["source"]), _layer(pair["target"]))
-                for pair in record["layer_pairs"]
-            ),
-            rule=rules.BoundRule(function, tuple(sorted(rule["settings"].items()))),
-            rescale=record["rescale"],
-            biases=record["biases"],
-            drawn=tuple(map(_layer, record["drawn"])),
-            drawn_from=tuple(map(_layer, record["drawn_from"])),
-            untouched=tuple(Untouched(**leaf) for leaf in record["untouched"]),
-            source_leaves=_tuples(record["source_leaves"]),
-            target_leaves=_tuples(record["target_leaves"]),
-            source_order=record["source_order"],
-            target_order=record["target_order"],
-            channels=record["channels"] and _channels(record["channels"]),
-            inserted=tuple(
-                Inserted(_layer(entry["layer"]), entry["role"], _tuples(entry["constants"]))
-                for entry in record.get("inserted", ())  # which older plans do not have
-            ),
-        )
+            raise OptionError(
+                f"expected a plan of the format {FORMAT!r}, got {found!r}. Make the plan again "
+                "with plan_transfer."
+            )
+        return TransferPlan(**{name: _from_json(value) for name, value in content.items()})
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise OptionError(
             f"the text is not a plan that TransferPlan.to_json wrote ({error!r})."
         ) from error
 
 
-def _library_rules() -> dict[str, Any]:
-    return {name: getattr(rules, name) for name in rules.RULES}
-
-
-def _layer(record: dict[str, Any]) -> Layer:
-    return Layer(**{name: _tuples(value) for name, value in record.items()})
-
-
-def _channels(record: dict[str, Any]) -> ChannelPlan:
-    def table(record: dict[str, Any]) -> Table:
-        return Table(_tuples(record["shape"]), record["data"])
-
-    def axis(record: dict[str, Any]) -> Axis:
-        return Axis(
-            space=table(record["space"]),
-            channel=table(record["channel"]),
-            places=tuple((number, table(places)) for number, places in record["places"]),
-            occurrence=table(record["occurrence"]),
-            own=record["own"],
-        )
-
-    spaces = [{name: _tuples(value) for name, value in s.items()} for s in record["spaces"]]
-    layers = [
-        LayerChannels(**{**layer, "reads": axis(layer["reads"]), "writes": axis(layer["writes"])})
-        for layer in record["layers"]
-    ]
-    return ChannelPlan(
-        rank=record["rank"],
-        grow=record["grow"],
-        spaces=tuple(Space(**space) for space in spaces),
-        layers=tuple(layers),
-        consistent=record["consistent"],
-    )
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists only, a plan has tuples only."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        fields = {name: _from_json(entry) for name, entry in value.items() if name != "record"}
+        return _RECORDS[value["record"]](**fields)
+    # JSON has lists only, a plan has tuples only.
+    return tuple(map(_from_json, value)) if isinstance(value, list) else value

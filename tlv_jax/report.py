@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlv_jax.paths import array_leaves, is_array
+from tlv_jax.layers.paths import array_leaves, is_array
+from tlv_jax.leaves import take_kernel
+from tlv_jax.network import Network, is_mixture, params_of
 from tlv_jax.plan import TransferPlan, untouched_table
-from tlv_jax.stored import stored_kernel
 from tlv_jax.tables import format_table
 from tlv_jax.transfer import apply_transfer
-from tlv_jax.types import Array, Layer, PyTree, Untouched
+from tlv_jax.types import Layer, PyTree, Untouched
 
 __all__ = ["LayerReport", "TransferReport", "report"]
 
@@ -75,19 +76,19 @@ class TransferReport:
 
 
 def report(
-    plan: TransferPlan, src_params: PyTree, dst_params: PyTree, new_params: PyTree
+    plan: TransferPlan, src: Network | PyTree, dst: Network | PyTree, new_params: PyTree
 ) -> TransferReport:
     """Compares a target before and after `apply_transfer`.
 
     Args:
       plan: the plan that was applied.
-      src_params: the source's parameters.
-      dst_params: the target's parameters before.
+      src: the source, as it was given to `apply_transfer`.
+      dst: the target with its parameters before.
       new_params: what `apply_transfer` returned.
     """
-    before = array_leaves(dst_params, name="dst_params")
-    after = array_leaves(new_params, name="new_params")
-    shares = _shares(plan, src_params, dst_params)
+    before = _fetched(params_of(dst), "dst")
+    after = _fetched(new_params, "new_params")
+    shares = _shares(plan, src, dst)
     rows = [
         _row(pair.target, pair.source, shares[pair.target.path], plan, before, after)
         for pair in plan.layer_pairs
@@ -100,11 +101,16 @@ def report(
     return TransferReport(tuple(rows), plan.untouched)
 
 
-def _shares(plan: TransferPlan, src_params: PyTree, dst_params: PyTree) -> dict[str, float]:
+def _fetched(tree: PyTree, name: str) -> dict[str, np.ndarray]:
+    leaves = jax.device_get(array_leaves(tree, name=name))
+    return {path: np.asarray(leaf) for path, leaf in leaves.items()}
+
+
+def _shares(plan: TransferPlan, src: Network | PyTree, dst: Network | PyTree) -> dict[str, float]:
     """The part of each fitted kernel that comes from the source, by the target's path.
 
     The transfer is carried out once more with a source of NaN, and the NaN that arrive are counted:
-    exact for every rule that moves, pools or scales weights, and it compiles nothing.
+    exact for every rule that moves, pools or scales weights.
     """
 
     def mark(leaf: Any) -> Any:
@@ -112,14 +118,20 @@ def _shares(plan: TransferPlan, src_params: PyTree, dst_params: PyTree) -> dict[
             return np.full(leaf.shape, np.nan, leaf.dtype)
         return leaf
 
-    marked = jax.tree.map(mark, src_params)
+    def marked(network: Network | PyTree) -> PyTree:
+        return jax.tree.map(mark, params_of(network))
+
+    if is_mixture(src):
+        source: Any = [dataclasses.replace(one, params=marked(one)) for one in src]
+    else:
+        source = marked(src)
     with jax.debug_nans(False):
-        new = apply_transfer(plan, jax.random.key(0), marked, dst_params, check_finite=False)
-        leaves = array_leaves(new, name="dst_params")
-        return {
-            pair.target.path: float(jnp.isnan(stored_kernel(pair.target, leaves)).mean())
-            for pair in plan.layer_pairs
-        }
+        new = apply_transfer(plan, jax.random.key(0), source, dst, check_finite=False)
+    leaves = _fetched(new, "dst")
+    return {
+        pair.target.path: float(np.isnan(take_kernel(pair.target, leaves)).mean())
+        for pair in plan.layer_pairs
+    }
 
 
 def _row(
@@ -127,20 +139,20 @@ def _row(
     source: Layer | None,
     share: float,
     plan: TransferPlan,
-    before: Mapping[str, Array],
-    after: Mapping[str, Array],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
 ) -> LayerReport:
     rule = str(plan.rule) if source else "statistics"
-    old, new = stored_kernel(target, before), stored_kernel(target, after)
+    old, new = take_kernel(target, before), take_kernel(target, after)
     return LayerReport(
         target=target.path,
         source=source.path if source else None,
         target_shape=target.shape,
         source_shape=source.shape if source else None,
-        rule="clip" if target.kind == "norm" else rule,
+        rule="Clip()" if target.kind == "norm" else rule,
         share=share,
-        std_before=float(jnp.std(old.astype(jnp.float32))),
-        std_after=float(jnp.std(new.astype(jnp.float32))),
+        std_before=float(np.std(old.astype(np.float32))),
+        std_after=float(np.std(new.astype(np.float32))),
     )
 
 

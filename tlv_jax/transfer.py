@@ -1,150 +1,298 @@
-"""Carry out a plan on arrays."""
+"""Transfer on one page: plan who gives what to whom, then carry it out on arrays.
+
+A network is a `Network` from `trace`, or a bare tree of parameters.
+"""
 
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
-from tlv_jax.errors import PlanMismatchError
-from tlv_jax.finiteness import refuse_unless_finite, sums
-from tlv_jax.fitting import Leaves, Shardings, fit_in_batches, fit_in_one_program
-from tlv_jax.paths import array_leaves, is_array
+from tlv_jax.apply import fit_leaves
+from tlv_jax.consistent.insert import inserted_leaves
+from tlv_jax.consistent.plan import plan_channels
+from tlv_jax.errors import NonFiniteSourceError, OptionError, PlanMismatchError
+from tlv_jax.layers.blocks import flatten_blocks, standardize_blocks, standardize_graph
+from tlv_jax.layers.paths import array_leaves, is_array
+from tlv_jax.leaves import Leaves
+from tlv_jax.methods import DEFAULT, Method
+from tlv_jax.network import Network, as_networks, is_mixture, params_of
 from tlv_jax.plan import TransferPlan
-from tlv_jax.planning import plan_transfer
+from tlv_jax.planning import (
+    best_pairs,
+    check_rule,
+    fitted_vectors,
+    insertions,
+    joined,
+    raise_no_pairs,
+    reasons_to_stay,
+)
 from tlv_jax.similarity import SimilarityWarning, similarity
-from tlv_jax.types import Array, PyTree
+from tlv_jax.types import Array, PyTree, Untouched
 
-__all__ = ["apply_transfer", "transfer"]
+__all__ = ["apply_transfer", "plan_transfer", "transfer"]
 
 ALIKE = 0.5  # similarity below which published transfers mostly hurt
 
 
 def transfer(
-    src_params: PyTree,
-    dst_params: PyTree,
+    src: Network | PyTree,
+    dst: Network | PyTree,
     *,
     key: Array | None = None,
-    plan: TransferPlan | None = None,
+    method: Method = DEFAULT,
 ) -> PyTree:
     """Initializes one network from the pretrained weights of another: the one-liner.
 
-    Compiles once for a pair of architectures; further calls with other weights and keys compile
-    nothing.
-
     Args:
-      src_params: pretrained parameters, any pytree of arrays; a kernel is `[*spatial, I, O]`, or
-        `[O, I, *spatial]` if its leaf is named `weight`. A list of such trees is a mixture of
-        several sources, of which each target layer takes the one that fits it best.
-      dst_params: the target's own initial parameters, likewise. Not written to.
+      src: the pretrained network, from `trace`, or a bare tree of arrays: a kernel is
+        `[*spatial, I, O]`, or `[O, I, *spatial]` if its leaf is named `weight`. A list of
+        `Network`s is a mixture of several sources, of which each target layer takes the one that
+        fits it best.
+      dst: the target with its own initial parameters, a network or a bare tree. Not written to.
       key: random key; `jax.random.key(0)` if None.
-      plan: who gives what to whom; `plan_transfer(src_params, dst_params)` if None.
+      method: how the transfer is made, see `tlv_jax.methods`.
 
     Returns:
-      A new tree of the structure, shapes and dtypes of `dst_params`. Leaves that the plan leaves
-      untouched are those of `dst_params` itself.
+      A new tree of the type, structure, shapes, dtypes and metadata of the target's parameters.
+      Leaves that the plan leaves untouched are the target's own.
 
     Raises:
       TLVError: as `plan_transfer` and `apply_transfer`.
 
     Warns:
-      SimilarityWarning: without a plan, where `similarity` is below 0.5.
+      SimilarityWarning: where `similarity` is below 0.5.
+      UnknownOrderWarning: for a bare tree of no known architecture.
     """
-    if plan is None:
-        plan = plan_transfer(src_params, dst_params)
-        _warn_if_unlike(src_params, dst_params)
-    if key is None:
-        key = jax.random.key(0)
-    return apply_transfer(plan, key, src_params, dst_params)
-
-
-def _warn_if_unlike(src_params: PyTree, dst_params: PyTree) -> None:
-    sources = src_params if isinstance(src_params, list) else [src_params]
-    value = max(similarity(source, dst_params) for source in sources)
-    if value < ALIKE:
+    sources, target = as_networks(src, dst)
+    source = list(sources) if len(sources) > 1 else sources[0]
+    plan = plan_transfer(source, target, method)
+    alike = similarity(source, target)
+    if alike < ALIKE:
         warnings.warn(
-            f"The two networks are unlike: similarity {value:.2f}, below {ALIKE}. Published "
-            "transfers of such pairs mostly hurt; train a twin that starts from noise beside it. "
-            "A plan of your own is carried out without this warning.",
+            f"The two networks are unlike: similarity {alike:.2f}, below {ALIKE}. Published "
+            "transfers of such pairs mostly hurt. Train a twin that starts from noise beside it. "
+            "apply_transfer carries out a plan without this warning.",
             SimilarityWarning,
-            stacklevel=3,
+            stacklevel=2,
         )
+    return apply_transfer(plan, jax.random.key(0) if key is None else key, source, target)
+
+
+def plan_transfer(
+    src: Network | PyTree, dst: Network | PyTree, method: Method = DEFAULT
+) -> TransferPlan:
+    """Plans a transfer from shapes alone. Nothing is allocated on a device.
+
+    Args:
+      src: as for `transfer`; arrays may be `jax.ShapeDtypeStruct`s.
+      dst: the target, also a network or a bare tree.
+      method: how the transfer is made.
+
+    Returns:
+      A frozen, hashable plan, which prints as a table.
+
+    Raises:
+      ParameterTreeError: if a tree holds no arrays, or the target no layer of the method's kinds.
+      NoSourceLayerError: if the source has no layer of any kind that the target asks for.
+      OptionError: for a method that needs traced networks and gets a bare tree, or a rule that does
+        not return the target's shape.
+
+    Warns:
+      UnknownOrderWarning: for a bare tree of no known architecture.
+    """
+    if not isinstance(method, Method):
+        raise OptionError(
+            f"method: expected a tlv_jax.Method such as tlv_jax.methods.TLVFC, got {method!r}."
+        )
+    sources, target = as_networks(src, dst)
+    layers_of, source_graph = joined(sources)
+    source_layers = tuple(layer for layers in layers_of for layer in layers)
+    traced = source_graph is not None and target.channels is not None
+    standardize = method.standardize or (standardize_graph if traced else standardize_blocks)
+
+    # Who gives to whom.
+    wanted = standardize(target.layers, method.kinds)
+    offered = [standardize(layers, method.kinds) for layers in layers_of]
+    pairs = best_pairs([method.match(offer, wanted) for offer in offered])
+    if not pairs:
+        raise_no_pairs(source_layers, flatten_blocks(wanted), target.layers, method.kinds)
+    check_rule(method.rule, pairs)
+    matched = {pair.target.path for pair in pairs}
+
+    # What becomes of the others, and which channels go where.
+    if method.channels is not None and not traced:
+        raise OptionError(
+            f"channels={method.channels}: needs to know the channels of both networks, but got a "
+            "bare tree. Pass networks from tlv_jax.trace(fn, params, images)."
+        )
+    added = insertions(method, flatten_blocks(wanted), matched, target.channels)
+    channels = None
+    if method.channels is not None and source_graph is not None:
+        channels = plan_channels(pairs, method.channels, source_graph, added.graph)
+    served = matched | {entry.layer.path for entry in added.inserted}
+    drawn_from = tuple(layer for layer in source_layers if layer.kind == "dense")
+    drawn = tuple(
+        layer for layer in target.layers if layer.kind == "dense" and layer.path not in served
+    )
+    if method.head == "keep" or not (drawn and drawn_from):
+        drawn, drawn_from = (), ()
+
+    # Which leaves that reads and replaces.
+    biases = "bias" in method.kinds
+    read = [layer.weight for layer in drawn_from]
+    replaced = [path for entry in added.inserted for path in inserted_leaves(entry)]
+    for pair in pairs:
+        vectors = fitted_vectors(pair, biases)
+        read += [pair.source.weight, *(given for given, _ in vectors)]
+        replaced += [pair.target.weight, *(own for _, own in vectors)]
+    for layer in drawn:
+        replaced += [layer.weight, *(path for name, path in layer.vectors if name == "bias")]
+    source_leaves = array_leaves(_tree_of(src), name="src")
+    target_leaves = array_leaves(target.params, name="dst")
+    kinds = {layer.kind for offer in offered for layer in flatten_blocks(offer)}
+    reasons = reasons_to_stay(target.layers, matched, method, kinds, added.reasons)
+    return TransferPlan(
+        layer_pairs=pairs,
+        rule=method.rule,
+        rescale=method.rescale,
+        biases=biases,
+        drawn=drawn,
+        drawn_from=drawn_from,
+        untouched=tuple(
+            Untouched(path, reasons.get(path, "not a kernel, norm or bias of a layer"))
+            for path in target_leaves
+            if path not in set(replaced)
+        ),
+        source_leaves=_shapes(source_leaves, read),
+        target_leaves=_shapes(target_leaves, replaced),
+        source_order="; ".join(dict.fromkeys(source.order for source in sources)),
+        target_order=target.order,
+        channels=channels,
+        inserted=added.inserted,
+    )
 
 
 def apply_transfer(
     plan: TransferPlan,
     key: Array,
-    src_params: PyTree,
-    dst_params: PyTree,
+    src: Network | PyTree,
+    dst: Network | PyTree,
     *,
     check_finite: bool = True,
 ) -> PyTree:
     """Applies a plan. Pure; works under `jit` (plan static or closed over) and `vmap` over keys.
 
-    Each layer draws from `fold_in(key, hash of its path)`, so its answer does not depend on which
-    other layers are in the plan.
-
-    Where all arrays are at hand on one device, kernels are fitted in batches, those of one source
-    together, so that little more memory is taken than for the result. Of the variance rule a few
-    programs serve a batch, some of which a second thread compiles; of any other, one is compiled
-    for each combination of shapes, and kept for other plans. Where anything is traced or divided
-    over several devices, all is one program, in which pairs of equal shapes are one batch.
+    Where all arrays are concrete it computes with NumPy and compiles nothing. Where anything is
+    traced, or lies on devices of other hosts, the same code computes with `jax.numpy`. Both draw
+    the same numbers; answers differ only where variances differ by rounding alone.
 
     Args:
-      plan: from `plan_transfer`, for trees of these shapes.
-      key: random key, consumed.
-      src_params: the source's parameters.
-      dst_params: the target's own parameters; not written to.
+      plan: from `plan_transfer`, for networks of these shapes.
+      key: random key, consumed. Each layer draws from a key folded with a hash of its path, so its
+        answer does not depend on which other layers are in the plan.
+      src: the source, a network, a bare tree, or a list of networks.
+      dst: the target with its own parameters; not written to.
       check_finite: refuse NaN and infinity in the source. Cannot be checked, and is not, where the
         source is traced.
 
     Returns:
-      A new tree of the structure, shapes and dtypes of `dst_params`.
+      A new tree of the type, structure, shapes and dtypes of the target's parameters. Arrays lie
+      where the target's own lie.
 
     Raises:
       PlanMismatchError: if a leaf that the plan names is missing or of another shape.
       NonFiniteSourceError: if a source leaf that the plan reads is not finite.
     """
-    target_leaves = array_leaves(dst_params, name="dst_params")
-    source = _named(plan.source_leaves, array_leaves(src_params, name="src_params"), "src_params")
-    target = _named(plan.target_leaves, target_leaves, "dst_params")
-    arrays = [key, *source.values(), *target.values()]
-    if any(isinstance(array, Tracer) or _is_divided(array) for array in arrays):
-        known = [path for path, leaf in source.items() if not isinstance(leaf, Tracer)]
-        fitted = fit_in_one_program(plan, _shardings(target), key, source, target)
-        if check_finite and known:
-            with jax.ensure_compile_time_eval():  # else traced along with what is
-                found = sums([source[path] for path in known])
-                refuse_unless_finite(source, zip(known, found, strict=True))
+    dst_params = params_of(dst)
+    all_leaves = array_leaves(dst_params, name="dst")
+    source = _named(plan.source_leaves, array_leaves(_tree_of(src), name="src"), "src")
+    target = _named(plan.target_leaves, all_leaves, "dst")
+    arrays = [*source.values(), *target.values()]
+    traced = any(isinstance(array, Tracer) for array in [key, *arrays])
+    if traced or any(_is_remote(array) for array in arrays):
+        if check_finite:
+            _refuse_unless_finite({p: a for p, a in source.items() if not isinstance(a, Tracer)})
+        fit = fit_leaves if traced else _jitted(target)
+        fitted = fit(plan, key, source, target, jnp)
     else:
-        fitted = fit_in_batches(plan, key, source, target, check_finite=check_finite)
-
+        # Fetched all at once: from an accelerator that is one wait.
+        near, own = jax.device_get((source, target))
+        near, own = ({p: np.asarray(a) for p, a in leaves.items()} for leaves in (near, own))
+        if check_finite:
+            _refuse_unless_finite(near)
+        fitted = fit_leaves(plan, key, near, own, np)
+        fitted = {path: _placed(array, target[path]) for path, array in fitted.items()}
     leaves, structure = jax.tree.flatten(dst_params)
-    paths = iter(target_leaves)
+    paths = iter(all_leaves)
     new = [fitted.get(next(paths), leaf) if is_array(leaf) else leaf for leaf in leaves]
     return structure.unflatten(new)
 
 
-def _is_divided(array: Any) -> bool:
-    return isinstance(array, Array) and len(array.sharding.device_set) > 1
+def _jitted(target: Mapping[str, Any]) -> Any:
+    """`fit_leaves` as one program, whose results are divided as the target is."""
+    shardings = {path: leaf.sharding for path, leaf in target.items()}
+    return jax.jit(fit_leaves, static_argnums=(0, 4), out_shardings=shardings)
 
 
-def _shardings(leaves: Leaves) -> Shardings:
-    """How the leaves are laid out that lie on several devices."""
-    return tuple(
-        (path, leaf.sharding)
-        for path, leaf in leaves.items()
-        if not isinstance(leaf, Tracer) and _is_divided(leaf)
-    )
+def _is_remote(array: Any) -> bool:
+    return isinstance(array, Array) and not array.is_fully_addressable
 
 
-def _named(expected: tuple[tuple[str, tuple[int, ...]], ...], leaves: Leaves, name: str) -> Leaves:
-    """The leaves of a tree that a plan names, checked against the shapes that it was made for."""
-    for path, shape in expected:
-        found = tuple(leaves[path].shape) if path in leaves else "no such leaf"
-        if found != shape:
-            raise PlanMismatchError(
-                f"{name}: the plan expects leaf {path!r} of shape {shape}, found {found}. Make a "
-                "plan for these very trees with plan_transfer(src_params, dst_params)."
+def _placed(array: np.ndarray, like: Any) -> Any:
+    """The array as the target keeps its own: in NumPy, or on the devices of that leaf."""
+    if not isinstance(like, Array):
+        return np.ascontiguousarray(array)
+    return jax.device_put(array, like.sharding if like.committed else None)
+
+
+def _refuse_unless_finite(leaves: Leaves) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+      NonFiniteSourceError: with the first leaf that is not finite, and how many of its values.
+    """
+    for path, leaf in leaves.items():
+        xp = np if isinstance(leaf, np.ndarray) else jnp
+        # A sum is not finite if a term is not, and is six times as fast as a test of each. It may
+        # also overflow, of weights that are finite.
+        with jax.ensure_compile_time_eval():  # else traced along with what is
+            if np.isfinite(np.asarray(xp.sum(leaf, dtype=np.float32))):
+                continue
+            count = int(xp.sum(~xp.isfinite(leaf)))
+        if count:
+            raise NonFiniteSourceError(
+                f"src: leaf {path!r} has {count} values that are NaN or infinite; a transfer would "
+                "spread them. Load the checkpoint again, or pass check_finite=False to "
+                "apply_transfer to carry them over."
             )
-    return {path: leaves[path] for path, _ in expected}
+
+
+def _tree_of(src: Network | PyTree) -> PyTree:
+    return [network.params for network in src] if is_mixture(src) else params_of(src)
+
+
+def _named(
+    expected: Iterable[tuple[str, tuple[int, ...]]], leaves: Mapping[str, Any], name: str
+) -> Leaves:
+    """The leaves of a tree that a plan names, checked against the shapes that it was made for."""
+    found = {}
+    for path, shape in expected:
+        came = tuple(leaves[path].shape) if path in leaves else "no such leaf"
+        if came != shape:
+            raise PlanMismatchError(
+                f"{name}: the plan expects leaf {path!r} of shape {shape}, found {came}. Make a "
+                "plan for these very networks with plan_transfer(src, dst)."
+            )
+        found[path] = leaves[path]
+    return found
+
+
+def _shapes(
+    leaves: Mapping[str, Any], paths: Iterable[str]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((path, tuple(leaves[path].shape)) for path in dict.fromkeys(paths))

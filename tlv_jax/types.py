@@ -1,6 +1,6 @@
-"""The records that plans are made of.
+"""The records that networks and plans are made of.
 
-All are frozen and hashable, hold Python values alone and never an array, so that a plan can be a
+All are frozen and hashable and hold Python values alone, never an array, so that a plan can be a
 static argument of `jax.jit`. Letters: `I` input channels, `O` output channels, `C` channels of a
 norm; `*spatial` stands for any number of spatial axes, none for a dense layer.
 """
@@ -22,7 +22,7 @@ Rule = Callable[[Array, Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One conv, dense or norm of a parameter tree.
+    """One conv, dense or norm of a network.
 
     Attributes:
       path: where the layer stands, its components joined by `/`: `layer1.0/conv1`.
@@ -37,6 +37,7 @@ class Layer:
         `bias` and, of a norm, the running `mean` and `var` if the tree holds them.
       groups: the number of feature groups of a conv. Known after tracing only; 1 otherwise.
       strides: the window strides of a conv, one a spatial axis. Known after tracing only.
+      size: the spatial size of what the layer writes. Known after tracing only.
       inputs: paths of the layers whose outputs reach this one with no other layer between; empty
         for the first layer. Known after tracing only.
       calls: how many times the traced function uses the layer; 1 without tracing.
@@ -51,6 +52,7 @@ class Layer:
     vectors: tuple[tuple[str, str], ...] = ()
     groups: int = 1
     strides: tuple[int, ...] = ()
+    size: tuple[int, ...] = ()
     inputs: tuple[str, ...] = ()
     calls: int = 1
 

@@ -1,17 +1,25 @@
-"""Standardizations that gather layers into blocks.
+"""Standardizations: layers as the matchers take them, flat or gathered into blocks.
 
-A block is a tuple of layers and blocks. `match_by_score` matches blocks with blocks, and then the
-layers within them.
+A standardization is a function `(layers, kinds) -> layers and blocks`. A block is a tuple of layers
+and blocks. Blocks are matched with blocks, and then the layers within them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tlv_jax.errors import OptionError
-from tlv_jax.paths import path_components
+from tlv_jax.layers.paths import path_components
 from tlv_jax.types import Block, Layer
 
-__all__ = ["flatten_blocks", "standardize_blocks", "standardize_graph"]
+__all__ = [
+    "Standardize",
+    "flatten_blocks",
+    "standardize_blocks",
+    "standardize_flat",
+    "standardize_graph",
+]
+
+Standardize = Callable[[Sequence[Layer], Sequence[str]], Sequence[Layer | Block]]
 
 
 def flatten_blocks(blocks: Sequence[Layer | Block]) -> tuple[Layer, ...]:
@@ -20,6 +28,16 @@ def flatten_blocks(blocks: Sequence[Layer | Block]) -> tuple[Layer, ...]:
     for block in blocks:
         layers.extend([block] if isinstance(block, Layer) else flatten_blocks(block))
     return tuple(layers)
+
+
+def standardize_flat(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer, ...]:
+    """Flattens to the layers of the given kinds, in order (TLVFC's `FlattenStandardization`).
+
+    Args:
+      layers: all layers of a network in execution order.
+      kinds: which of `conv`, `dense` and `norm` take part.
+    """
+    return tuple(layer for layer in layers if layer.kind in kinds)
 
 
 def standardize_blocks(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer | Block, ...]:
@@ -62,7 +80,7 @@ def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[La
     and keeps branches together.
 
     Args:
-      layers: from `trace_layers`, in execution order.
+      layers: of a traced network, in execution order.
       kinds: which of `conv`, `dense` and `norm` take part.
 
     Returns:
@@ -74,7 +92,7 @@ def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[La
     if len(layers) > 1 and not any(layer.inputs for layer in layers):
         raise OptionError(
             "standardize_graph: the layers were found in a parameter tree, which does not tell "
-            "what feeds what. Pass src_layers and dst_layers from trace_layers, or use "
+            "what feeds what. Pass networks from tlv_jax.trace(fn, params, images), or use "
             "standardize_blocks."
         )
     blocks: list[list[Layer]] = []

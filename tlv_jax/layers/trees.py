@@ -1,25 +1,24 @@
-"""Turn a parameter tree into an ordered list of layers.
+"""Find the layers of a bare parameter tree by the names and ranks of its leaves.
 
 Works on shapes alone. Kernels are told by their names and ranks: `kernel` and `w` hold
 `[*spatial, I, O]` (Flax, Haiku), `weight` holds `[O, I, *spatial]` (Equinox, torch); a leaf of
 another name counts as a layer by itself if it has two axes (dense) or four or five (conv), unless
 it is a table that is looked up.
-`trace_layers` needs no such conventions.
+`tlv_jax.trace` needs no such conventions.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from tlv_jax.errors import ParameterTreeError
-from tlv_jax.execution_order import sort_modules
-from tlv_jax.paths import array_leaves, split_path
+from tlv_jax.layers.paths import array_leaves, split_path
+from tlv_jax.layers.zoo_order import sort_modules
 from tlv_jax.types import Kind, Layer, PyTree
 
-__all__ = ["find_layers", "standardize_flat"]
+__all__ = ["find_layers"]
 
 # One module has leaves in several: of Linen's variables, or of `{"params": ..., "state": ...}`.
 COLLECTIONS = ("params", "batch_stats", "state")
@@ -34,17 +33,7 @@ MOVING_AVERAGE = frozenset({"average", "hidden", "counter"})  # Haiku's, a modul
 ATTENTION = frozenset({"query", "key", "value", "out"})
 
 
-def standardize_flat(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer, ...]:
-    """Flattens to the layers of the given kinds, in order (TLVFC's `FlattenStandardization`).
-
-    Args:
-      layers: all layers of a tree in execution order.
-      kinds: which of `conv`, `dense` and `norm` take part.
-    """
-    return tuple(layer for layer in layers if layer.kind in kinds)
-
-
-def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str]:
+def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str | None]:
     """Lists the layers of a parameter tree.
 
     Args:
@@ -52,7 +41,8 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str]:
       name: what to call the tree in an error.
 
     Returns:
-      The layers in order, and in words how that order was found.
+      The layers in order, and the family of this project whose order of execution that is; None if
+      the tree is of no such family, and the order is the natural one of the paths.
 
     Raises:
       ParameterTreeError: if the tree holds no array, or a layer with an axis of size 0.
@@ -66,7 +56,7 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str]:
             module = module.partition("/")[2]
         modules[module][leaf_name] = path
     _join_averages(modules)
-    order, how = sort_modules([module for module in modules if module])
+    order, family = sort_modules([module for module in modules if module])
     layers: list[Layer] = []
     for module in [*order, *([""] if "" in modules else [])]:
         layers.extend(_layers_of_module(module, modules[module], leaves))
@@ -76,7 +66,7 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str]:
                 f"{name}: leaf {layer.weight!r} of shape {leaves[layer.weight].shape} is empty. "
                 "Leave it out of the tree."
             )
-    return tuple(layers), how
+    return tuple(layers), family
 
 
 def _join_averages(modules: dict[str, dict[str, str]]) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from tlv_jax.kernel_axes import Kernel
-from tlv_jax.tracing import Tracer, Value, walk
-from tlv_jax.types import PyTree
+from tlv_jax.layers.values import Kernel, Value
+from tlv_jax.types import Layer
 
-__all__ = ["ChannelGraph", "LayerLabels", "trace_channels"]
+__all__ = ["UNKNOWN", "ChannelGraph", "ChannelLabels", "LayerLabels"]
 
 UNKNOWN = -1
 SHAPED = frozenset({"reshape", "squeeze", "expand_dims"})
@@ -49,47 +48,30 @@ class LayerLabels:
 
 
 ChannelGraph = Mapping[str, LayerLabels]
-"""The labels of each layer, by the paths that `trace_layers` gives."""
+"""The labels of each layer, by path."""
 
 
-def trace_channels(fn: Any, params: PyTree, *inputs: Any) -> ChannelGraph:
-    """Labels the channels that each layer of a function reads and writes.
-
-    Args:
-      fn: any JAX function `fn(params, *inputs)`, as for `trace_layers`.
-      params: the tree of parameters.
-      *inputs: the function's other arguments. Arrays may be `jax.ShapeDtypeStruct`s; small images
-        make it quicker.
-
-    Returns:
-      The labels of each layer that the function uses.
-
-    Raises:
-      ParameterTreeError: as `trace_layers`.
-    """
-    return walk(_ChannelTracer, fn, params, *inputs).graph()
-
-
-class _ChannelTracer(Tracer):
-    """Carries labels beside what the tracer knows of a value.
+class ChannelLabels:
+    """Numbers the channels of a network, and says which of them are one.
 
     The labels of an activation are an array of its rank, an axis along which they do not change
     having length 1.
     """
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self) -> None:
+        """Knows no channel yet."""
         self.parents: list[int] = []
         self.found: dict[str, list[tuple[np.ndarray, np.ndarray, int]]] = {}
         self.windows: dict[str, tuple[tuple[int, ...], bool]] = {}  # size and stays
         self.gated: set[str] = set()
 
-    def graph(self) -> ChannelGraph:
+    def graph(self, layers: Mapping[str, Layer]) -> ChannelGraph:
+        """What was found of each of these layers."""
         roots = np.array([self._root(label) for label in range(len(self.parents))] + [UNKNOWN])
         graph: dict[str, LayerLabels] = {}
         for path, uses in self.found.items():
             reads, writes, groups = uses[0]
-            inputs = self.layers[path].inputs
+            inputs = layers[path].inputs
             before = graph[inputs[0]].size if inputs and inputs[0] in graph else ()
             size, stays = self.windows.get(path, (before, False))
             graph[path] = LayerLabels(
@@ -103,15 +85,18 @@ class _ChannelTracer(Tracer):
             )
         return graph
 
-    def labelled(
-        self, equation: Any, operands: Sequence[Value], results: list[Value]
-    ) -> list[Value]:
-        if len(results) != 1 or not results[0].active:
-            return self._several(equation, operands, results)
-        labels = self._labels(equation, operands)
-        return [dataclasses.replace(results[0], labels=labels)]
+    def after(self, equation: Any, operands: Sequence[Value]) -> list[np.ndarray | None]:
+        """The labels of each result of an operation on activations."""
+        if len(equation.outvars) == 1:
+            return [self._labels(equation, operands)]
+        whole = operands[0].labels
+        if equation.primitive.name != "split" or whole is None:
+            return [None] * len(equation.outvars)
+        axis, sizes = equation.params["axis"], equation.params["sizes"]
+        whole = np.broadcast_to(whole, equation.invars[0].aval.shape)
+        return [_compressed(part) for part in np.split(whole, np.cumsum(sizes)[:-1], axis)]
 
-    def recorded(
+    def written(
         self, equation: Any, kernel: Kernel, path: str, activation: Value, side: int
     ) -> np.ndarray:
         """Labels what a layer with a kernel writes; notes what it reads."""
@@ -152,19 +137,6 @@ class _ChannelTracer(Tracer):
                 labels = self._along(value.labels, (axes[-1],), size)
                 self.found[path] = [(labels, labels, 1)]
 
-    def _several(
-        self, equation: Any, operands: Sequence[Value], results: list[Value]
-    ) -> list[Value]:
-        if equation.primitive.name != "split" or operands[0].labels is None:
-            return results
-        axis, sizes = equation.params["axis"], equation.params["sizes"]
-        whole = np.broadcast_to(operands[0].labels, equation.invars[0].aval.shape)
-        parts = np.split(whole, np.cumsum(sizes)[:-1], axis)
-        return [
-            dataclasses.replace(result, labels=_compressed(part))
-            for result, part in zip(results, parts, strict=True)
-        ]
-
     def _labels(self, equation: Any, operands: Sequence[Value]) -> np.ndarray | None:
         given = [value.labels for value in operands]
         if all(labels is None for labels in given):
@@ -172,19 +144,18 @@ class _ChannelTracer(Tracer):
         name, params = equation.primitive.name, equation.params
         before = [variable.aval.shape for variable in equation.invars]
         after = equation.outvars[0].aval.shape
-        if name in ("concatenate", "stack"):
-            whole = [
-                np.broadcast_to(UNKNOWN if labels is None else labels, shape)
-                for labels, shape in zip(given, before, strict=True)
-            ]
-            if name == "stack":
-                return _compressed(np.stack(whole, params["axis"]))
-            return _compressed(np.concatenate(whole, params["dimension"]))
+        if name == "concatenate":
+            return _concatenated(given, before, params["dimension"])
+        if name == "stack":  # along a new axis
+            axis = params["axis"]
+            given = [None if part is None else np.expand_dims(part, axis) for part in given]
+            before = [(*shape[:axis], 1, *shape[axis:]) for shape in before]
+            return _concatenated(given, before, axis)
         if name == "dot_general":
             return self._mixed(equation, given)
         first = given[0]
         if name in SHAPED and first is not None:
-            return _compressed(np.broadcast_to(first, before[0]).reshape(after))
+            return _reshaped(first, before[0], after)
         if name == "transpose" and first is not None:
             return first.transpose(params["permutation"])
         if name == "broadcast_in_dim" and first is not None:
@@ -320,3 +291,27 @@ def _compressed(labels: np.ndarray) -> np.ndarray:
         ):
             labels = labels.take([0], axis)
     return labels
+
+
+def _reshaped(labels: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
+    """The labels after a reshape; only the axes that change are written out."""
+    same = 0
+    while same < min(len(before), len(after)) and before[same] == after[same]:
+        same += 1
+    kept = labels.shape[:same]
+    whole = np.broadcast_to(labels, (*kept, *before[same:]))
+    return _compressed(whole.reshape(*kept, *after[same:]))
+
+
+def _concatenated(
+    parts: Sequence[np.ndarray | None], shapes: Sequence[Sequence[int]], axis: int
+) -> np.ndarray:
+    """The labels of activations side by side; only the joined axis is written out."""
+    known = [np.full([1] * len(shapes[0]), UNKNOWN) if part is None else part for part in parts]
+    # The largest extent along each axis, over all parts.
+    common = np.max([part.shape for part in known], axis=0)
+    whole = [
+        np.broadcast_to(part, (*common[:axis], shape[axis], *common[axis + 1 :]))
+        for part, shape in zip(known, shapes, strict=True)
+    ]
+    return _compressed(np.concatenate(whole, axis))

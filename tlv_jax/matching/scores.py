@@ -52,7 +52,7 @@ def position_scores(source: Sequence[Layer], target: Sequence[Layer]) -> np.ndar
     """The shape score times `1 - d**2`, with d the distance between two places in [0, 1].
 
     A layer's place is its depth in the graph of its network, where the layers come from
-    `trace_layers`; otherwise its place in the order.
+    `tlv_jax.trace`; otherwise its place in the order.
 
     Args:
       source: m layers.

@@ -14,38 +14,31 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
 
-from tlv_jax.channels import ChannelGraph
-from tlv_jax.types import Array, LayerPair
+from tlv_jax.errors import check_option
+from tlv_jax.layers.channels import ChannelGraph
+from tlv_jax.types import LayerPair
 
 __all__ = [
+    "NONE",
     "Axis",
     "ChannelPlan",
     "ConsistentChannels",
     "LayerChannels",
     "Space",
     "Table",
-    "axis_places",
-    "copies_of",
-    "gather_kernel",
-    "kept_channels",
-    "own_places",
     "plan_channels",
-    "take_vector",
 ]
 
-NONE = -1
+NONE = -1  # a place that no channel of the source comes to
 
 
 @dataclasses.dataclass(frozen=True)
 class ConsistentChannels:
-    """Asks `plan_transfer` to choose channels once for all layers that share them.
+    """Has a method choose channels once for all layers that share them.
 
     Attributes:
-      source: from `trace_channels` of the source.
-      target: from `trace_channels` of the target.
       rank: which source channels are kept where there are too many: those whose weights have the
         largest `variance` or absolute sum (`magnitude`) over all layers that write them; those with
         the largest absolute sum in the first such layer, over the inputs that it keeps (`trace`, as
@@ -56,10 +49,13 @@ class ConsistentChannels:
         arXiv 1511.05641).
     """
 
-    source: ChannelGraph
-    target: ChannelGraph
     rank: Literal["variance", "magnitude", "trace", "first"] = "variance"
     grow: Literal["init", "copy"] = "init"
+
+    def __post_init__(self) -> None:
+        """Refuses unknown values with an `OptionError`."""
+        check_option("rank", self.rank, ("variance", "magnitude", "trace", "first"))
+        check_option("grow", self.grow, ("init", "copy"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +129,8 @@ class ChannelPlan:
     """How the channels of all pairs of a plan are chosen; static.
 
     Attributes:
-      rank: see `ConsistentChannels`.
-      grow: likewise.
+      rank: of `ConsistentChannels`.
+      grow: of `ConsistentChannels`.
       spaces: the spaces, by number.
       layers: one entry for each pair.
       consistent: the share of the target's channel axes that follow their neighbours.
@@ -147,7 +143,12 @@ class ChannelPlan:
     consistent: float
 
 
-def plan_channels(pairs: Sequence[LayerPair], channels: ConsistentChannels) -> ChannelPlan:
+def plan_channels(
+    pairs: Sequence[LayerPair],
+    channels: ConsistentChannels,
+    source_graph: ChannelGraph,
+    target_graph: ChannelGraph,
+) -> ChannelPlan:
     """Follows the channels of both networks along the matched pairs.
 
     A target layer whose outputs no earlier layer shares opens a space: it is given the channels
@@ -157,15 +158,17 @@ def plan_channels(pairs: Sequence[LayerPair], channels: ConsistentChannels) -> C
 
     Args:
       pairs: of the plan, in the target's order.
-      channels: both graphs, and how to choose.
+      channels: how to choose.
+      source_graph: the channels of the source network.
+      target_graph: the channels of the target network.
     """
     places: dict[int, tuple[int, int]] = {}  # target label -> space, number
     spaces: list[tuple[tuple[int, ...], int, list[str], tuple[str, str]]] = []
     writers: dict[tuple[int, ...], list[str]] = {}
     labelled = [
-        (pair, channels.source[pair.source.path], channels.target[pair.target.path])
+        (pair, source_graph[pair.source.path], target_graph[pair.target.path])
         for pair in pairs
-        if pair.source.path in channels.source and pair.target.path in channels.target
+        if pair.source.path in source_graph and pair.target.path in target_graph
     ]
     for pair, source, _ in labelled:
         if pair.source.kind != "norm" and pair.source.path not in writers.get(source.writes, ()):
@@ -230,120 +233,3 @@ def _axis(
         occurrence=Table.of(np.minimum(np.array(occurrence), columns - 1)),
         own=2 * found < len(tables) or not tables,
     )
-
-
-def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Array]) -> list[Array]:
-    """For each space the source channel of each of its target channels, -1 for none. `[wanted]`.
-
-    Args:
-      plan: of the channels.
-      kernels: source kernels `[*spatial, I, O]` by the paths of their layers.
-    """
-    kept: list[Array] = []
-    layers = {layer.target: layer for layer in plan.layers}
-    for space in plan.spaces:
-        numbers = np.arange(space.wanted)
-        if space.wanted > space.size:
-            copies = numbers % space.size if plan.grow == "copy" else NONE
-            kept.append(jnp.asarray(np.where(numbers < space.size, numbers, copies)))
-        elif space.wanted < space.size and plan.rank != "first" and space.writers:
-            if plan.rank == "trace":
-                kernel = kernels[space.first[0]]
-                worth = _traced_worth(kernel, layers[space.first[1]].reads, kept)
-            else:
-                worth = sum(_worth(kernels[path], plan.rank) for path in space.writers)
-            best = jnp.argsort(worth, descending=True)[: space.wanted]
-            kept.append(jnp.sort(best))
-        else:
-            kept.append(jnp.asarray(numbers))
-    return kept
-
-
-def _worth(kernel: Array, rank: str) -> Array:
-    """What each output channel counts in one layer, as a share of the layer. `[O]`."""
-    wide = kernel.astype(jnp.float32)
-    axes = tuple(range(kernel.ndim - 1))
-    worth = jnp.var(wide, axes) if rank == "variance" else jnp.abs(wide).sum(axes)
-    return worth / jnp.maximum(worth.sum(), jnp.finfo(jnp.float32).tiny)
-
-
-def _traced_worth(kernel: Array, reads: Axis, kept: Sequence[Array]) -> Array:
-    """What each output channel counts over the inputs that are kept before it. `[O]`."""
-    if not reads.own and kernel.shape[-2] > 1:
-        chosen = axis_places(reads, kept, kept[0])
-        taken = kernel[..., jnp.maximum(chosen, 0), :]
-        kernel = jnp.where(jnp.broadcast_to((chosen != NONE)[:, None], taken.shape), taken, 0)
-    return _worth(kernel, "magnitude")
-
-
-def axis_places(axis: Axis, kept: Sequence[Array], own: Array) -> Array:
-    """Where along the source's axis each entry of the target's stands; -1 for nowhere. `[n]`.
-
-    Args:
-      axis: of the plan.
-      kept: of `kept_channels`.
-      own: what to use where the layer ranks its own channels, `[n]`.
-    """
-    if axis.own:
-        return own
-    space, channel, occurrence = (
-        table.array() for table in (axis.space, axis.channel, axis.occurrence)
-    )
-    result = jnp.full(len(space), NONE)
-    for number, places in axis.places:
-        entries = np.flatnonzero(space == number)
-        chosen = kept[number][channel[entries]]
-        stands = jnp.asarray(places.array())[chosen, occurrence[entries]]
-        result = result.at[entries].set(jnp.where(chosen == NONE, NONE, stands))
-    return result
-
-
-def own_places(worth: Array, count: int, rank: str) -> Array:
-    """The worthiest entries in their order, or all and -1 for the rest. `[n] -> [count]`."""
-    size = len(worth)
-    if count >= size or rank == "first":
-        numbers = np.arange(count)
-        return jnp.asarray(np.where(numbers < size, numbers, NONE))
-    return jnp.sort(jnp.argsort(worth, descending=True)[:count])
-
-
-def gather_kernel(
-    layer: LayerChannels, reads: Array, writes: Array, source: Array, shape: tuple[int, int]
-) -> tuple[Array, Array]:
-    """Takes the chosen channels out of a source kernel.
-
-    Args:
-      layer: of the plan.
-      reads: places along the source's inputs of all groups, `[I' * groups']`.
-      writes: places along the source's outputs, `[O']`.
-      source: `[*spatial, I, O]`.
-      shape: `(I', O')`.
-
-    Returns:
-      `[*spatial, I', O']`, and which of its entries are the source's, `[I', O']`.
-    """
-    inputs, outputs = shape
-    per_group = source.shape[-2]
-    if layer.source_groups == layer.target_groups == 1:
-        taken = jnp.take(source, jnp.maximum(reads, 0), axis=-2)
-        taken = jnp.take(taken, jnp.maximum(writes, 0), axis=-1)
-        return taken, (reads != NONE)[:, None] & (writes != NONE)[None, :]
-    group = np.arange(outputs) // (outputs // layer.target_groups)
-    reads = reads[group[None, :] * inputs + np.arange(inputs)[:, None]]
-    source_group = writes // (source.shape[-1] // layer.source_groups)
-    local = reads - source_group[None, :] * per_group
-    inside = (reads != NONE) & (local >= 0) & (local < per_group) & (writes != NONE)[None, :]
-    taken = source[..., jnp.clip(local, 0, per_group - 1), jnp.maximum(writes, 0)[None, :]]
-    return taken, inside
-
-
-def copies_of(places: Array, size: int) -> Array:
-    """How many entries of the target were given the same entry of the source. `[n] -> [n]`."""
-    counts = jnp.zeros(size + 1, jnp.float32).at[places].add(1.0)  # -1 counts at the end
-    return jnp.where(places == NONE, 1.0, counts[places])
-
-
-def take_vector(source: Array, places: Array, target: Array) -> Array:
-    """The entries of a vector that were chosen, and the target's own elsewhere. `[n]`."""
-    taken = source[jnp.maximum(places, 0)].astype(target.dtype)
-    return jnp.where(places == NONE, target, taken)

@@ -1,17 +1,58 @@
-"""What becomes of a parameter's axes, and what those of a kernel mean where it is consumed."""
+"""What the walk through a program knows of each value, and how operations change it."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["Kernel", "axes_after", "conv_kernel", "dot_kernel"]
+__all__ = ["Kernel", "Value", "View", "axes_after", "conv_kernel", "dot_kernel", "feeds_of"]
 
 # The value of a parameter's elements may change in these, their places do not.
 ELEMENTWISE = frozenset(
     {"abs", "add", "convert_element_type", "copy", "div", "exp", "max", "min", "mul", "neg"}
     | {"optimization_barrier", "reduce_precision", "sharding_constraint", "sqrt", "sub", "tanh"}
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A parameter as a value of the program sees it.
+
+    Attributes:
+      leaf: the parameter's path.
+      axes: for each axis of the value the axis of the unstacked leaf behind it, None for one of
+        size 1 that the leaf does not have.
+      index: position along the leading axes that `scan` has taken off.
+    """
+
+    leaf: str
+    axes: tuple[int | None, ...]
+    index: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What is known of a value in the program.
+
+    Attributes:
+      active: whether it depends on the function's inputs.
+      leaves: paths of the parameters that it depends on, if it is not active; of one that `scan`
+        takes apart with the step behind it, `blocks/scale[0]`.
+      view: the parameter whose elements it holds, where that can still be told.
+      feeds: paths of the layers whose outputs reach it with no other layer between.
+      labels: the channel that each element belongs to, see `tlv_jax.layers.channels`.
+    """
+
+    active: bool = False
+    leaves: tuple[str, ...] = ()
+    view: View | None = None
+    feeds: tuple[str, ...] = ()
+    labels: Any = None
+
+
+def feeds_of(values: Iterable[Value]) -> tuple[str, ...]:
+    """The layers whose outputs reach any of several values."""
+    return tuple(dict.fromkeys(path for value in values for path in value.feeds))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,54 +1,44 @@
-"""Read a model's layers off its jaxpr, in the order in which it executes them.
+"""Walk a function's program (its jaxpr) and gather its layers, their graph and their channels.
 
 A parameter is followed from the function's arguments through casts, transposes and the like to the
 operation that consumes it. A convolution or matrix product makes it a kernel, whose axes' meaning
-the operation's dimension numbers tell; arithmetic with an activation makes it a scale or bias.
+the operation's dimension numbers tell. Arithmetic with an activation makes it a scale or a bias.
 Calls (`jit`, `remat`, custom derivatives) are entered, loops of `jax.lax.scan` unrolled.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.extend import core
 
 from tlv_jax.errors import ParameterTreeError
-from tlv_jax.kernel_axes import Kernel, axes_after, conv_kernel, dot_kernel
-from tlv_jax.paths import array_leaves, is_array, leaf_path, split_path
-from tlv_jax.standardization import find_layers
+from tlv_jax.layers.channels import ChannelGraph, ChannelLabels
+from tlv_jax.layers.paths import array_leaves, is_array, leaf_path, split_path
+from tlv_jax.layers.trees import find_layers
+from tlv_jax.layers.values import (
+    Kernel,
+    Value,
+    View,
+    axes_after,
+    conv_kernel,
+    dot_kernel,
+    feeds_of,
+)
 from tlv_jax.types import Layer, PyTree
 
-__all__ = ["Tracer", "Value", "trace_layers", "walk"]
-
-AnyTracer = TypeVar("AnyTracer", bound="Tracer")
+__all__ = ["walk_program"]
 
 
-def trace_layers(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> tuple[Layer, ...]:
-    """Lists the layers that a function uses, in the order of their first use.
+def walk_program(
+    fn: Callable[..., Any], params: PyTree, *inputs: Any
+) -> tuple[tuple[Layer, ...], ChannelGraph]:
+    """Finds the layers of a function in the order of their first use, and their channels.
 
-    Nothing is computed: arguments may be `jax.ShapeDtypeStruct`s.
-
-    Args:
-      fn: any JAX function `fn(params, *inputs)`, for example a model's `apply`.
-      params: the tree of parameters that the plan will be made for. Leaves that are not arrays are
-        handed on as they are.
-      *inputs: the function's other arguments, batch axis included.
-
-    Returns:
-      The layers, with kernels as `[*spatial, I, O]`, feature groups, strides, the layers that feed
-      each one, and how often it is called. Parameters that `jax.lax.scan` takes apart give one
-      layer for each step. Layers that the function does not use are not listed.
-
-    Raises:
-      ParameterTreeError: if `params` holds no array, or the function uses none of it as a kernel.
+    Nothing is computed. See `tlv_jax.trace`, which this serves.
     """
-    return tuple(walk(Tracer, fn, params, *inputs).layers.values())
-
-
-def walk(tracer_class: type["AnyTracer"], fn: Any, params: PyTree, *inputs: Any) -> "AnyTracer":
-    """Has a tracer walk a function's program; see `trace_layers`."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     named = array_leaves(params, name="params")
     arrays = [leaf for _, leaf in leaves if is_array(leaf)]
@@ -61,24 +51,29 @@ def walk(tracer_class: type["AnyTracer"], fn: Any, params: PyTree, *inputs: Any)
     closed = jax.make_jaxpr(call)(arrays, inputs)
     paths = [leaf_path(keys) for keys, leaf in leaves if is_array(leaf)]
     views = [
-        Value(leaves=(path,), view=_View(path, tuple(range(len(named[path].shape)))))
+        Value(leaves=(path,), view=View(path, tuple(range(len(named[path].shape)))))
         for path in paths
     ]
     activations = [Value(active=True)] * (len(closed.jaxpr.invars) - len(views))
-    tracer = tracer_class(named, find_layers(params, name="params")[0], {})
-    tracer.run(closed.jaxpr, [*views, *activations])
-    if tracer.taken_off:
+    walk = _Walk(named, find_layers(params, name="params")[0], {})
+    walk.run(closed.jaxpr, [*views, *activations])
+    if walk.taken_off:
         # Again, with the layers of one step: a stacked scale does not look like one.
-        shapes = _one_step(params, tracer.taken_off)
-        tracer = tracer_class(named, find_layers(shapes, name="params")[0], tracer.taken_off)
-        tracer.run(closed.jaxpr, [*views, *activations])
-    if not any(layer.kind != "norm" for layer in tracer.layers.values()):
+        shapes = _one_step(params, walk.taken_off)
+        walk = _Walk(named, find_layers(shapes, name="params")[0], walk.taken_off)
+        walk.run(closed.jaxpr, [*views, *activations])
+    if not any(layer.kind != "norm" for layer in walk.layers.values()):
         raise ParameterTreeError(
-            "trace_layers: the function convolves or multiplies with none of the "
+            "trace: the function convolves or multiplies with none of the "
             f"{len(paths)} arrays in params ({', '.join(paths[:3])}, ...). Pass the parameters as "
             "the function's first argument, not inside a closure."
         )
-    return tracer
+    graph = walk.channels.graph(walk.layers)
+    layers = (
+        dataclasses.replace(layer, size=graph[path].size) if path in graph else layer
+        for path, layer in walk.layers.items()
+    )
+    return tuple(layers), graph
 
 
 def _one_step(params: PyTree, taken_off: Mapping[str, int]) -> PyTree:
@@ -91,43 +86,7 @@ def _one_step(params: PyTree, taken_off: Mapping[str, int]) -> PyTree:
     return jax.tree_util.tree_map_with_path(shape, params)
 
 
-@dataclasses.dataclass(frozen=True)
-class _View:
-    """A parameter as a value of the program sees it.
-
-    Attributes:
-      leaf: the parameter's path.
-      axes: for each axis of the value the axis of the unstacked leaf behind it, None for one of
-        size 1 that the leaf does not have.
-      index: position along the leading axes that `scan` has taken off.
-    """
-
-    leaf: str
-    axes: tuple[int | None, ...]
-    index: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """What is known of a value in the program.
-
-    Attributes:
-      active: whether it depends on the function's inputs.
-      leaves: paths of the parameters that it depends on, if it is not active; of one that `scan`
-        takes apart with the step behind it, `blocks/scale[0]`.
-      view: the parameter whose elements it holds, where that can still be told.
-      feeds: paths of the layers whose outputs reach it with no other layer between.
-      labels: what a subclass of the tracer says of its channels.
-    """
-
-    active: bool = False
-    leaves: tuple[str, ...] = ()
-    view: _View | None = None
-    feeds: tuple[str, ...] = ()
-    labels: Any = None
-
-
-class Tracer:
+class _Walk:
     """Walks a jaxpr and gathers the layers that it meets in `layers`, by path."""
 
     def __init__(
@@ -145,6 +104,7 @@ class Tracer:
             if layer.kind == "norm"
         }
         self.layers: dict[str, Layer] = {}
+        self.channels = ChannelLabels()
         self.scaled: set[str] = set()
         self.repeats = 1
 
@@ -180,23 +140,10 @@ class Tracer:
             if used is not None:
                 return [used]
         if any(operand.active for operand in operands):
-            return self.labelled(equation, operands, [self._touch(equation, operands)] * count)
+            touched = self._touch(equation, operands)
+            labels = self.channels.after(equation, operands)
+            return [dataclasses.replace(touched, labels=each) for each in labels]
         return [_combine(equation, operands)] * count
-
-    def labelled(
-        self, equation: Any, operands: Sequence[Value], results: list[Value]
-    ) -> list[Value]:
-        """Adds a subclass's labels to the results of an operation on activations."""
-        return results
-
-    def recorded(
-        self, equation: Any, kernel: Kernel, path: str, activation: Value, side: int
-    ) -> Any:
-        """A subclass's labels of what a layer gives; `activation` is operand number `side`."""
-        return None
-
-    def normed(self, path: str, size: int, operands: Sequence[Value]) -> None:
-        """Lets a subclass look at what a norm is applied to."""
 
     def _scan(self, equation: Any, operands: list[Value]) -> list[Value]:
         """Unrolls a loop over stacked parameters; any other is walked once."""
@@ -222,7 +169,7 @@ class Tracer:
         if value.view is None or value.view.axes[0] != 0:
             return dataclasses.replace(value, view=None)
         axes = tuple(None if axis is None else axis - 1 for axis in value.view.axes[1:])
-        view = _View(value.view.leaf, axes, (*value.view.index, step))
+        view = View(value.view.leaf, axes, (*value.view.index, step))
         self.taken_off[view.leaf] = max(self.taken_off.get(view.leaf, 0), len(view.index))
         leaves = []
         for path in value.leaves:
@@ -256,10 +203,10 @@ class Tracer:
             return None
         activation = operands[1 - side]
         used = self._record(view, kernel, activation.feeds)
-        labels = self.recorded(equation, kernel, used.feeds[0], activation, 1 - side)
+        labels = self.channels.written(equation, kernel, used.feeds[0], activation, 1 - side)
         return dataclasses.replace(used, labels=labels)
 
-    def _record(self, view: _View, kernel: Kernel, feeds: tuple[str, ...]) -> Value:
+    def _record(self, view: View, kernel: Kernel, feeds: tuple[str, ...]) -> Value:
         known = self.known.get(view.leaf)
         steps = "".join(f"[{step}]" for step in view.index)
         # By name, attention's kernels could be those of convs, and are not known.
@@ -289,7 +236,7 @@ class Tracer:
             )
         return Value(active=True, feeds=(path,))
 
-    def _bias(self, view: _View, kernel: Kernel) -> list[tuple[str, str]]:
+    def _bias(self, view: View, kernel: Kernel) -> list[tuple[str, str]]:
         """The bias beside a kernel that was not known for one, as those of attention are."""
         module, name = split_path(view.leaf)
         path = f"{module}/bias" if module else "bias"
@@ -301,7 +248,7 @@ class Tracer:
 
     def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
         """Arithmetic of an activation; with a norm's parameters it makes that norm a layer."""
-        feeds = _feeds(operands)
+        feeds = feeds_of(operands)
         norms = []
         for path in dict.fromkeys(path for value in operands for path in value.leaves):
             layer, is_scale = self.norms.get(path, (None, False))
@@ -311,7 +258,7 @@ class Tracer:
             self._feed_norm(self.layers.get(layer.path, layer), feeds)
             if is_scale:
                 self._count_norm(layer.path)
-            self.normed(layer.path, layer.shape[0], operands)
+            self.channels.normed(layer.path, layer.shape[0], operands)
             feeds = (layer.path,)
             norms.append(layer.path)
         if not norms and equation.primitive.name in ("mul", "div"):
@@ -364,12 +311,8 @@ def _merge(values: Sequence[Value]) -> Value:
     return Value(
         active=any(value.active for value in values),
         leaves=tuple(dict.fromkeys(path for value in values for path in value.leaves)),
-        feeds=_feeds(values),
+        feeds=feeds_of(values),
     )
-
-
-def _feeds(values: Iterable[Value]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(path for value in values for path in value.feeds))
 
 
 def _inner_jaxpr(equation: Any) -> core.Jaxpr | None:

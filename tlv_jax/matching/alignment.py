@@ -10,7 +10,7 @@ import numpy as np
 
 from tlv_jax.types import Block, Layer
 
-__all__ = ["align", "align_blocks"]
+__all__ = ["align", "align_blocks", "align_flat"]
 
 
 def align_blocks(
@@ -71,6 +71,47 @@ def align(scores: np.ndarray) -> tuple[float, list[int | None]]:
                 chosen[position] = j - 1
         i, j = start[i, j], j - 1
     return float(best[targets, sources]), chosen
+
+
+def align_flat(scores: np.ndarray) -> list[tuple[int, int]]:
+    """Gives each of n targets one of m sources, or none; to go back in the source costs.
+
+    Args:
+      scores: `[m, n]`, none negative.
+
+    Returns:
+      Pairs of positions, in the target's order.
+    """
+    sources, targets = scores.shape
+    # best[i, j]: of the first i targets, the last source taken being number j (counted from 1).
+    best = np.zeros((targets + 1, sources + 1))
+    taken = np.full((targets + 1, sources + 1), -1)  # nothing is matched
+    places = np.arange(sources + 1)
+    back = places[None, :] - places[:, None]  # [j, k]: how far j lies before k
+    penalty = np.where(back >= 0, -(back + 1) / 2, 0.0)
+    for i in range(1, targets + 1):
+        values = best[i - 1][None, :] + np.concatenate(([0.0], scores[:, i - 1]))[:, None]
+        values = values + penalty
+        choice = values.argmax(1)
+        for j in places[1:]:
+            left, above = best[i, j - 1], best[i - 1, j]
+            best[i, j], taken[i, j] = (left, -2) if left > above else (above, -1)
+            if values[j, choice[j]] > best[i, j]:
+                best[i, j], taken[i, j] = values[j, choice[j]], choice[j]
+    pairs = []
+    i, j = targets, sources
+    while i > 0 and j > 0:
+        step = taken[i, j]
+        if step == -2:
+            j -= 1
+            continue
+        i -= 1
+        if step >= 0:
+            # A layer that adds nothing is none: it was taken for its place alone.
+            if best[i, step] != best[i + 1, j] and scores[j - 1, i] > 0:
+                pairs.append((j - 1, i))
+            j = step
+    return pairs[::-1]
 
 
 class _Part(NamedTuple):

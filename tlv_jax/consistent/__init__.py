@@ -1,0 +1,1 @@
+"""Channels chosen once for all layers that share them: planned on shapes, applied on arrays."""

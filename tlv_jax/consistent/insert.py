@@ -1,0 +1,172 @@
+"""Give a deeper network the function of a shallower one (Net2Net, arXiv 1511.05641, section 2.3).
+
+The matcher uses each source layer once and in order. What is left over of the target was inserted,
+and is initialized so that it changes nothing: in a plain network as an identity, in a residual one
+so that its branch adds zero.
+
+Words: a *kernel layer* is a conv or dense layer. A *branch* is what a residual add joins with the
+layers before it.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+from tlv_jax.layers.channels import UNKNOWN, ChannelGraph, LayerLabels
+from tlv_jax.types import Layer
+
+__all__ = ["Inserted", "Insertions", "inserted_leaves", "plan_insertions"]
+
+GATED = "what it would add is multiplied with another layer's output"
+IDENTITY = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inserted:
+    """A target layer without a source that is made to change nothing.
+
+    Attributes:
+      layer: of the target.
+      role: `identity` hands its inputs on; `zero` ends a branch that adds nothing.
+      constants: `(leaf path, value)` of each leaf that is filled. The kernel of an identity is not
+        among them: see `tlv_jax.consistent.apply.identity_kernel`.
+    """
+
+    layer: Layer
+    role: Literal["identity", "zero"]
+    constants: tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Insertions:
+    """What becomes of the target layers that have no source.
+
+    Attributes:
+      inserted: those that are made to change nothing, in order of execution.
+      reasons: of all others, by path: why they stay as they are.
+      graph: the target's channels, those that an identity writes being those that it reads.
+    """
+
+    inserted: tuple[Inserted, ...]
+    reasons: Mapping[str, str]
+    graph: ChannelGraph
+
+
+def plan_insertions(
+    layers: Sequence[Layer], matched: Collection[str], graph: ChannelGraph
+) -> Insertions:
+    """Decides how the target layers that have no source can leave the function as it is.
+
+    From the end of the network: a layer whose outputs only reach branches that add nothing stays as
+    it is, so that it can learn. Of one that adds to a matched layer, the norm behind it (else its
+    kernel) becomes zero. Any other becomes an identity, with the norm behind it.
+
+    An identity is exact where its inputs went through the activation that follows it and that
+    changes them no more, such as ReLU; this cannot be told from shapes. A norm divides by
+    sqrt(1 + epsilon), an error of 5e-6 for the usual 1e-5; where it takes the statistics of its
+    batch while training, it is no identity (the paper would estimate them from data). Branches
+    that add nothing are exact in either mode.
+
+    Args:
+      layers: of the target, those of the kinds that are carried over.
+      matched: paths of those that have a source.
+      graph: the channels of the target network.
+    """
+    added = {layer.path: layer for layer in layers if layer.path not in matched}
+    reasons = {path: "inserted, but the trace did not meet it" for path in added}
+    users = {path: [user for user in graph if path in graph[user].inputs] for path in added}
+    adding = _adding(added, graph)
+    roles: dict[str, Inserted] = {}
+    quiet: set[str] = set()  # what these write reaches nobody
+    for path in reversed([path for path in graph if path in added]):
+        layer, labels = added[path], graph[path]
+        norms = [
+            user
+            for user in users[path]
+            if user in added and added[user].kind == "norm" and graph[user].inputs == (path,)
+        ]
+        if users[path] and quiet.issuperset(users[path]):
+            quiet.add(path)
+            reasons[path] = "inserted, within a branch that adds nothing"
+        elif path in adding and not labels.gated and not norms:
+            quiet.add(path)
+            roles[path] = _zero(layer)
+            reasons[path] = "inserted, at the end of a branch that adds nothing"
+        elif why := GATED if path in adding else _not_identity(layer, labels, roles, norms):
+            reasons[path] = f"inserted, but {why}"
+            for norm in norms:
+                if roles.pop(norm, None):
+                    reasons[norm] = "inserted, behind a layer that cannot be an identity"
+        else:
+            roles[path] = _identity(layer)
+    inserted = tuple(roles[path] for path in graph if path in roles)
+    passing = [entry.layer.path for entry in inserted if entry.role == "identity"]
+    return Insertions(inserted, reasons, _passed_on(graph, passing))
+
+
+def _adding(added: Mapping[str, Layer], graph: ChannelGraph) -> set[str]:
+    """The inserted kernel layers that add to what matched ones wrote, and the norms behind them."""
+    written: set[int] = set()
+    adding: set[str] = set()
+    for path, labels in graph.items():
+        layer = added.get(path)
+        if layer is None:
+            written.update(labels.writes)
+        elif layer.kind == "norm":
+            if len(labels.inputs) == 1 and adding.issuperset(labels.inputs):
+                adding.add(path)
+        elif labels.groups < len(labels.reads) and written.issuperset(labels.writes):
+            adding.add(path)  # a depthwise conv writes what it reads, and adds nothing to it
+    return adding
+
+
+def _zero(layer: Layer) -> Inserted:
+    vectors = ((path, 0.0) for name, path in layer.vectors if name == "bias")
+    return Inserted(layer, "zero", ((layer.weight, 0.0), *vectors))
+
+
+def _identity(layer: Layer) -> Inserted:
+    vectors = ((path, IDENTITY[name]) for name, path in layer.vectors)
+    scale = ((layer.weight, IDENTITY["scale"]),) if layer.kind == "norm" else ()
+    return Inserted(layer, "identity", (*scale, *vectors))
+
+
+def inserted_leaves(entry: Inserted) -> tuple[str, ...]:
+    """The leaves that making a layer change nothing replaces."""
+    return tuple(dict.fromkeys((entry.layer.weight, *(path for path, _ in entry.constants))))
+
+
+def _not_identity(
+    layer: Layer, labels: LayerLabels, roles: Collection[str], norms: Sequence[str]
+) -> str | None:
+    """Why a layer cannot hand its inputs on; None if it can."""
+    if layer.kind == "norm":
+        known = {"mean", "var"} <= dict(layer.vectors).keys()
+        return None if known else "it normalizes by what it is given, so it cannot be an identity"
+    if layer.index:
+        return "its kernel is one of a stack, which cannot be filled by itself"
+    if len(labels.reads) != len(labels.writes):
+        return "it changes the number of channels"
+    if not labels.stays:
+        return "its stride, padding or even kernel moves what it is given"
+    if UNKNOWN in labels.reads:
+        return "it is not known which channels it reads"
+    return None if set(norms) <= set(roles) else "the norm behind it cannot be one"
+
+
+def _passed_on(graph: ChannelGraph, passing: Sequence[str]) -> ChannelGraph:
+    """The graph with each channel that an identity writes called as the one that it reads."""
+    names: dict[int, int] = {}
+    for path in passing:  # in order of execution, so that what one reads has its name already
+        for read, write in zip(graph[path].reads, graph[path].writes, strict=True):
+            names[write] = names.get(read, read)
+
+    def renamed(labels: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(names.get(label, label) for label in labels)
+
+    return {
+        path: dataclasses.replace(
+            labels, reads=renamed(labels.reads), writes=renamed(labels.writes)
+        )
+        for path, labels in graph.items()
+    }

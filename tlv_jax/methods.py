@@ -1,0 +1,139 @@
+"""How a transfer is made, all its choices in one record, and the published ones.
+
+plan = tlv_jax.plan_transfer(src, dst, methods.DPIAT)
+method = dataclasses.replace(methods.DPIAT, rule=rules.Variance(shuffle=False))
+"""
+
+import dataclasses
+from typing import Literal
+
+from tlv_jax import matching, rules
+from tlv_jax.consistent.plan import ConsistentChannels
+from tlv_jax.errors import OptionError, check_option
+from tlv_jax.layers.blocks import Standardize, standardize_blocks, standardize_flat
+from tlv_jax.matching import Match
+from tlv_jax.types import Rule
+
+__all__ = ["DEFAULT", "DPIAT", "NET2NET", "TLVFC", "WEIGHT_SELECTION", "Method"]
+
+KINDS = ("conv", "dense", "norm", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """All choices of a transfer. Hashable; equal choices are equal methods.
+
+    The defaults did best where published and other settings were trained side by side
+    (docs/ablation.md).
+
+    Attributes:
+      standardize: `(layers, kinds) -> layers and blocks` for the matcher, see
+        `tlv_jax.layers.blocks`. None takes the blocks of the graph where all networks are traced,
+        and else the blocks of the modules' names.
+      match: `(source, target) -> pairs`, see `tlv_jax.matching`. The default aligns blocks by
+        dynamic programming, or single layers where that gives more of the target a source.
+      rule: fits a kernel, `(key, source, target) -> kernel`, see `tlv_jax.rules`.
+      channels: choose channels once for all layers that share them. The rule then gets a source
+        kernel that has the target's channels, and must keep their places. Needs traced networks.
+      head: `keep` leaves each target dense layer that has no source as it is. `statistics` draws it
+        from the pooled mean and standard deviation of the source's dense layers, its bias zero.
+      rescale: `none` leaves each fitted kernel as it comes. `he` brings its standard deviation to
+        sqrt(2 / fan-in) of its new shape, `source` to that of the source kernel.
+      kinds: what is carried over, of `conv`, `dense`, `norm` and `bias`. Vectors (biases; scale,
+        bias and running statistics of norms) are fitted by `rules.Clip`, as in DPIAT. `bias` means
+        those of matched convs and dense layers.
+      insert: what becomes of target layers of `kinds` that the matching gives no source: `init`
+        leaves them their initial weights. `identity` makes them change nothing where they can (see
+        `tlv_jax.consistent.insert`), and the plan says of the others why not. It needs `channels`,
+        and a matching such as `matching.EachOnce` that leaves layers out.
+    """
+
+    standardize: Standardize | None = None
+    match: Match = matching.ByCoverage()
+    rule: Rule = rules.Clip()
+    channels: ConsistentChannels | None = None
+    head: Literal["keep", "statistics"] = "keep"
+    rescale: Literal["none", "he", "source"] = "none"
+    kinds: tuple[str, ...] = ("conv",)
+    insert: Literal["init", "identity"] = "init"
+
+    def __post_init__(self) -> None:
+        """Refuses unknown values, and choices that contradict each other, with an `OptionError`."""
+        check_option("head", self.head, ("keep", "statistics"))
+        check_option("rescale", self.rescale, ("none", "he", "source"))
+        check_option("insert", self.insert, ("init", "identity"))
+        if isinstance(self.kinds, str) or not self.kinds or not set(self.kinds) <= set(KINDS):
+            raise OptionError(
+                f"kinds={self.kinds!r}: expected a tuple of some of {', '.join(KINDS)}, "
+                "for example ('conv', 'norm')."
+            )
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        if not callable(self.rule) or isinstance(self.rule, type):
+            raise OptionError(
+                f"rule={self.rule!r}: expected a function (key, source, target) -> kernel, for "
+                "example rules.Variance(keep='max')."
+            )
+        if not callable(self.match) or isinstance(self.match, type):
+            raise OptionError(
+                f"match={self.match!r}: expected a function (source, target) -> pairs, for example "
+                "matching.ByIndex()."
+            )
+        if self.channels is not None and getattr(self.rule, "shuffle", False):
+            raise OptionError(
+                f"rule={self.rule} shuffles channels, which are to be consistent. Set "
+                "shuffle=False."
+            )
+        if self.insert == "identity" and self.channels is None:
+            raise OptionError(
+                "insert='identity' needs channels too, which tell where a layer was inserted. Set "
+                "channels=ConsistentChannels()."
+            )
+
+
+DEFAULT = Method()
+"""The library's own."""
+
+TLVFC = Method(
+    standardize=standardize_flat,
+    match=matching.ByIndex(),
+    rule=rules.Variance(keep="interleaved", remove="random", pad="zero", pool="avg", shuffle=True),
+    head="statistics",
+    kinds=("conv",),
+)
+"""TLVFC (2024): convs by index and variance, shuffled; heads drawn from statistics."""
+
+DPIAT = Method(
+    standardize=standardize_blocks,
+    match=matching.ByScore(),
+    rule=rules.Clip(),
+    kinds=KINDS,
+)
+"""DPIAT (arXiv 2212.13970): blocks, dynamic programming with shape scores, clip; all layers."""
+
+WEIGHT_SELECTION = Method(
+    standardize=standardize_blocks,
+    match=matching.ByScore(),
+    rule=rules.Uniform(),
+    kinds=KINDS,
+)
+"""Weight selection (ICLR 2024, arXiv 2311.18823): layers by order, evenly spaced channels.
+
+"Initializing Models with Larger Ones" gives a smaller network of the same family the first layers
+of each stage of the larger one. Matching by blocks finds those stages by their shapes.
+"""
+
+NET2NET = Method(
+    standardize=standardize_flat,
+    match=matching.EachOnce(),
+    rule=rules.Variance(pad="zero", shuffle=False),
+    channels=ConsistentChannels(rank="first", grow="copy"),
+    kinds=KINDS,
+    insert="identity",
+)
+"""Net2Net (ICLR 2016, arXiv 1511.05641): a wider and deeper network of the same function.
+
+For a traced target of the source's family with wider layers, more layers, larger kernels, or all of
+these. New channels are copies of the first ones, by whose number what reads them is divided; the
+paper draws which are copied. New layers change nothing. Nothing breaks the symmetry of copies, as
+the paper's noise does: add dropout or noise of your own if they are to become different.
+"""

@@ -1,0 +1,120 @@
+"""A network: a function, its parameters, and what tracing found in them."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from tlv_jax.errors import ParameterTreeError, UnknownOrderWarning
+from tlv_jax.layers.channels import ChannelGraph
+from tlv_jax.layers.program import walk_program
+from tlv_jax.layers.trees import find_layers
+from tlv_jax.types import Layer, PyTree
+
+__all__ = ["Network", "as_networks", "is_mixture", "params_of", "trace"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network as `transfer` takes it. Made by `trace`.
+
+    Attributes:
+      fn: the traced function; None for a bare tree.
+      params: the very tree that was given, of whatever type.
+      layers: convs, dense layers and norms in order of execution, with the graph between them.
+      channels: which channels each layer reads and writes, by the layer's path; None for a bare
+        tree.
+      order: in words, how the order of the layers was found.
+    """
+
+    fn: Callable[..., Any] | None
+    params: PyTree
+    layers: tuple[Layer, ...]
+    channels: ChannelGraph | None
+    order: str = "order of execution, traced"
+
+    def __repr__(self) -> str:
+        kinds = [layer.kind for layer in self.layers]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("conv", "dense", "norm"))
+        return f"Network({type(self.params).__name__} of {counts}; {self.order})"
+
+
+def trace(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Network:
+    """Finds the layers of any JAX function, the graph between them, and their channels.
+
+        network = tlv_jax.trace(model.apply, variables, images)          # Flax Linen
+        network = tlv_jax.trace(lambda m, x: m(x), model, images)        # Flax NNX
+        network = tlv_jax.trace(lambda m, x: jax.vmap(m)(x), model, images)  # Equinox
+
+    Nothing is computed: arguments may be `jax.ShapeDtypeStruct`s, and small images do.
+
+    Args:
+      fn: a function `fn(params, *inputs)`, for example a model's `apply`.
+      params: any pytree of parameters, batch statistics with them if these are to be transferred.
+        Leaves that are not arrays are handed on as they are.
+      *inputs: the function's other arguments, batch axis included.
+
+    Returns:
+      The network. Parameters that `jax.lax.scan` takes apart give one layer for each step. Layers
+      that the function does not use are not listed.
+
+    Raises:
+      ParameterTreeError: if `params` holds no array, or the function uses none of it as a kernel.
+    """
+    layers, channels = walk_program(fn, params, *inputs)
+    return Network(fn, params, layers, channels)
+
+
+def params_of(network: Network | PyTree) -> PyTree:
+    """The tree of a network, or the bare tree itself."""
+    return network.params if isinstance(network, Network) else network
+
+
+def as_networks(
+    src: Network | PyTree, dst: Network | PyTree
+) -> tuple[tuple[Network, ...], Network]:
+    """The sources, more than one for a mixture, and the target, bare trees as networks.
+
+    Warns:
+      UnknownOrderWarning: if a bare tree is of no architecture whose order is known.
+    """
+    sources = list(src) if is_mixture(src) else [src]
+    networks = []
+    unknown = []
+    for number, network in enumerate([*sources, dst]):
+        name = "dst" if number == len(sources) else "src"
+        if len(sources) > 1 and name == "src":
+            name = f"src[{number}]"
+        if not isinstance(network, Network):
+            layers, family = find_layers(network, name=name)
+            order = f"execution order of the {family} family"
+            if family is None:
+                order = "natural order of the paths, not known to be that of execution"
+                unknown.append(name)
+            network = Network(None, network, layers, None, order)
+        networks.append(network)
+    if unknown:
+        warnings.warn(
+            f"The order in which {' and '.join(unknown)} executes its layers is not known from the "
+            "tree; the natural order of its paths is used (`layer2` before `layer10`), which may be "
+            "wrong. Pass a network that knows: tlv_jax.trace(fn, params, images).",
+            UnknownOrderWarning,
+            stacklevel=3,
+        )
+    return tuple(networks[:-1]), networks[-1]
+
+
+def is_mixture(src: Any) -> bool:
+    """Whether several sources are given: a list of networks. Any other list is a tree.
+
+    Raises:
+      ParameterTreeError: for a list of networks and other things.
+    """
+    if not isinstance(src, list) or not any(isinstance(entry, Network) for entry in src):
+        return False
+    if not all(isinstance(entry, Network) for entry in src):
+        raise ParameterTreeError(
+            "src: expected a list of networks alone, got other things among them. Trace each "
+            "source: tlv_jax.trace(fn, params, images)."
+        )
+    return True

@@ -1,0 +1,18 @@
+"""How one kernel is fitted into another's shape.
+
+A rule is a function `(key, source, target) -> kernel` on kernels in Flax's layout: source
+`[*spatial, I, O]`, target `[*spatial', I', O']`, whose shape and dtype the answer has. Those of the
+library are frozen dataclasses whose fields are their settings. They compute with NumPy on NumPy's
+arrays and with `jax.numpy` on all others. Any JAX function of the same form is a rule too:
+
+    method = dataclasses.replace(methods.DEFAULT, rule=rules.Variance(keep="max", shuffle=False))
+"""
+
+from tlv_jax.rules.copying import Clip, Full, Uniform
+from tlv_jax.rules.magnitude import Magnitude, Trace
+from tlv_jax.rules.variance import Variance
+
+__all__ = ["LIBRARY", "Clip", "Full", "Magnitude", "Trace", "Uniform", "Variance"]
+
+LIBRARY = (Clip, Full, Magnitude, Trace, Uniform, Variance)
+"""The rules that a plan in JSON may name."""
