@@ -1,13 +1,13 @@
-"""What a state dict may come in: a file, a torch module, a training checkpoint, wrapped names."""
+"""Get the state dict out of a file, a torch module, a training checkpoint, or wrapped names."""
 
 import os
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["NESTS", "Source", "state_dict_of", "unwrap"]
+__all__ = ["Source", "innermost", "state_dict_of", "unwrap"]
 
 NESTS = ("state_dict", "model_state_dict", "model")
-"""Where training checkpoints keep the state dict."""
+"""The keys under which training checkpoints keep the state dict."""
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What `DistributedDataParallel` and `torch.compile` put before every name."""
@@ -17,11 +17,12 @@ Source = str | os.PathLike[str] | Mapping[str, Any] | Any
 
 
 def state_dict_of(source: Source) -> Mapping[str, Any]:
-    """The arrays or tensors of a source by name, wrappers taken off.
+    """The arrays or tensors of a source by name, without wrappers.
 
     Raises:
-      FileFormatError, UnsafeFileError: as `read_state_dict`, for a path.
-      TypeError: for anything else that is neither a mapping nor a torch module.
+      FileFormatError: as `read_state_dict`.
+      UnsafeFileError: as `read_state_dict`.
+      TypeError: if the source is neither a path, a mapping nor a torch module.
     """
     if isinstance(source, str | os.PathLike):
         from importers.state_dicts import read_state_dict
@@ -40,14 +41,19 @@ def state_dict_of(source: Source) -> Mapping[str, Any]:
 def unwrap(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     """Takes off what training loops wrap around a state dict.
 
-    That is a checkpoint with the state dict under one of `NESTS`, and the prefixes `module.` and
-    `_orig_mod.` where every name has them.
+    That is a checkpoint around it, see `innermost`, and the prefixes `module.` and `_orig_mod.` if
+    every name has them.
     """
-    for name in NESTS:
-        inner = state_dict.get(name)
-        if isinstance(inner, Mapping) and inner:
-            return unwrap(inner)
+    state_dict = innermost(state_dict)
     for prefix in WRAPPERS:
         if state_dict and all(str(key).startswith(prefix) for key in state_dict):
             return unwrap({key.removeprefix(prefix): state_dict[key] for key in state_dict})
     return state_dict
+
+
+def innermost(checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The state dict of a training checkpoint, which has counters and settings beside it."""
+    for _ in NESTS:  # not for as long as there is one: a hostile file may nest a dict in itself
+        inner = (checkpoint.get(name) for name in NESTS)
+        checkpoint = next((x for x in inner if isinstance(x, Mapping) and x), checkpoint)
+    return checkpoint

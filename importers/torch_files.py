@@ -1,8 +1,8 @@
 """Read the files that `torch.save` writes, with NumPy alone.
 
-Both formats are a pickle that describes the tensors, and the raw bytes of the storages that they
-are views of: the zip format keeps them in entries of their own, the one from before torch 1.6
-appends them to the pickle.
+Both formats hold a pickle that describes the tensors, and the raw bytes of the storages that they
+are views of. The zip format keeps each storage in an entry of its own; the format from before torch
+1.6 appends them to the pickle.
 """
 
 import io
@@ -12,13 +12,12 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from importers.errors import FileFormatError
-from importers.pickles import PickleError, Storage, Tensor, Unpickler
-from importers.sources import NESTS
+from importers.pickles import Storage, Tensor, Unpickler, damaged
+from importers.sources import innermost
 
 __all__ = ["is_legacy", "read_legacy", "read_zip"]
 
@@ -43,7 +42,7 @@ def read_zip(path: Path, data: Data) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     names = [entry.filename for entry in entries]
     pickles = [name for name in names if name.endswith("/data.pkl")]
     if len(pickles) != 1 or len(set(names)) != len(names):
@@ -64,48 +63,41 @@ def read_zip(path: Path, data: Data) -> dict[str, np.ndarray]:
         try:
             return places[f"data/{storage.key}"]
         except KeyError:
-            raise _damaged(path, f"storage {storage.key!r} is missing") from None
+            raise damaged(path, f"storage {storage.key!r} is missing") from None
 
     description = io.BytesIO(_slice(data, places["data.pkl"]))
-    return _build(path, data, _load(path, description), locate)
+    return _build(path, data, Unpickler(description, path).load(), locate)
 
 
 def read_legacy(path: Path, data: Data) -> dict[str, np.ndarray]:
     """Reads the format from before torch 1.6; see `read_state_dict`."""
     data.seek(0)
-    if _load(path, data) != LEGACY_MAGIC or _load(path, data) != LEGACY_PROTOCOL:
-        raise _damaged(path, "wrong magic number or protocol")
-    system = _load(path, data)
+    magic, protocol, system = (Unpickler(data, path).load() for _ in range(3))
+    if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
+        raise damaged(path, "wrong magic number or protocol")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise _big_endian(path)
-    unpickler = Unpickler(data)
-    tensors = _load(path, data, unpickler)
-    keys = _load(path, data)
+    unpickler = Unpickler(data, path)
+    tensors = unpickler.load()
+    keys = Unpickler(data, path).load()
     if not isinstance(keys, list):
-        raise _damaged(path, "the list of storages is missing")
+        raise damaged(path, "the list of storages is missing")
     places = {}
     offset = data.tell()
     for key in keys:
         storage = unpickler.storages.get(key) if isinstance(key, str) else None
         if storage is None:
-            raise _damaged(path, f"storage {key!r} belongs to no tensor")
+            raise damaged(path, f"storage {key!r} belongs to no tensor")
         count = int.from_bytes(data[offset : offset + 8], "little")
         places[key] = (offset + 8, count * storage.dtype.itemsize)
         offset = sum(places[key])
 
     def locate(storage: Storage) -> tuple[int, int]:
         if storage.key not in places:
-            raise _damaged(path, f"storage {storage.key!r} is missing")
+            raise damaged(path, f"storage {storage.key!r} is missing")
         return places[storage.key]
 
     return _build(path, data, tensors, locate)
-
-
-def _load(path: Path, file: io.BytesIO | Data, unpickler: Unpickler | None = None) -> object:
-    try:
-        return (unpickler or Unpickler(file)).load()
-    except PickleError as error:
-        raise error.for_file(path) from error
 
 
 def _build(path: Path, data: Data, loaded: object, locate: Locate) -> dict[str, np.ndarray]:
@@ -115,7 +107,7 @@ def _build(path: Path, data: Data, loaded: object, locate: Locate) -> dict[str, 
             f"{path}: expected a state dict of tensors by name, found "
             f"{'an empty one' if loaded == {} else type(loaded).__name__}. Save model.state_dict()."
         )
-    entries = _innermost(loaded)
+    entries = innermost(loaded)
     strays = [stray for name, value in entries.items() if (stray := _stray(name, value))]
     if strays:
         raise FileFormatError(
@@ -144,15 +136,6 @@ def _joined(strays: list[str]) -> str:
     return f" {len(strays)} other entries:\n" + "\n".join(f"  {stray}" for stray in strays)
 
 
-def _innermost(loaded: dict[Any, Any]) -> dict[Any, Any]:
-    """The state dict of a training checkpoint, which holds counters and settings beside it."""
-    for name in NESTS:
-        inner = loaded.get(name)
-        if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
-            return inner
-    return loaded
-
-
 def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, int]) -> np.ndarray:
     offset, size = place
     storage = tensor.storage
@@ -160,7 +143,7 @@ def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, i
     available = max(min(size, len(data) - offset), 0) // itemsize
     # A storage that is longer than described would shift all that follow it in the old format.
     if storage.count != available:
-        raise _damaged(
+        raise damaged(
             path, f"tensor {name!r} needs {storage.count} elements, {available} are there"
         )
     elements = math.prod(tensor.shape)
@@ -172,7 +155,7 @@ def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, i
     # NumPy can hold no array of a larger extent, even where another axis of it is empty.
     holdable = extent <= sys.maxsize and elements <= max(storage.count, MOST_REPEATED)
     if not (inside and holdable):
-        raise _damaged(
+        raise damaged(
             path,
             f"tensor {name!r} of shape {tensor.shape} and strides {tensor.strides} from "
             f"{tensor.offset} on does not lie in its storage of {storage.count} elements",
@@ -199,13 +182,13 @@ def _place(path: Path, data: Data, entry: zipfile.ZipInfo) -> tuple[int, int]:
             "the archive and zip it again without compression, or get the original file."
         )
     if entry.header_offset < 0:
-        raise _damaged(path, f"entry {entry.filename!r} begins before the file")
+        raise damaged(path, f"entry {entry.filename!r} begins before the file")
     header = data[entry.header_offset : entry.header_offset + LOCAL_HEADER]
     # The local header's own lengths count: torch pads the extra field to align the data.
     skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     offset = entry.header_offset + LOCAL_HEADER + skipped
     if header[:4] != b"PK\x03\x04" or offset + entry.file_size > len(data):
-        raise _damaged(path, f"entry {entry.filename!r} ends after the file")
+        raise damaged(path, f"entry {entry.filename!r} ends after the file")
     return offset, entry.file_size
 
 
@@ -217,12 +200,6 @@ def _slice(data: Data, place: tuple[int, int]) -> bytes:
 def _describe(value: object) -> str:
     text = repr(value) if isinstance(value, int | float | str) else ""
     return f"{type(value).__name__} {text[:40]}".strip()
-
-
-def _damaged(path: Path, what: str) -> FileFormatError:
-    return FileFormatError(
-        f"{path}: expected a file of torch.save, found a damaged one ({what}). Get it again."
-    )
 
 
 def _big_endian(path: Path) -> FileFormatError:

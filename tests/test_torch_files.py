@@ -207,3 +207,38 @@ def test_a_refused_name_cannot_steer_the_terminal(tmp_path):
         read_state_dict(path)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 1_000 + len(str(path))
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path):
+    path = tmp_path / "t.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}q\x00X\x05\0\0\0modelh\x00s.")
+    with pytest.raises(FileFormatError, match="key 'model' that holds dict"):
+        read_state_dict(path)
+
+
+ATTACKS = {
+    "by a system call": b"cos\nsystem\nX\x02\0\0\0ls\x85R.",
+    "by a builtin": b"cbuiltins\neval\nX\x01\0\0\x001\x85R.",
+    "by torch itself": b"ctorch\nload\nX\x01\0\0\0x\x85R.",
+    "through a module of an allowed name": b"ctorch._utils\nos.system\nX\x02\0\0\0ls\x85R.",
+    "by the old instruction": b"(X\x02\0\0\0lsios\nsystem\n.",
+    "by an object instruction": b"(cos\nsystem\nX\x02\0\0\0lso.",
+    "by an extension code": b"\x82\x01.",
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_nothing_but_the_allowed_names_is_called(tmp_path, monkeypatch, name, protocol):
+    def fail(*_):
+        raise AssertionError("the file was obeyed")
+
+    monkeypatch.setattr("os.system", fail)
+    monkeypatch.setattr("builtins.eval", fail)
+    monkeypatch.setattr("torch.load", fail)
+    path = tmp_path / "t.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80" + bytes([protocol]) + ATTACKS[name])
+    with pytest.raises(CheckpointError):
+        read_state_dict(path)
