@@ -1,8 +1,8 @@
 """Pretrained weights for `tlv_jax.models`, read strictly and without torch.
 
 pretrained = importers.load("efficientnet_lite0")
-images = pretrained.preprocess(picture)
-logits = pretrained.model.apply(pretrained.variables, images)
+new_params = tlv_jax.transfer(pretrained.network, target)
+logits = pretrained.model.apply(pretrained.variables, pretrained.preprocess(picture))
 pretrained.categories[logits[0].argmax()]
 
 state_dict = importers.read_state_dict("my_resnet18.pth")
@@ -10,14 +10,18 @@ params, batch_stats = importers.convert("resnet18", state_dict)
 torch_model.load_state_dict(importers.export("resnet18", params, batch_stats))
 """
 
-from importers.adaptation import FreshHeadWarning
-from importers.conversion import StateDictError, convert
-from importers.downloads import download
-from importers.errors import CheckpointError, DownloadError, FileFormatError, UnsafeFileError
-from importers.exporting import export, write_safetensors
-from importers.loading import MissingPackageError, Pretrained, available, load
-from importers.preprocessing import Preprocess
-from importers.state_dicts import read_state_dict
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importers.adaptation import FreshHeadWarning
+    from importers.conversion import StateDictError, convert
+    from importers.downloads import download
+    from importers.errors import CheckpointError, DownloadError, FileFormatError, UnsafeFileError
+    from importers.exporting import export, write_safetensors
+    from importers.loading import MissingPackageError, Pretrained, available, load
+    from importers.preprocessing import Preprocess
+    from importers.state_dicts import read_state_dict
 
 __all__ = [
     "CheckpointError",
@@ -37,3 +41,32 @@ __all__ = [
     "read_state_dict",
     "write_safetensors",
 ]
+
+_MODULES = {
+    "FreshHeadWarning": "adaptation",
+    "StateDictError": "conversion",
+    "convert": "conversion",
+    "download": "downloads",
+    "export": "exporting",
+    "write_safetensors": "exporting",
+    "MissingPackageError": "loading",
+    "Pretrained": "loading",
+    "available": "loading",
+    "load": "loading",
+    "Preprocess": "preprocessing",
+    "read_state_dict": "state_dicts",
+}
+"""Where each public name is defined; those not listed in `errors`."""
+
+
+def __getattr__(name: str) -> Any:
+    # A name is imported when it is first used: JAX and Flax take seconds, which
+    # `python -m importers --help` need not wait for.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -23,6 +23,19 @@ def checkpoint(tmp_path_factory):
     return path
 
 
+def test_help_does_not_wait_for_jax():
+    code = (
+        "import sys\n"
+        "from importers.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: sys.exit({'jax', 'flax', 'PIL'} & sys.modules.keys())"
+    )
+    folder = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert "{list,show,convert,verify}" in run.stdout
+    assert run.stderr.strip() == "set()"
+
+
 def test_list_names_every_set_of_weights(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -68,7 +81,7 @@ def test_verify_compares_with_torchvision(capsys, checkpoint):
 
 
 def test_verify_fails_where_the_logits_differ(capsys, checkpoint, monkeypatch):
-    monkeypatch.setattr("importers.__main__.TOLERANCE", 1e-12)
+    monkeypatch.setattr("importers.commands.TOLERANCE", 1e-12)
     assert main(["verify", str(checkpoint), "--arch", "squeezenet1_1"]) == 1
     assert "(beyond 1e-12)" in capsys.readouterr().out
 

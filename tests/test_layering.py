@@ -10,7 +10,7 @@ CORE_MAY_IMPORT = {"jax", "numpy", "tlv_jax"}
 OPTIONAL = {
     "tlv_jax/plots.py": {"matplotlib"},
     "tlv_jax/matching.py": {"scipy"},  # of which JAX itself consists in part
-    "importers/__main__.py": {"torchvision"},
+    "importers/commands.py": {"torchvision"},
 }
 FORBIDDEN = {
     "tlv_jax/models": {"importers", "train", "torch", "torchvision", "optax"},
