@@ -1,6 +1,7 @@
-"""A pretrained network by its name: model, weights, preprocessing and categories together."""
+"""Load a pretrained network by name: model, weights, preprocessing and categories together."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import warnings
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,7 +23,7 @@ from importers.families import FAMILIES
 from importers.preprocessing import Preprocess
 from importers.sources import Source, state_dict_of
 from importers.weights import WEIGHTS, Weights, choose
-from tlv_jax import models
+from tlv_jax import Network, models, trace
 
 __all__ = ["MissingPackageError", "Pretrained", "available", "load", "locate"]
 
@@ -35,14 +37,15 @@ class Pretrained:
     """A network and all that is needed to use it.
 
         logits = pretrained.model.apply(pretrained.variables, pretrained.preprocess(picture))
+        new_variables = tlv_jax.transfer(pretrained.network, target)
 
     Attributes:
       model: a Linen module, see `tlv_jax.models`.
-      params: nested dict of NumPy arrays, which `jax.device_put` places where they are wanted.
-      batch_stats: likewise; empty for a network without batch norm.
+      params: nested dict of NumPy arrays; `jax.device_put` moves them to a device.
+      batch_stats: nested dict of NumPy arrays; empty for a network without batch norm.
       preprocess: prepares pictures as in the published evaluation.
-      categories: names of the classes in the order of the logits: ImageNet's, or nothing for a
-        checkpoint that has another number of classes.
+      categories: names of the classes in the order of the logits: ImageNet's, or none for a
+        checkpoint with another number of classes.
     """
 
     model: nn.Module
@@ -51,11 +54,23 @@ class Pretrained:
     preprocess: Preprocess
     categories: tuple[str, ...]
 
-    @property
+    @functools.cached_property
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes: the parameters and, if there are any, the statistics."""
         stats = {"batch_stats": self.batch_stats} if self.batch_stats else {}
         return {"params": self.params, **stats}
+
+    @functools.cached_property
+    def network(self) -> Network:
+        """The traced network, as `tlv_jax.transfer` and `tlv_jax.fit` take it.
+
+        Its `params` are `variables`, so the paths of its layers begin with `params/`.
+        """
+        # A network whose `image_size` is fixed need not be evaluated at the published size.
+        side = getattr(self.model, "image_size", self.preprocess.crop)
+        channels = self.model.in_channels  # type: ignore[attr-defined]
+        images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+        return trace(self.model.apply, self.variables, images)
 
 
 def load(

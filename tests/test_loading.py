@@ -18,6 +18,7 @@ from parity import random_network
 from safetensors.numpy import save_file
 
 import importers
+import tlv_jax
 from importers.categories import imagenet_categories
 from importers.loading import locate
 from importers.weights import WEIGHTS, choose
@@ -39,6 +40,14 @@ def checkpoint(state_dict, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoints") / "resnet18.safetensors"
     save_file(state_dict, path)
     return path
+
+
+def test_every_public_name_is_there():
+    for name in importers.__all__:
+        assert getattr(importers, name).__module__.startswith("importers.")
+        assert name in dir(importers)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        importers.lode  # noqa: B018
 
 
 def test_every_model_can_be_loaded():
@@ -101,6 +110,38 @@ def test_a_network_without_batch_norm_has_no_statistics():
         categories=(),
     )
     assert pretrained.variables == {"params": {"features.0": {}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "first"),
+    [
+        ("alexnet", {}, "params/features.0"),
+        ("resnet18", {"in_channels": 1}, "params/conv1"),
+        ("vit_b_32", {"image_size": 64}, "params/conv_proj"),  # takes this one size
+    ],
+)
+def test_the_network_is_traced_with_its_variables(name, settings, first):
+    model = models.create(name).clone(**settings)
+    shapes = models.abstract_variables(model)
+    pretrained = importers.Pretrained(
+        model=model,
+        params=shapes["params"],
+        batch_stats=shapes.get("batch_stats", {}),
+        preprocess=importers.Preprocess(),
+        categories=(),
+    )
+    assert pretrained.network.params is pretrained.variables
+    assert pretrained.network is pretrained.network
+    assert pretrained.network.layers[0].path == first
+
+
+def test_a_loaded_network_is_the_source_of_a_transfer(checkpoint):
+    source = importers.load("resnet18", checkpoint)
+    target = models.create("squeezenet1_1", num_classes=10)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = models.abstract_variables(target)
+    plan = tlv_jax.plan_transfer(source.network, tlv_jax.trace(target.apply, variables, images))
+    assert "params/features.0" in {target for _, target in plan.pairs}
 
 
 def test_installed_package_carries_the_weights():
