@@ -1,5 +1,6 @@
-"""Architectures of the zoo at 64 pixels and with ten classes: channels, variables, answers."""
+"""Architectures of the zoo at 64 pixels and with ten classes: networks, variables, answers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,11 +13,14 @@ from tlv_jax import models
 
 
 @functools.cache
-def graph_of(name):
-    """The channels of an architecture of the zoo, its variables as one tree."""
+def network_of(name, seed=None):
+    """An architecture of the zoo, traced; its arrays are shapes, or drawn with a seed."""
+    if seed is not None:
+        return dataclasses.replace(network_of(name), params=variables_of(name, seed))
     model = models.create(name, num_classes=10)
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    return tlv_jax.trace_channels(model.apply, trees.shapes(name), images)
+    side = getattr(model, "image_size", 64)
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return tlv_jax.trace(model.apply, trees.shapes(name), images)
 
 
 @functools.cache

@@ -1,0 +1,178 @@
+"""What `trace` finds in a function over a dict of kernels, operation by operation."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import trees
+import zoo
+
+import tlv_jax
+from tlv_jax import methods
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+IMAGES = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
+conv = functools.partial(
+    jax.lax.conv_general_dilated, padding="SAME", window_strides=(1, 1), dimension_numbers=NHWC
+)
+
+
+def kernel(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def chain(params, x):
+    return conv(conv(x, params["b"]), params["a"])
+
+
+def test_a_network_is_a_frozen_record_of_what_was_given_and_found():
+    params = {"a": kernel(3, 3, 6, 5), "b": kernel(1, 1, 4, 6)}
+    network = tlv_jax.trace(chain, params, IMAGES)
+    assert network.fn is chain
+    assert network.params is params
+    assert [layer.path for layer in network.layers] == ["b", "a"]
+    assert set(network.channels) == {"a", "b"}
+    assert network.channels["a"].reads == network.channels["b"].writes
+    assert repr(network) == ("Network(dict of 2 conv, 0 dense, 0 norm; order of execution, traced)")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        network.params = {}
+
+
+def test_kinds_groups_strides_sizes_and_inputs_of_a_linen_model():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(8, (3, 3), strides=2, name="z")(x)
+            x = nn.Conv(8, (5, 5), feature_group_count=4, name="a")(nn.relu(x))
+            x = nn.LayerNorm(name="m")(x)
+            return nn.Dense(7, name="b")(x.mean((1, 2)))
+
+    params = jax.eval_shape(Net().init, jax.random.key(0), IMAGES)
+    layers = tlv_jax.trace(Net().apply, params, IMAGES).layers
+    assert [
+        (layer.path, layer.kind, layer.shape, layer.size, layer.inputs) for layer in layers
+    ] == [
+        ("params/z", "conv", (3, 3, 4, 8), (4, 4), ()),
+        ("params/a", "conv", (5, 5, 2, 8), (4, 4), ("params/z",)),
+        ("params/m", "norm", (8,), (4, 4), ("params/a",)),
+        ("params/b", "dense", (8, 7), (), ("params/m",)),
+    ]
+    assert [(layer.groups, layer.strides) for layer in layers[:2]] == [(1, (2, 2)), (4, (1, 1))]
+
+
+def with_jvp(function):
+    wrapped = jax.custom_jvp(function)
+    wrapped.defjvps(None, None)
+    return wrapped
+
+
+def with_vjp(function):
+    wrapped = jax.custom_vjp(function)
+    wrapped.defvjp(lambda *arguments: (function(*arguments), ()), lambda *_: (None, None))
+    return wrapped
+
+
+def vmapped(function):
+    return lambda x, kernel: jax.vmap(function, (0, None))(x[None], kernel)[0]
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, with_jvp, with_vjp, vmapped])
+def test_calls_are_entered(wrap):
+    def fn(params, x):
+        block = wrap(lambda x, kernel: conv(x, kernel))
+        return block(block(x, params["c"]), params["b"])
+
+    params = {"b": kernel(1, 1, 4, 4), "c": kernel(3, 3, 4, 4)}
+    layers = tlv_jax.trace(fn, params, IMAGES).layers
+    assert [(layer.path, layer.inputs) for layer in layers] == [("c", ()), ("b", ("c",))]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "axes"),
+    [
+        (lambda w: w, (0, 1, 2, 3)),
+        (lambda w: w.astype(jnp.bfloat16).astype(jnp.float32), (0, 1, 2, 3)),
+        (lambda w: jnp.transpose(w, (1, 0, 2, 3)), (1, 0, 2, 3)),
+        (lambda w: w - w.mean((0, 1, 2), keepdims=True), (0, 1, 2, 3)),
+        (lambda w: jnp.flip(w, 0), (0, 1, 2, 3)),
+    ],
+    ids=["as it is", "cast", "transposed", "standardized", "flipped"],
+)
+def test_a_kernel_is_followed_to_its_use(prepare, axes):
+    fn = lambda params, x: conv(x, prepare(params["w"]))  # noqa: E731
+    (layer,) = tlv_jax.trace(fn, {"w": kernel(3, 3, 4, 6)}, IMAGES).layers
+    assert (layer.axes, layer.shape) == (axes, (3, 3, 4, 6))
+
+
+@pytest.mark.parametrize("dimensions", [("NCHW", "OIHW", "NCHW"), ("NHWC", "OHWI", "NHWC"), NHWC])
+def test_axes_come_from_the_dimension_numbers(dimensions):
+    sizes = {"O": 6, "I": 4, "H": 3, "W": 2}
+    images = kernel(*({"N": 1, "H": 8, "W": 8, "C": 4}[axis] for axis in dimensions[0]))
+    params = {"w": kernel(*(sizes[axis] for axis in dimensions[1]))}
+    fn = lambda params, x: conv(x, params["w"], dimension_numbers=dimensions)  # noqa: E731
+    (layer,) = tlv_jax.trace(fn, params, images).layers
+    assert layer.shape == (3, 2, 4, 6)
+    assert [params["w"].shape[axis] for axis in layer.axes] == [3, 2, 4, 6]
+
+
+def test_a_parameter_used_twice_is_one_layer_with_two_calls():
+    fn = lambda params, x: conv(conv(x, params["w"]), params["w"])  # noqa: E731
+    (layer,) = tlv_jax.trace(fn, {"w": kernel(3, 3, 4, 4)}, IMAGES).layers
+    assert layer.calls == 2
+
+
+def test_branches_and_loops_are_entered():
+    def fn(params, x):
+        one, two = (lambda x, name=name: conv(x, params[name]) for name in "ab")
+        x = jax.lax.cond(x.sum() > 0, one, two, x)
+        body = lambda i, x: conv(x, params["c"])  # noqa: E731
+        return jax.lax.fori_loop(0, x.shape[0] + jnp.int32(x.sum()), body, x)
+
+    layers = tlv_jax.trace(fn, {name: kernel(1, 1, 4, 4) for name in "abc"}, IMAGES).layers
+    assert {layer.path for layer in layers} == set("abc")
+
+
+def test_unused_parameters_are_not_listed():
+    fn = lambda params, x: conv(x, params["used"])  # noqa: E731
+    params = {"used": kernel(1, 1, 4, 4), "unused": kernel(1, 1, 4, 4)}
+    assert [layer.path for layer in tlv_jax.trace(fn, params, IMAGES).layers] == ["used"]
+
+
+def test_leaves_that_are_not_arrays_are_handed_on_as_they_are():
+    def fn(params, x):
+        assert params["times"] == 2
+        return params["activation"](conv(x, params["w"]))
+
+    params = {"w": kernel(1, 1, 4, 4), "times": 2, "activation": jnp.tanh}
+    assert [layer.path for layer in tlv_jax.trace(fn, params, IMAGES).layers] == ["w"]
+
+
+def test_vgg16_into_resnet18_has_the_published_order_when_traced():
+    source, target = (zoo.network_of(name) for name in ("vgg16", "resnet18"))
+    plan = tlv_jax.plan_transfer(source, target, methods.TLVFC)
+    convs = [layer.path for layer in source.layers if layer.kind == "conv"]
+    assert [convs.index(path) for path, _ in plan.pairs] == trees.VGG16_TO_RESNET18
+    bare = tlv_jax.plan_transfer(trees.shapes("vgg16"), trees.shapes("resnet18"), methods.TLVFC)
+    assert plan.pairs == bare.pairs
+
+
+@pytest.mark.parametrize(
+    ("fn", "params"),
+    [
+        (lambda params, x: x, {"w": np.zeros((3, 3, 4, 4))}),
+        (lambda params, x: x * params["w"], {"w": np.zeros((1, 8, 8, 4))}),
+    ],
+    ids=["unused", "no kernel"],
+)
+def test_a_function_without_kernels_is_refused(fn, params):
+    with pytest.raises(tlv_jax.ParameterTreeError, match="convolves or multiplies with none"):
+        tlv_jax.trace(fn, params, IMAGES)
+
+
+def test_parameters_without_arrays_are_refused():
+    with pytest.raises(tlv_jax.ParameterTreeError, match="expected a pytree of arrays"):
+        tlv_jax.trace(lambda params, x: x, {}, IMAGES)
