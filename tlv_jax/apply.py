@@ -104,8 +104,8 @@ def _fit(rule: Rule, rescale: str, key: Any, source: Any, target: Any, xp: Modul
         return kernel
     wanted = math.sqrt(2 / math.prod(kernel.shape[:-1]))
     if rescale == "source":
-        wanted = xp.std(source.astype(np.float32))
-    spread = xp.std(kernel.astype(np.float32))
+        wanted = xp.std(source.astype(np.float32, copy=False))
+    spread = xp.std(kernel.astype(np.float32, copy=False))
     # A kernel of equal weights has no spread that could be changed.
     factor = xp.where(spread > 0, wanted / xp.where(spread > 0, spread, 1.0), 1.0)
     return (kernel * factor).astype(kernel.dtype)

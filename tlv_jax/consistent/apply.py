@@ -44,7 +44,7 @@ def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType)
 
 def _worth(kernel: Any, rank: str, xp: ModuleType) -> Any:
     """What each output channel counts in one layer, as a share of the layer. `[O]`."""
-    wide = kernel.astype(np.float32)
+    wide = kernel.astype(np.float32, copy=False)
     axes = tuple(range(kernel.ndim - 1))
     worth = xp.var(wide, axis=axes) if rank == "variance" else xp.abs(wide).sum(axis=axes)
     return worth / xp.maximum(worth.sum(), np.finfo(np.float32).tiny)
@@ -82,7 +82,7 @@ def choose_kernel(
       outputs along the source's, `[O']`.
     """
     inputs, outputs = shape[-2:]
-    weight = xp.abs(source.astype(np.float32)).sum(axis=tuple(range(source.ndim - 2)))  # [I, O]
+    weight = xp.abs(source.astype(np.float32, copy=False)).sum(axis=tuple(range(source.ndim - 2)))  # [I, O]
     # The inputs of a grouped kernel are counted anew in each group: ranking them says nothing.
     rank = "first" if layer.source_groups > 1 else plan.rank
     worth = xp.tile(weight.sum(axis=1), layer.source_groups)

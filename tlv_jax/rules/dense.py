@@ -25,7 +25,7 @@ def pooled_statistics(kernels: Sequence[Any], targets: int, xp: ModuleType) -> t
       `(mean of the kernels' means / n, mean of their standard deviations / n)`, float32 scalars.
       The standard deviations are those of a sample (divided by the count less one), as torch's.
     """
-    kernels = [kernel.astype(np.float32) for kernel in kernels]
+    kernels = [kernel.astype(np.float32, copy=False) for kernel in kernels]
     mean = sum(xp.mean(kernel) for kernel in kernels) / len(kernels)
     # A kernel of one element has no spread; ddof=1 would make it NaN.
     spread = sum(xp.std(kernel, ddof=min(1, kernel.size - 1)) for kernel in kernels) / len(kernels)

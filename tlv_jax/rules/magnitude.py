@@ -87,5 +87,5 @@ class Trace:
 def _worthiest(kernel: Any, axis: int, count: int, keep: Extreme, xp: ModuleType) -> Any:
     """The `count` entries of an axis whose absolute weights sum to the most, in their own order."""
     others = tuple(a for a in range(kernel.ndim) if a != axis % kernel.ndim)
-    sums = xp.abs(kernel.astype(np.float32)).sum(axis=others)
+    sums = xp.abs(kernel.astype(np.float32, copy=False)).sum(axis=others)
     return largest(sums if keep == "max" else -sums, count, xp)

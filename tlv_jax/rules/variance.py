@@ -120,7 +120,7 @@ class Variance:
         xp = namespace(key, source, target)
         target = xp.asarray(target)
         *spatial, inputs, outputs = target.shape
-        kernel = source.astype(xp.promote_types(source.dtype, np.float32))
+        kernel = source.astype(xp.promote_types(source.dtype, np.float32), copy=False)
         kernel, border = pad(pool(kernel, spatial, self.pool, xp), spatial, xp)
         given_inputs, given_outputs = kernel.shape[-2:]
 
@@ -242,7 +242,7 @@ def pad(kernel: Any, spatial: Sequence[int], xp: ModuleType) -> tuple[Any, np.nd
 
 def filter_variance(kernel: Any, xp: ModuleType) -> Any:
     """The variance of each filter's weights. `[*spatial, I, O] -> float32 [1, O]`."""
-    weights = kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
+    weights = kernel.reshape(-1, kernel.shape[-1]).astype(np.float32, copy=False)
     return xp.var(weights, axis=0)[None, :]
 
 
@@ -253,7 +253,7 @@ def input_variance(kernel: Any, xp: ModuleType) -> Any:
     are ranked by the variance of their weights over all filters, the same for each.
     """
     *_, inputs, outputs = kernel.shape
-    weights = kernel.reshape(-1, inputs, outputs).astype(np.float32)
+    weights = kernel.reshape(-1, inputs, outputs).astype(np.float32, copy=False)
     if len(weights) == 1:
         return xp.broadcast_to(xp.var(weights[0], axis=1), (outputs, inputs))
     return xp.var(weights, axis=0).T
