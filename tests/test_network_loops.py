@@ -42,7 +42,7 @@ def linen_blocks(remat, scan):
             return nn.Conv(2, (1, 1), name="head")(block(name="block")(x, None)[0])
 
     params = jax.eval_shape(Net().init, KEY, NHWC)
-    return tlv_jax.trace_layers(Net().apply, params, NHWC)
+    return tlv_jax.trace(Net().apply, params, NHWC).layers
 
 
 def nnx_blocks(remat, scan):
@@ -73,7 +73,7 @@ def nnx_blocks(remat, scan):
             return self.head(call(self.block, self.stem(x)))
 
     graph, params = nnx.split(nnx.eval_shape(Net))
-    return tlv_jax.trace_layers(lambda params, x: nnx.merge(graph, params)(x), params, NHWC)
+    return tlv_jax.trace(lambda params, x: nnx.merge(graph, params)(x), params, NHWC).layers
 
 
 def equinox_blocks(remat, scan):
@@ -106,7 +106,7 @@ def equinox_blocks(remat, scan):
         return model["head"](x)
 
     model = eqx.filter_eval_shape(make)
-    return tlv_jax.trace_layers(fn, model, jax.ShapeDtypeStruct((3, 8, 8), jnp.float32))
+    return tlv_jax.trace(fn, model, jax.ShapeDtypeStruct((3, 8, 8), jnp.float32)).layers
 
 
 def haiku_blocks(remat, scan):
@@ -122,7 +122,7 @@ def haiku_blocks(remat, scan):
 
     net = hk.without_apply_rng(hk.transform(forward))
     params = jax.eval_shape(net.init, KEY, NHWC)
-    return tlv_jax.trace_layers(net.apply, params, NHWC)
+    return tlv_jax.trace(net.apply, params, NHWC).layers
 
 
 MAKERS = (linen_blocks, nnx_blocks, equinox_blocks, haiku_blocks)
@@ -212,7 +212,7 @@ def plain_loop(x):
     "make", [linen_loop, nnx_loop, haiku_loop, plain_loop], ids=lambda make: make.__name__
 )
 def test_a_layer_within_a_loop_is_called_at_every_step(make):
-    (layer,) = tlv_jax.trace_layers(*make(NHWC), NHWC)
+    (layer,) = tlv_jax.trace(*make(NHWC), NHWC).layers
     assert (short(layer.path), layer.calls) == ("shared", 4)
 
 
@@ -220,9 +220,16 @@ def test_a_reversed_scan_runs_from_its_last_layer_to_its_first():
     def fn(params, x):
         return jax.lax.scan(lambda x, w: (x @ w, None), x, params["w"], reverse=True)[0]
 
-    layers = tlv_jax.trace_layers(fn, {"w": jnp.zeros((3, 3, 3))}, NHWC)
+    layers = tlv_jax.trace(fn, {"w": jnp.zeros((3, 3, 3))}, NHWC).layers
     assert [layer.index for layer in layers] == [(2,), (1,), (0,)]
     assert layers[1].inputs == ("w[2]",)
+
+
+METHOD = tlv_jax.Method(
+    standardize=tlv_jax.layers.standardize_flat,
+    match=tlv_jax.matching.ByIndex(),
+    kinds=("conv", "norm", "bias"),
+)
 
 
 class NormedBlock(nn.Module):
@@ -261,15 +268,11 @@ def test_norms_and_biases_of_scanned_blocks_are_transferred_step_by_step(source,
     shapes = [jax.eval_shape(model.init, KEY, NHWC) for model in (source, target)]
     # Positive, so that sums do not cancel and each element can be compared.
     variables = [jax.tree.map(abs, random_variables(tree, n)) for n, tree in enumerate(shapes)]
-    plan = tlv_jax.plan_transfer(
-        *variables,
-        src_layers=tlv_jax.trace_layers(source.apply, variables[0], NHWC),
-        dst_layers=tlv_jax.trace_layers(target.apply, variables[1], NHWC),
-        match=tlv_jax.match_by_index,
-        standardize=tlv_jax.standardize_flat,
-        rule=tlv_jax.rules.clip,
-        kinds=("conv", "norm", "bias"),
-    )
+    networks = [
+        tlv_jax.trace(model.apply, tree, NHWC)
+        for model, tree in zip((source, target), variables, strict=True)
+    ]
+    plan = tlv_jax.plan_transfer(*networks, METHOD)
     new = wrap(tlv_jax.apply_transfer)(plan, jax.random.key(3), *variables)
     chex.assert_trees_all_close(
         target.apply(new, images), source.apply(variables[0], images), rtol=1e-5

@@ -17,12 +17,12 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 def linen(make, *inputs):
     module = make()
     params = jax.eval_shape(module.init, KEY, *inputs)
-    return tlv_jax.trace_layers(module.apply, params, *inputs)
+    return tlv_jax.trace(module.apply, params, *inputs).layers
 
 
 def of_nnx(make, *inputs):
     graph, params = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-    return tlv_jax.trace_layers(lambda params, *x: nnx.merge(graph, params)(*x), params, *inputs)
+    return tlv_jax.trace(lambda params, *x: nnx.merge(graph, params)(*x), params, *inputs).layers
 
 
 def equinox(make, *inputs):
@@ -30,13 +30,13 @@ def equinox(make, *inputs):
     model = eqx.filter_eval_shape(lambda: make(key=jax.random.key(0)))
     if inputs[0].ndim > 3:
         inputs = jax.eval_shape(lambda *x: [jnp.moveaxis(each, -1, 1) for each in x], *inputs)
-    return tlv_jax.trace_layers(lambda model, *x: jax.vmap(model)(*x), model, *inputs)
+    return tlv_jax.trace(lambda model, *x: jax.vmap(model)(*x), model, *inputs).layers
 
 
 def haiku(make, *inputs):
     net = hk.without_apply_rng(hk.transform(lambda *x: make()(*x)))
     params = jax.eval_shape(net.init, KEY, *inputs)
-    return tlv_jax.trace_layers(net.apply, params, *inputs)
+    return tlv_jax.trace(net.apply, params, *inputs).layers
 
 
 def images(*sizes):
@@ -96,7 +96,7 @@ def test_equinox_convs_of_one_and_three_axes(size):
 
     model = eqx.filter_eval_shape(lambda: make(jax.random.key(0)))
     image = jax.ShapeDtypeStruct((3, *[8] * len(size)), jnp.float32)
-    (layer,) = tlv_jax.trace_layers(lambda model, x: model(x), model, image)
+    (layer,) = tlv_jax.trace(lambda model, x: model(x), model, image).layers
     assert (layer.kind, layer.shape) == ("conv", (*size, 3, 6))
     assert layer.axes == (*range(2, 2 + len(size)), 1, 0)
 
@@ -133,22 +133,27 @@ def test_attention_is_four_dense_layers(trace, make, names):
     assert not any(layer.inputs for layer in projections)
 
 
+def test_several_axes_of_a_projection_are_merged():
+    class Attend(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.DenseGeneral((2, 3), name="split")(x)
+            return nn.DenseGeneral(5, axis=(-2, -1), name="join")(x)
+
+    layers = linen(Attend, jax.ShapeDtypeStruct((1, 4), jnp.float32))
+    assert [layer.shape for layer in layers] == [(4, 6), (6, 5)]
+
+
 def test_biases_of_attention_go_with_its_kernels(key):
     model, tokens = nn.MultiHeadAttention(2), jax.random.normal(key, (2, 5, 8))
     source = model.init(key, tokens)
     source = jax.tree.map(lambda leaf: leaf + 1, source)  # biases are drawn as zeros
     target = model.init(jax.random.fold_in(key, 1), tokens)
-    layers = tlv_jax.trace_layers(model.apply, source, tokens)
+    networks = [tlv_jax.trace(model.apply, tree, tokens) for tree in (source, target)]
+    layers = networks[0].layers
     assert all([name for name, _ in layer.vectors] == ["bias"] for layer in layers)
-    plan = tlv_jax.plan_transfer(
-        source,
-        target,
-        src_layers=layers,
-        dst_layers=layers,
-        match=tlv_jax.match_by_index,
-        kinds=("dense", "bias"),
-    )
-    new = tlv_jax.apply_transfer(plan, key, source, target)
+    method = tlv_jax.Method(match=tlv_jax.matching.ByIndex(), kinds=("dense", "bias"))
+    new = tlv_jax.apply_transfer(tlv_jax.plan_transfer(*networks, method), key, *networks)
     chex.assert_trees_all_equal(new, source)
 
 
@@ -157,5 +162,5 @@ def test_a_bias_beside_kernels_without_a_name_belongs_to_none():
         return jnp.einsum("bd,dhk->bhk", x, params["a"]) + jnp.einsum("bd,dhk->bhk", x, params["b"])
 
     params = {"a": jnp.ones((4, 2, 3)), "b": jnp.ones((4, 2, 3)), "bias": jnp.ones((2, 3))}
-    layers = tlv_jax.trace_layers(fn, params, jnp.ones((1, 4)))
+    layers = tlv_jax.trace(fn, params, jnp.ones((1, 4))).layers
     assert [(layer.path, layer.vectors) for layer in layers] == [("a", ()), ("b", ())]
