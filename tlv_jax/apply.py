@@ -26,8 +26,6 @@ from tlv_jax.planning import fitted_vectors
 from tlv_jax.rules.dense import draw_dense, pooled_statistics
 from tlv_jax.types import LayerPair, Rule
 
-__all__ = ["fit_leaves"]
-
 
 def fit_leaves(
     plan: TransferPlan,

@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["ascending", "largest", "namespace", "noise", "replace"]
-
 BLOCK = 1 << 15  # random words that are drawn by one call; one size, so that one program serves all
 
 

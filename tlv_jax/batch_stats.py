@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from tlv_jax.errors import OptionError
 from tlv_jax.types import PyTree
 
-__all__ = ["recompute_statistics"]
-
 
 def recompute_statistics(
     update: Callable[[PyTree, Any], PyTree], statistics: PyTree, batches: Iterable[Any]

@@ -6,8 +6,6 @@ import jax.numpy as jnp
 from tlv_jax.errors import OptionError, ParameterTreeError
 from tlv_jax.types import Array
 
-__all__ = ["crossover"]
-
 
 def crossover(
     key: Array, features: Array, support_features: Array, rate: float | Array = 0.1

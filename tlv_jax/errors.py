@@ -5,17 +5,6 @@ Every message says where, what was expected, what came, and what to do about it.
 
 from collections.abc import Collection
 
-__all__ = [
-    "NoSourceLayerError",
-    "NonFiniteSourceError",
-    "OptionError",
-    "ParameterTreeError",
-    "PlanMismatchError",
-    "TLVError",
-    "UnknownOrderWarning",
-    "check_option",
-]
-
 
 class TLVError(Exception):
     """Root of every error that this project raises on purpose."""

@@ -11,8 +11,6 @@ import numpy as np
 from tlv_jax.arrays import replace
 from tlv_jax.types import Layer
 
-__all__ = ["Leaves", "put_kernel", "put_vector", "take_kernel", "take_vector"]
-
 Leaves = dict[str, Any]
 
 

@@ -14,8 +14,6 @@ from tlv_jax.layers.blocks import Standardize, standardize_blocks, standardize_f
 from tlv_jax.matching import Match
 from tlv_jax.types import Rule
 
-__all__ = ["DEFAULT", "DPIAT", "NET2NET", "TLVFC", "WEIGHT_SELECTION", "Method"]
-
 KINDS = ("conv", "dense", "norm", "bias")
 
 

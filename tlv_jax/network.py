@@ -11,8 +11,6 @@ from tlv_jax.layers.program import walk_program
 from tlv_jax.layers.trees import find_layers
 from tlv_jax.types import Layer, PyTree
 
-__all__ = ["Network", "as_networks", "is_mixture", "params_of", "trace"]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:

@@ -12,8 +12,6 @@ from tlv_jax.errors import OptionError
 from tlv_jax.tables import format_table
 from tlv_jax.types import Layer, LayerPair, Rule, Untouched
 
-__all__ = ["TransferPlan", "untouched_table"]
-
 FORMAT = "tlv_jax.TransferPlan/3"
 SHOWN = 3  # leaves listed for one reason before the rest is only counted
 

@@ -14,16 +14,6 @@ from tlv_jax.methods import Method
 from tlv_jax.network import Network
 from tlv_jax.types import Layer, LayerPair, Rule
 
-__all__ = [
-    "best_pairs",
-    "check_rule",
-    "fitted_vectors",
-    "insertions",
-    "joined",
-    "raise_no_pairs",
-    "reasons_to_stay",
-]
-
 
 def joined(sources: Sequence[Network]) -> tuple[tuple[tuple[Layer, ...], ...], ChannelGraph | None]:
     """The layers of each source as they stand in a list of all, and the channels of all.

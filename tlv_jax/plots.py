@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available", "save_curves"]
-
 PANELS = (
     ("loss", "cross-entropy (nats)"),
     ("accuracy", "accuracy"),

@@ -17,8 +17,6 @@ from tlv_jax.tables import format_table
 from tlv_jax.transfer import apply_transfer
 from tlv_jax.types import Layer, PyTree, Untouched
 
-__all__ = ["LayerReport", "TransferReport", "report"]
-
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:

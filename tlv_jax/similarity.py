@@ -7,8 +7,6 @@ from tlv_jax.matching.scores import shape_scores
 from tlv_jax.network import Network, as_networks
 from tlv_jax.types import PyTree
 
-__all__ = ["SimilarityWarning", "similarity"]
-
 KINDS = ("conv", "dense", "norm")
 
 

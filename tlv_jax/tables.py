@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-__all__ = ["format_table"]
-
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligns the columns of a table, to the left, under a ruled header."""

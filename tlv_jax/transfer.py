@@ -34,8 +34,6 @@ from tlv_jax.planning import (
 from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.types import Array, PyTree, Untouched
 
-__all__ = ["apply_transfer", "plan_transfer", "transfer"]
-
 ALIKE = 0.5  # similarity below which published transfers mostly hurt
 
 

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 import jax
 
-__all__ = ["Array", "Block", "Kind", "Layer", "LayerPair", "PyTree", "Rule", "Untouched"]
-
 Array = jax.Array
 PyTree = Any
 Kind = Literal["conv", "dense", "norm"]

@@ -12,8 +12,6 @@ import numpy as np
 from tlv_jax.arrays import largest, replace
 from tlv_jax.consistent.plan import NONE, Axis, ChannelPlan, LayerChannels
 
-__all__ = ["choose_kernel", "identity_kernel", "kept_channels", "norm_places", "take_places"]
-
 
 def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType) -> list[Any]:
     """For each space the source channel of each of its target channels, NONE for none. `[wanted]`.
@@ -82,7 +80,9 @@ def choose_kernel(
       outputs along the source's, `[O']`.
     """
     inputs, outputs = shape[-2:]
-    weight = xp.abs(source.astype(np.float32, copy=False)).sum(axis=tuple(range(source.ndim - 2)))  # [I, O]
+    weight = xp.abs(source.astype(np.float32, copy=False)).sum(
+        axis=tuple(range(source.ndim - 2))
+    )  # [I, O]
     # The inputs of a grouped kernel are counted anew in each group: ranking them says nothing.
     rank = "first" if layer.source_groups > 1 else plan.rank
     worth = xp.tile(weight.sum(axis=1), layer.source_groups)

@@ -15,8 +15,6 @@ from typing import Literal
 from tlv_jax.layers.channels import UNKNOWN, ChannelGraph, LayerLabels
 from tlv_jax.types import Layer
 
-__all__ = ["Inserted", "Insertions", "inserted_leaves", "plan_insertions"]
-
 GATED = "what it would add is multiplied with another layer's output"
 IDENTITY = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
 

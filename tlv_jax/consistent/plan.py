@@ -20,17 +20,6 @@ from tlv_jax.errors import check_option
 from tlv_jax.layers.channels import ChannelGraph
 from tlv_jax.types import LayerPair
 
-__all__ = [
-    "NONE",
-    "Axis",
-    "ChannelPlan",
-    "ConsistentChannels",
-    "LayerChannels",
-    "Space",
-    "Table",
-    "plan_channels",
-]
-
 NONE = -1  # a place that no channel of the source comes to
 
 

@@ -11,14 +11,6 @@ from tlv_jax.errors import OptionError
 from tlv_jax.layers.paths import path_components
 from tlv_jax.types import Block, Layer
 
-__all__ = [
-    "Standardize",
-    "flatten_blocks",
-    "standardize_blocks",
-    "standardize_flat",
-    "standardize_graph",
-]
-
 Standardize = Callable[[Sequence[Layer], Sequence[str]], Sequence[Layer | Block]]
 
 

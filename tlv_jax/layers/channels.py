@@ -15,8 +15,6 @@ import numpy as np
 from tlv_jax.layers.values import Kernel, Value
 from tlv_jax.types import Layer
 
-__all__ = ["UNKNOWN", "ChannelGraph", "ChannelLabels", "LayerLabels"]
-
 UNKNOWN = -1
 SHAPED = frozenset({"reshape", "squeeze", "expand_dims"})
 REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"})

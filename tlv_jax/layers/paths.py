@@ -12,8 +12,6 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.types import PyTree
 
-__all__ = ["array_leaves", "is_array", "leaf_path", "natural_key", "path_components", "split_path"]
-
 # Boxes around one array, as NNX variables and Linen's partitioned parameters are, put these last.
 BOX_ATTRIBUTES = frozenset({"value", "raw_value", "get_value"})
 NAMES: Mapping[type, Callable[[Any], Any]] = MappingProxyType(

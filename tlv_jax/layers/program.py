@@ -29,8 +29,6 @@ from tlv_jax.layers.values import (
 )
 from tlv_jax.types import Layer, PyTree
 
-__all__ = ["walk_program"]
-
 
 def walk_program(
     fn: Callable[..., Any], params: PyTree, *inputs: Any

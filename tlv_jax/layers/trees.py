@@ -18,8 +18,6 @@ from tlv_jax.layers.paths import array_leaves, split_path
 from tlv_jax.layers.zoo_order import sort_modules
 from tlv_jax.types import Kind, Layer, PyTree
 
-__all__ = ["find_layers"]
-
 # One module has leaves in several: of Linen's variables, or of `{"params": ..., "state": ...}`.
 COLLECTIONS = ("params", "batch_stats", "state")
 CHANNELS_LAST = frozenset({"kernel", "w"})

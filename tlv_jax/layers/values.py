@@ -5,8 +5,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["Kernel", "Value", "View", "axes_after", "conv_kernel", "dot_kernel", "feeds_of"]
-
 # The value of a parameter's elements may change in these, their places do not.
 ELEMENTWISE = frozenset(
     {"abs", "add", "convert_element_type", "copy", "div", "exp", "max", "min", "mul", "neg"}

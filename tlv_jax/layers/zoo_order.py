@@ -11,8 +11,6 @@ from collections.abc import Collection
 
 from tlv_jax.layers.paths import natural_key, path_components
 
-__all__ = ["sort_modules"]
-
 # For each family a name that every tree of it has, and all names of its modules in an order that is
 # right among siblings everywhere. Entries of lists are left out, and so are numbers at the end:
 # `denselayer` stands for `denselayer12`.

@@ -10,8 +10,6 @@ import numpy as np
 
 from tlv_jax.types import Block, Layer
 
-__all__ = ["align", "align_blocks", "align_flat"]
-
 
 def align_blocks(
     source: Sequence[Layer | Block], target: Sequence[Layer | Block], scores: np.ndarray

@@ -11,8 +11,6 @@ from tlv_jax.layers.blocks import flatten_blocks
 from tlv_jax.matching.scores import shape_scores
 from tlv_jax.types import Block, Layer, LayerPair
 
-__all__ = ["EachOnce"]
-
 UNIT = 10**4  # of scores, which are compared as integers, so that equal sums are equal
 
 

@@ -11,16 +11,6 @@ from tlv_jax.matching.alignment import align_blocks, align_flat
 from tlv_jax.matching.scores import Score, shape_scores
 from tlv_jax.types import Block, Layer, LayerPair
 
-__all__ = [
-    "Bipartite",
-    "ByCoverage",
-    "ByIndex",
-    "ByScore",
-    "ByScoreFlat",
-    "Match",
-    "Random",
-]
-
 Standardized = Sequence[Layer | Block]
 Pairs = tuple[LayerPair, ...]
 Match = Callable[[Standardized, Standardized], Pairs]

@@ -10,8 +10,6 @@ import numpy as np
 
 from tlv_jax.types import Layer
 
-__all__ = ["Score", "position_scores", "shape_scores"]
-
 Score = Callable[[Sequence[Layer], Sequence[Layer]], np.ndarray]
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from tlv_jax.arrays import namespace, noise, replace
 from tlv_jax.types import Array
 
-__all__ = ["Clip", "Full", "Uniform", "paste"]
-
 
 def paste(source: Any, target: Any, centred: Sequence[bool]) -> Any:
     """Copies what fits of the source into the target.

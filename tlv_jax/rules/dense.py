@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["draw_dense", "pooled_statistics"]
-
 
 def pooled_statistics(kernels: Sequence[Any], targets: int, xp: ModuleType) -> tuple[Any, Any]:
     """Pools the source's dense kernels into one mean and one standard deviation.

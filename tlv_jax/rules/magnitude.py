@@ -11,8 +11,6 @@ from tlv_jax.errors import check_option
 from tlv_jax.rules.copying import paste
 from tlv_jax.types import Array
 
-__all__ = ["Magnitude", "Trace"]
-
 Extreme = Literal["max", "min"]
 
 

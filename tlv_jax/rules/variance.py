@@ -20,8 +20,6 @@ from tlv_jax.arrays import ascending, namespace, noise, replace
 from tlv_jax.errors import check_option
 from tlv_jax.types import Array
 
-__all__ = ["RANKS", "Select", "Variance"]
-
 Select = Literal["max", "min", "interleaved", "two_tailed", "random"]
 NONE = -1  # a place that no channel of the source comes to
 
@@ -236,7 +234,9 @@ def pad(kernel: Any, spatial: Sequence[int], xp: ModuleType) -> tuple[Any, np.nd
     widths = [
         ((m - n) // 2, m - n - (m - n) // 2) for n, m in zip(kernel.shape, spatial, strict=False)
     ]
-    border = np.pad(np.zeros(kernel.shape[:-2], bool), widths, constant_values=True)
+    inside = (slice(before, m - after) for (before, after), m in zip(widths, spatial, strict=True))
+    border = np.ones(spatial, bool)
+    border[tuple(inside)] = False
     return (xp.pad(kernel, [*widths, (0, 0), (0, 0)]) if border.any() else kernel), border
 
 
