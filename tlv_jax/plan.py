@@ -7,7 +7,7 @@ from typing import Any
 
 from tlv_jax import rules
 from tlv_jax.consistent.insert import Inserted
-from tlv_jax.consistent.plan import Axis, ChannelPlan, LayerChannels, Space, Table
+from tlv_jax.consistent.plan import Axis, ChannelPlan, LayerChannels, Space
 from tlv_jax.errors import OptionError
 from tlv_jax.tables import format_table
 from tlv_jax.types import Layer, LayerPair, Rule, Untouched
@@ -147,7 +147,7 @@ _RECORDS = {
     record.__name__: record
     for record in (
         *(Layer, LayerPair, Untouched, Inserted),
-        *(ChannelPlan, Space, LayerChannels, Axis, Table),
+        *(ChannelPlan, Space, LayerChannels, Axis),
         *rules.LIBRARY,
     )
 }

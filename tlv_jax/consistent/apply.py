@@ -123,14 +123,12 @@ def _axis_places(axis: Axis, kept: Sequence[Any], own: Any, xp: ModuleType) -> A
     """
     if axis.own:
         return own
-    space, channel, occurrence = (
-        table.array() for table in (axis.space, axis.channel, axis.occurrence)
-    )
+    space, channel, occurrence = map(np.array, (axis.space, axis.channel, axis.occurrence))
     result = xp.full(len(space), NONE, np.int32)
     for number, places in axis.places:
         entries = np.flatnonzero(space == number)
         chosen = kept[number][channel[entries]]
-        stands = xp.asarray(places.array())[chosen, occurrence[entries]]
+        stands = xp.asarray(places)[chosen, occurrence[entries]]
         result = replace(result, entries, xp.where(chosen == NONE, NONE, stands))
     return result
 

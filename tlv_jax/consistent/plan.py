@@ -9,12 +9,9 @@ Words: a *space* is a set of source channels that some target layer's outputs ar
 target's channels are numbered within it: its q-th channel is given the q-th kept one.
 """
 
-import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
-
-import numpy as np
 
 from tlv_jax.errors import check_option
 from tlv_jax.layers.channels import ChannelGraph
@@ -48,24 +45,6 @@ class ConsistentChannels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """An array of integers that is hashed and compared quickly, and fits into JSON."""
-
-    shape: tuple[int, ...]
-    data: str
-
-    @classmethod
-    def of(cls, array: np.ndarray) -> "Table":
-        """Packs an array as int32."""
-        packed = np.ascontiguousarray(array, np.int32)
-        return cls(tuple(packed.shape), base64.b85encode(packed.tobytes()).decode())
-
-    def array(self) -> np.ndarray:
-        """The array, int32."""
-        return np.frombuffer(base64.b85decode(self.data), np.int32).reshape(self.shape)
-
-
-@dataclasses.dataclass(frozen=True)
 class Space:
     """Source channels from which target channels are chosen.
 
@@ -95,10 +74,10 @@ class Axis:
       own: whether the layer ranks its own channels, since those of its neighbours do not lead here.
     """
 
-    space: Table
-    channel: Table
-    places: tuple[tuple[int, Table], ...]
-    occurrence: Table
+    space: tuple[int, ...]
+    channel: tuple[int, ...]
+    places: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]
+    occurrence: tuple[int, ...]
     own: bool
 
 
@@ -207,18 +186,19 @@ def _axis(
         seen[label] = occurrence[-1] + 1
     used = sorted({space for space, _ in known} - {NONE})
     columns = max((len(where) for where in standing.values()), default=1)
-    tables = []
-    for space in used:
-        table = np.full((len(spaces[space][0]), columns), NONE)
-        for row, label in enumerate(spaces[space][0]):
-            where = standing.get(label, []) if label != NONE else []
-            table[row, : len(where)] = where
-        tables.append((space, table))
-    found = sum((table[:, 0] != NONE).any() for _, table in tables)
+    nowhere = (NONE,) * columns
+    tables = {
+        space: tuple(
+            (*standing.get(label, ()), *nowhere)[:columns] if label != NONE else nowhere
+            for label in spaces[space][0]
+        )
+        for space in used
+    }
+    found = sum(any(row[0] != NONE for row in table) for table in tables.values())
     return Axis(
-        space=Table.of(np.array([space for space, _ in known])),
-        channel=Table.of(np.array([number for _, number in known])),
-        places=tuple((space, Table.of(table)) for space, table in tables),
-        occurrence=Table.of(np.minimum(np.array(occurrence), columns - 1)),
+        space=tuple(space for space, _ in known),
+        channel=tuple(number for _, number in known),
+        places=tuple(tables.items()),
+        occurrence=tuple(min(number, columns - 1) for number in occurrence),
         own=2 * found < len(tables) or not tables,
     )
