@@ -239,11 +239,17 @@ class ChannelLabels:
         return np.maximum(first, second) if (first == UNKNOWN).any() else first
 
     def _unite(self, first: np.ndarray, second: np.ndarray) -> None:
-        pairs = np.stack((first, second), axis=1)
-        pairs = pairs[(pairs != UNKNOWN).all(1) & (pairs[:, 0] != pairs[:, 1])]
-        for a, b in np.unique(pairs, axis=0).tolist():
-            a, b = self._root(a), self._root(b)
-            self.parents[max(a, b)] = min(a, b)
+        known = (first != UNKNOWN) & (second != UNKNOWN) & (first != second)
+        first, second = first[known], second[known]
+        while len(first):
+            # One partner of each label at a time: mostly there is but one, met at many places.
+            partner = np.full(len(self.parents), UNKNOWN)
+            partner[first] = second
+            for label in np.flatnonzero(partner != UNKNOWN).tolist():
+                a, b = self._root(label), self._root(int(partner[label]))
+                self.parents[max(a, b)] = min(a, b)
+            left = partner[first] != second
+            first, second = first[left], second[left]
 
     def _root(self, label: int) -> int:
         while self.parents[label] != label:
