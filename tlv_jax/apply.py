@@ -1,5 +1,6 @@
 """Carry a plan out on leaves by path: the same code in NumPy and in `jax.numpy`."""
 
+import functools
 import math
 import zlib
 from collections import defaultdict
@@ -23,6 +24,7 @@ from tlv_jax.consistent.plan import ChannelPlan
 from tlv_jax.leaves import Leaves, put_kernel, put_vector, take_kernel, take_vector
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors
+from tlv_jax.rules.copying import paste
 from tlv_jax.rules.dense import draw_dense, pooled_statistics
 from tlv_jax.types import LayerPair, Rule
 
@@ -54,7 +56,7 @@ def fit_leaves(
 
     if plan.channels is None:
         _fit_kernels(plan, key_of, source, fitted, xp)
-        _fit_vectors(plan, key_of, source, fitted)
+        _fit_vectors(plan, source, fitted)
     else:
         _fit_consistently(plan, plan.channels, key_of, source, fitted, xp)
     _draw_heads(plan, key_of, source, fitted, xp)
@@ -74,7 +76,7 @@ def _fit_kernels(
     if xp is np:
         for pair in pairs:
             kernels = take_kernel(pair.source, source), take_kernel(pair.target, fitted)
-            kernel = _fit(plan.rule, plan.rescale, key_of(pair.target.path), *kernels, xp)
+            kernel = _fit(plan.rule, plan.rescale, xp, key_of(pair.target.path), *kernels)
             put_kernel(pair.target, kernel, fitted)
         return
     # Traced, pairs of equal shapes are one operation: a program of a tenth of the size.
@@ -86,12 +88,12 @@ def _fit_kernels(
         keys = jnp.stack([key_of(pair.target.path) for pair in group])
         given = jnp.stack([take_kernel(pair.source, source) for pair in group])
         own = jnp.stack([take_kernel(pair.target, fitted) for pair in group])
-        fit = jax.vmap(lambda *arrays: _fit(plan.rule, plan.rescale, *arrays, xp))
+        fit = jax.vmap(functools.partial(_fit, plan.rule, plan.rescale, xp))
         for pair, kernel in zip(group, fit(keys, given, own), strict=True):
             put_kernel(pair.target, kernel, fitted)
 
 
-def _fit(rule: Rule, rescale: str, key: Any, source: Any, target: Any, xp: ModuleType) -> Any:
+def _fit(rule: Rule, rescale: str, xp: ModuleType, key: Any, source: Any, target: Any) -> Any:
     """One kernel by a rule, at the scale that the plan asks for."""
     if xp is np and not isinstance(rule, rules.LIBRARY):
         # A user's rule is written for JAX's arrays.
@@ -109,19 +111,16 @@ def _fit(rule: Rule, rescale: str, key: Any, source: Any, target: Any, xp: Modul
     return (kernel * factor).astype(kernel.dtype)
 
 
-def _fit_vectors(
-    plan: TransferPlan, key_of: Callable[[str], Any], source: Mapping[str, Any], fitted: Leaves
-) -> None:
+def _fit_vectors(plan: TransferPlan, source: Mapping[str, Any], fitted: Leaves) -> None:
     """Fits norms, and the vectors of all layers, by clipping."""
-    clip = rules.Clip()
     for pair in plan.layer_pairs:
         if pair.target.kind == "norm":
-            scales = take_kernel(pair.source, source), take_kernel(pair.target, fitted)
-            put_kernel(pair.target, clip(None, *scales), fitted)
+            given, own = take_kernel(pair.source, source), take_kernel(pair.target, fitted)
+            put_kernel(pair.target, paste(given, own, [True]), fitted)
         for source_path, path in fitted_vectors(pair, plan.biases):
             given = take_vector(pair.source, source_path, source)
             own = take_vector(pair.target, path, fitted)
-            put_vector(pair.target, path, clip(None, given, own), fitted)
+            put_vector(pair.target, path, paste(given, own, [True]), fitted)
 
 
 def _fit_consistently(
@@ -153,7 +152,7 @@ def _fit_consistently(
             kernel = kernels[pair.source.path]
             given, inside, writes = choose_kernel(channels, layer, kept, kernel, own.shape, xp)
             key = key_of(pair.target.path)
-            new = _fit(plan.rule, plan.rescale, key, given, own, xp)
+            new = _fit(plan.rule, plan.rescale, xp, key, given, own)
             put_kernel(pair.target, xp.where(inside, new, own), fitted)
         for source_path, path in fitted_vectors(pair, plan.biases):
             given = take_vector(pair.source, source_path, source)

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from tlv_jax.errors import ParameterTreeError, UnknownOrderWarning
 from tlv_jax.layers.channels import ChannelGraph
@@ -93,16 +93,16 @@ def as_networks(
         networks.append(network)
     if unknown:
         warnings.warn(
-            f"The order in which {' and '.join(unknown)} executes its layers is not known from the "
-            "tree; the natural order of its paths is used (`layer2` before `layer10`), which may be "
-            "wrong. Pass a network that knows: tlv_jax.trace(fn, params, images).",
+            f"{' and '.join(unknown)}: a bare tree does not say in which order its layers are "
+            "executed. The natural order of its paths is used (`layer2` before `layer10`), which "
+            "may be wrong. Pass tlv_jax.trace(fn, params, images) instead, which knows it.",
             UnknownOrderWarning,
             stacklevel=3,
         )
     return tuple(networks[:-1]), networks[-1]
 
 
-def is_mixture(src: Any) -> bool:
+def is_mixture(src: Any) -> TypeGuard[list[Network]]:
     """Whether several sources are given: a list of networks. Any other list is a tree.
 
     Raises:

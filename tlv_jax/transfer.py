@@ -67,7 +67,7 @@ def transfer(
       UnknownOrderWarning: for a bare tree of no known architecture.
     """
     sources, target = as_networks(src, dst)
-    source = list(sources) if len(sources) > 1 else sources[0]
+    source = list(sources) if is_mixture(src) else sources[0]
     plan = plan_transfer(source, target, method)
     alike = similarity(source, target)
     if alike < ALIKE:
@@ -216,6 +216,7 @@ def apply_transfer(
         if check_finite:
             _refuse_unless_finite({p: a for p, a in source.items() if not isinstance(a, Tracer)})
         fit = fit_leaves if traced else _jitted(target)
+        source, target = jax.tree.map(jnp.asarray, (source, target))
         fitted = fit(plan, key, source, target, jnp)
     else:
         # Fetched all at once: from an accelerator that is one wait.
