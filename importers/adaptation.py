@@ -12,13 +12,12 @@ from flax import traverse_util
 
 from importers.conversion import Entry, entries_of
 from importers.families import FAMILIES
-from tlv_jax.errors import OptionError
 
-__all__ = ["FreshHeadWarning", "adapt", "adapt_stem", "draw"]
+__all__ = ["FreshHeadWarning", "adapt", "adapt_stem", "initialize"]
 
 
 class FreshHeadWarning(UserWarning):
-    """The last layer does not come from the checkpoint: it must be trained."""
+    """The classifier is re-initialized rather than loaded: it needs training."""
 
 
 def adapt(
@@ -29,21 +28,15 @@ def adapt(
     num_classes: int | None,
     in_channels: int | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network and parameters with other numbers of classes or channels, where asked.
+    """The network and its parameters with the numbers of classes and channels asked for.
 
     Args:
       name: of the architecture.
-      model: of the checkpoint.
-      params: of the checkpoint; not changed.
+      model: the checkpoint's network.
+      params: the checkpoint's parameters; not changed.
       num_classes: see `importers.load`; `None` keeps the checkpoint's.
-      in_channels: likewise.
-
-    Raises:
-      OptionError: for a number below 1.
+      in_channels: see `importers.load`; `None` keeps the checkpoint's.
     """
-    for option, number in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if number is not None and number < 1:
-            raise OptionError(f"{option}={number!r} for {name!r}, expected at least 1.")
     wanted = model.clone(
         num_classes=num_classes or model.num_classes,  # type: ignore[attr-defined]
         in_channels=in_channels or model.in_channels,  # type: ignore[attr-defined]
@@ -56,10 +49,10 @@ def adapt(
     leaves[stem] = adapt_stem(leaves[stem], wanted.in_channels)  # type: ignore[attr-defined]
     fresh = _leaves_of_other_shape(entries, leaves)
     if fresh:
-        leaves |= draw(wanted, fresh)
+        leaves |= initialize(wanted, fresh)
         warnings.warn(
-            f"The checkpoint of {name!r} has {model.num_classes} classes, "  # type: ignore[attr-defined]
-            f"{num_classes} were asked for: {', '.join(fresh)} are drawn anew and need training.",
+            f"The checkpoint of {name!r} has {model.num_classes} classes, not {num_classes}: "  # type: ignore[attr-defined]
+            f"{', '.join(fresh)} are re-initialized and need training.",
             FreshHeadWarning,
             stacklevel=3,
         )
@@ -70,9 +63,9 @@ def adapt(
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
     """The first kernel for another number of image channels. `[H, W, I, O] -> [H, W, C, O]`.
 
-    One channel gets the sum, so that a grey image gives what its three equal channels gave. More
-    repeat the channels in their order and are rescaled by `I / C`, which keeps the size of the
-    activations. As `timm.models.adapt_input_conv` does.
+    One channel gets the sum over channels, so a grey image gives what its three equal channels
+    gave. Otherwise channels repeat in their order and are scaled by `I / C`, which keeps the size
+    of the activations. This is what `timm.models.adapt_input_conv` does.
     """
     given = kernel.shape[2]
     if channels == given:
@@ -93,8 +86,8 @@ def _leaves_of_other_shape(entries: Any, leaves: dict[str, Any]) -> list[str]:
     )
 
 
-def draw(model: nn.Module, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """Draws some leaves as the network's initialization does; the compiler drops all others.
+def initialize(model: nn.Module, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Initializes some leaves of a network; the compiler drops all others.
 
     Args:
       model: the network.
@@ -104,11 +97,11 @@ def draw(model: nn.Module, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     images = jnp.zeros((1, side, side, model.in_channels))  # type: ignore[attr-defined]
 
     @jax.jit
-    def initialize(key: jax.Array) -> dict[str, jax.Array]:
+    def run(key: jax.Array) -> dict[str, jax.Array]:
         leaves = _flat(model.init(key, images))
         return {leaf: leaves[leaf] for leaf in wanted}
 
-    return jax.tree.map(np.asarray, initialize(jax.random.key(0)))
+    return jax.tree.map(np.asarray, run(jax.random.key(0)))
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from importers.families import FAMILIES
 from importers.layouts import SAME, Layout
 from importers.likeness import likeliest
 from importers.rules import IGNORED
-from importers.sources import unwrap
+from importers.sources import prefix_before, unwrap
 from tlv_jax import models
 
 __all__ = [
@@ -39,7 +39,7 @@ Shape = tuple[int, ...]
 
 
 class StateDictError(CheckpointError):
-    """A state dict does not fit the architecture that it is converted to."""
+    """A state dict does not fit the architecture it is converted to."""
 
 
 def convert(
@@ -47,30 +47,30 @@ def convert(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Turns a torch state dict into the parameters of the model of that name.
 
-    The number of classes and of image channels are taken from the state dict: a ResNet18 that was
-    trained on ten classes fits `models.create("resnet18", num_classes=10)`. Nothing else may
-    differ. The counters `num_batches_tracked` are left out, present or not; what training loops
-    wrap around a state dict is taken off, see `importers.sources.unwrap`.
+    The numbers of classes and image channels come from the state dict: a ResNet18 trained on ten
+    classes fits `models.create("resnet18", num_classes=10)`. Nothing else may differ. The counters
+    `num_batches_tracked` are optional and left out. What training loops wrap around a state dict
+    is removed: a checkpoint around it, and a prefix that all names have in common.
 
     Args:
       name: one of `models.names()`.
-      state_dict: from torch's module names to arrays, or to torch tensors, which are read without
-        importing torch.
-      param_dtype: of the parameters; by default each keeps its own, float16, bfloat16 and float64
-        too. Batch statistics become float32 in any case, as the models keep them.
+      state_dict: from torch's names to arrays or to torch tensors, which are read without importing
+        torch.
+      param_dtype: dtype of the parameters. By default each keeps its own, be it float16, bfloat16
+        or float64. Batch statistics always become float32, which the models keep them in.
 
     Returns:
       `(params, batch_stats)`: nested dicts of NumPy arrays that share no memory with the state
-      dict, to be used as `model.apply({"params": params, "batch_stats": batch_stats}, images)`.
-      A model without batch norm has empty `batch_stats`.
+      dict, for `model.apply({"params": params, "batch_stats": batch_stats}, images)`. A model
+      without batch norm has empty `batch_stats`.
 
     Raises:
-      OptionError: for a name that is not known.
-      StateDictError: with everything that does not fit at once; or with every key that has values
-        that are not finite, or not in the dtype asked.
+      OptionError: if the name is unknown.
+      StateDictError: if the state dict does not fit; lists every problem. Or if values are not
+        finite, or not in `param_dtype`; lists every key that has some.
     """
     if name not in FAMILIES:
-        models.create(name)  # raises, and knows the close names
+        models.create(name)  # raises, and suggests close names
     arrays = arrays_of(name, state_dict)
     match = match_keys(name, arrays)
     if match.problems:
@@ -97,8 +97,8 @@ def model_of(
 ) -> nn.Module:
     """The network that a state dict of this architecture belongs to.
 
-    Its numbers of classes and channels, and what else a family leaves open, are those of the state
-    dict, or torchvision's where it does not tell.
+    The state dict gives the numbers of classes and channels, and whatever else varies within a
+    family; torchvision's defaults fill in what is missing.
 
     Args:
       name: one of `models.names()`.
@@ -106,8 +106,9 @@ def model_of(
       dtype: of the computation.
       param_dtype: of the parameters.
     """
-    family, state_dict = FAMILIES[name], unwrap(state_dict)
-    # Whatever has no shape, `convert` refuses with its key.
+    family = FAMILIES[name]
+    state_dict = unwrap(state_dict, family.stem)
+    # A value without a shape is refused by `convert`, which names its key.
     head, stem = (
         tuple(getattr(state_dict.get(key), "shape", ())) for key in (family.head, family.stem)
     )
@@ -137,7 +138,7 @@ class Entry(NamedTuple):
 
 @functools.cache
 def entries_of(name: str, model: nn.Module) -> Mapping[str, Entry]:
-    """Every key of the state dict of a network, buffers left out, found without allocating one.
+    """Every key of a network's state dict but its buffers, found without allocating arrays.
 
     Args:
       name: one of `models.names()`.
@@ -148,13 +149,13 @@ def entries_of(name: str, model: nn.Module) -> Mapping[str, Entry]:
     entries = {}
     for leaf, struct in structs.items():
         layout = family.layout_of(leaf, struct.ndim)
-        stand_in = np.broadcast_to(np.int8(0), struct.shape)  # one byte, whatever the shape
+        stand_in = np.broadcast_to(np.int8(0), struct.shape)  # a view of one byte
         entries[family.key_of(leaf)] = Entry(leaf, layout, layout.to_torch(stand_in).shape)
     return entries
 
 
 def shapes_of(name: str) -> dict[str, Shape]:
-    """Every key of torchvision's state dict of that name with its shape, counters left out."""
+    """Every key of torchvision's state dict of that name, counters excepted, with its shape."""
     entries = entries_of(name, model_of(name, {}))
     return {key: entry.shape for key, entry in entries.items()} | _shapes(
         FAMILIES[name].buffers(name)
@@ -166,8 +167,8 @@ class KeyMatch:
     """How a state dict matches one architecture.
 
     Attributes:
-      entries: for each key that fills a leaf, which one and how.
-      problems: a line for each key or leaf that does not fit.
+      entries: from each key that fills a leaf to that leaf.
+      problems: one line for each key or leaf that does not fit.
     """
 
     entries: Mapping[str, Entry]
@@ -179,7 +180,7 @@ def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
 
     Args:
       name: one of `models.names()`.
-      arrays: a state dict of arrays, less its counters.
+      arrays: as `arrays_of` returns them.
     """
     expected, buffers = entries_of(name, model_of(name, arrays)), FAMILIES[name].buffers(name)
     problems = []
@@ -200,27 +201,27 @@ def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
 
 
 def arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a state dict by today's keys, less its counters.
+    """The arrays of a state dict by their current keys, without the counters.
 
     Args:
       name: one of `models.names()`.
       state_dict: as for `convert`.
 
     Raises:
-      StateDictError: for a value that is no array, or two keys of one array.
+      StateDictError: if a value is not an array, or an array has two keys.
     """
     family = FAMILIES[name]
     arrays: dict[str, np.ndarray] = {}
-    for key, value in unwrap(state_dict).items():
+    for key, value in unwrap(state_dict, family.stem).items():
         if IGNORED.fullmatch(key):
             continue
-        today = family.today(key)
-        if today in arrays:
+        current = family.current_key(key)
+        if current in arrays:
             raise StateDictError(
-                f"The state dict has {key!r} and {today!r}, an older and the present name of one "
-                "array. Remove one of them."
+                f"The state dict has both {key!r} and {current!r}, an older and the current name "
+                "of the same array. Remove one of them."
             )
-        arrays[today] = _as_array(key, value)
+        arrays[current] = _as_array(key, value)
     return arrays
 
 
@@ -245,13 +246,13 @@ def _explain_broken(broken: Mapping[str, int], arrays: Mapping[str, np.ndarray])
         fits = " are too large for the dtype asked" if np.isfinite(arrays[key]).all() else ""
         lines.append(f"  {key}: {count} of {arrays[key].size} values{fits}")
     return (
-        "The state dict holds NaN or infinite values, expected finite ones. Take a checkpoint "
-        "from before the training diverged, or a wider param_dtype.\n" + "\n".join(lines)
+        "The state dict has NaN or infinite values, expected finite ones. Use a checkpoint from "
+        "before the training diverged, or a wider param_dtype.\n" + "\n".join(lines)
     )
 
 
 def _check_buffer(key: str, array: np.ndarray, expected: np.ndarray) -> list[str]:
-    # Floating-point constants may have been computed elsewhere, or been rounded to half precision.
+    # Floating-point constants may come from another machine, or be rounded to half precision.
     tolerance = 0.0
     if jnp.issubdtype(array.dtype, jnp.floating):
         tolerance = 8 * float(jnp.finfo(array.dtype).eps)
@@ -261,7 +262,7 @@ def _check_buffer(key: str, array: np.ndarray, expected: np.ndarray) -> list[str
         return []
     return [
         f"{key}: found {_describe(array)}, expected the constant {_describe(expected)} of this "
-        "architecture. Take its checkpoint."
+        "architecture. Use one of its checkpoints."
     ]
 
 
@@ -269,7 +270,7 @@ def _check_array(key: str, array: np.ndarray, shape: Shape) -> list[str]:
     if array.shape != shape:
         return [
             f"{key}: found {_describe(array)}, expected shape {shape}. "
-            "Take the checkpoint of this architecture."
+            "Use a checkpoint of this architecture."
         ]
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return [
@@ -281,19 +282,36 @@ def _check_array(key: str, array: np.ndarray, shape: Shape) -> list[str]:
 
 def _explain(name: str, arrays: Mapping[str, np.ndarray], match: KeyMatch) -> str:
     count = len(match.problems)
-    lines = [f"The state dict does not fit {name!r}: {count} problem{'s' if count > 1 else ''}."]
-    lines += [f"  {problem}" for problem in match.problems]
-    stem = FAMILIES[name].stem
-    prefixes = [key.removesuffix(stem) for key in arrays if key.endswith(f".{stem}")]
-    if prefixes and stem not in arrays:
-        lines.append(f"Its keys begin with {prefixes[0]!r}: remove that prefix from all of them.")
+    lines = [
+        f"The state dict does not fit {name!r}: {_likely_cause(name, arrays)}"
+        f"{count} problem{'s' if count > 1 else ''}.",
+        *(f"  {problem}" for problem in match.problems),
+    ]
+    return "\n".join(lines)
+
+
+def _likely_cause(name: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """What most likely happened and what to do, or nothing if there is no telling."""
+    family, expected = FAMILIES[name], entries_of(name, model_of(name, arrays)).keys()
+    missing = expected - arrays.keys()
+    if missing and all(key.startswith(family.classifier) for key in missing):
+        return (
+            "its classifier is missing or has other layers. Remove what is left of it, and "
+            "importers.load initializes a new one. "
+        )
+    prefix = prefix_before(family.stem, arrays)
+    if prefix and sum(prefix + key in arrays for key in expected) > len(expected) / 2:
+        return (
+            f"it seems to be that of a larger network. Pass only the keys that begin with "
+            f"{prefix!r}, without this prefix. "
+        )
     likely = likeliest(_shapes(arrays))
     if likely.names and name not in likely.names:
-        lines.append(
-            f"Its keys fit {' or '.join(map(repr, likely.names))} best (about {likely.share:.0%} "
-            "of them): load it under that name."
+        return (
+            f"its keys fit {' or '.join(map(repr, likely.names))} best (about {likely.share:.0%} "
+            "of them). Load it under that name. "
         )
-    return "\n".join(lines)
+    return ""
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, Shape]:
@@ -301,7 +319,7 @@ def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, Shape]:
 
 
 def _as_array(key: str, value: Any) -> np.ndarray:
-    """Reads an array or a torch tensor, which may sit on a device or require a gradient."""
+    """Reads an array or a torch tensor, which may be on a device or require a gradient."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         # NumPy has no bfloat16 of its own that torch could export to; float32 holds it exactly.
@@ -311,7 +329,7 @@ def _as_array(key: str, value: Any) -> np.ndarray:
     if not hasattr(value, "shape"):
         raise StateDictError(
             f"The state dict has {type(value).__name__} at {key!r}, expected an array or a tensor. "
-            "Where a checkpoint holds more than weights, pass the part that holds them, often "
+            "If the checkpoint holds more than weights, pass the part that holds them, often "
             "checkpoint['state_dict'] or checkpoint['model']."
         )
     return np.asarray(value)

@@ -1,4 +1,4 @@
-"""How one parameter's axes stand in torch and in Flax.
+"""The order of a parameter's axes in torch and in Flax.
 
 Shapes: `I` input and `O` output channels of a layer, `g` its groups, `C` channels of an image.
 """
@@ -12,7 +12,7 @@ __all__ = ["CONV", "DENSE", "SAME", "Layout", "dense_after_flatten"]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A pair of functions that undo each other.
+    """Two functions that undo each other.
 
     Attributes:
       to_flax: from torch's axes to Flax's. Torch's first axis, the outputs, becomes the last.
@@ -24,13 +24,13 @@ class Layout:
 
 
 SAME = Layout(lambda array: array, lambda array: array)
-"""Axes that stand alike: biases, the vectors of norms, position embeddings."""
+"""Biases, the vectors of norms and position embeddings: the same order in both."""
 
 CONV = Layout(
     lambda kernel: kernel.transpose(2, 3, 1, 0),
     lambda kernel: kernel.transpose(3, 2, 0, 1),
 )
-"""`[O, I / g, H, W] <-> [H, W, I / g, O]`, grouped and depthwise kernels alike."""
+"""`[O, I / g, H, W] <-> [H, W, I / g, O]`, also for grouped and depthwise kernels."""
 
 DENSE = Layout(lambda kernel: kernel.transpose(), lambda kernel: kernel.transpose())
 """`[O, I] <-> [I, O]`."""
@@ -39,11 +39,11 @@ DENSE = Layout(lambda kernel: kernel.transpose(), lambda kernel: kernel.transpos
 def dense_after_flatten(channels: int) -> Layout:
     """The layout of a dense layer that reads a flattened image of `channels` channels.
 
-    `[O, C * P] <-> [P * C, O]`, with the number of pixels `P` taken from the kernel's own shape.
+    `[O, C * P] <-> [P * C, O]`; the number of pixels `P` follows from the kernel's shape.
     """
 
-    # torch flattens [C, H, W] and Flax [H, W, C]: the same length in another order, so a missing
-    # reorder passes every check of shapes and ruins every logit.
+    # torch flattens [C, H, W] and Flax [H, W, C]: the same length in another order. Without the
+    # reordering, every shape is right and every logit wrong.
     def to_flax(kernel: Any) -> Any:
         outputs, pixels = kernel.shape[0], kernel.shape[1] // channels
         columns = kernel.reshape(outputs, channels, pixels)

@@ -1,9 +1,9 @@
-"""Which architectures a state dict resembles, told from a table without building any network.
+"""Finds the architectures that a state dict resembles, from a table and without any network.
 
-To find the keys of all architectures takes a minute. Kept of each is only a sketch in
-`key_sketches.csv`: the smallest hashes of its keys with their shapes. How many of the smallest
-hashes of two sets are in both estimates the share of all their elements that are (Broder, "On the
-resemblance and containment of documents", 1997). The tests compute the table anew.
+Finding the keys of all architectures takes a minute, so `key_sketches.csv` holds a sketch of each:
+the smallest hashes of its keys with their shapes. The share of these hashes that two sets have in
+common estimates the share of all elements that they have in common (Broder, "On the resemblance
+and containment of documents", 1997). `python tests/test_likeness.py` prints the table.
 """
 
 import csv
@@ -19,7 +19,7 @@ from importers.families import FAMILIES
 __all__ = ["Likeness", "Sketch", "likeliest", "sketch_of"]
 
 SIZE = 32  # hashes of a sketch
-# Always in the sketch: the patch size of a vision transformer is hardly told by anything else.
+# Always in the sketch: vision transformers of different patch size differ in little else.
 ALWAYS = frozenset(family.stem for family in FAMILIES.values())
 
 Shape = tuple[int, ...]
@@ -31,9 +31,8 @@ class Likeness(NamedTuple):
     """The architectures that a state dict resembles most.
 
     Attributes:
-      names: mostly one; more where the sketches do not tell them apart; none where nothing is
-        alike.
-      share: of the keys and shapes of both that both have; an estimate.
+      names: usually one; several if their sketches are equally close; none if none is close.
+      share: estimated share of the keys and shapes that both have in common.
     """
 
     names: tuple[str, ...]
@@ -41,7 +40,7 @@ class Likeness(NamedTuple):
 
 
 def sketch_of(shapes: Mapping[str, Shape]) -> Sketch:
-    """The smallest hashes of keys with their shapes, those of first kernels made small.
+    """The smallest hashes of keys with their shapes, including those of first kernels.
 
     Args:
       shapes: from keys to shapes, in torch.
@@ -64,8 +63,8 @@ def likeliest(shapes: Mapping[str, Shape]) -> Likeness:
     for name, sketch in _known_sketches().items():
         family = FAMILIES[name]
         if family.older not in renamed:
-            today = {family.today(key): shape for key, shape in shapes.items()}
-            renamed[family.older] = sketch_of(today)
+            current = {family.current_key(key): shape for key, shape in shapes.items()}
+            renamed[family.older] = sketch_of(current)
         shares[name] = _resemblance(renamed[family.older], sketch)
     best = max(shares.values())
     return Likeness(tuple(name for name in shares if shares[name] == best > 0), best)

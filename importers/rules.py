@@ -1,8 +1,7 @@
 """How the keys of a state dict and the leaves of a network correspond.
 
-The networks carry torch's names, so one rule serves every family: the leaf
-`params/layer1.0/conv1/kernel` is torch's `layer1.0.conv1.weight`. What a family has beyond that
-stands in its `Family`.
+The networks have torch's names, so one rule serves every family: the leaf
+`params/layer1.0/conv1/kernel` is torch's `layer1.0.conv1.weight`. A `Family` holds the exceptions.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ from importers.layouts import CONV, DENSE, SAME, Layout, dense_after_flatten
 __all__ = ["IGNORED", "Family"]
 
 IGNORED = re.compile(r"(.+\.)?num_batches_tracked")
-"""Keys that may be there or not: a counter that torch uses only for cumulative averages."""
+"""Optional keys: a counter that torch uses only for cumulative averages."""
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
@@ -37,14 +36,14 @@ class Family:
     Attributes:
       stem: key of the first convolution's kernel; its second axis is the number of channels.
       head: key of the last layer's kernel; its first axis is the number of classes.
-      flattened: from the key of a dense kernel that reads a flattened image to the channels of
-        that image.
-      renamed: pairs of a regular expression over the key that the one rule gives, and torch's key.
-      older: pairs of a regular expression over keys of older published files, and today's key.
-      options: fields of the model, besides the numbers of classes and channels, that a state dict
-        tells.
-      version: what torch records of the module's class beside the state dict, and asks for.
-      buffers: the constants that torch keeps in the state dict of a named architecture.
+      flattened: from the key of each dense kernel that reads a flattened image to the number of
+        that image's channels.
+      renamed: pairs of a regular expression for keys that the one rule gets wrong, and torch's key.
+      older: pairs of a regular expression for keys of older published files, and the current key.
+      options: from a state dict to fields of the model other than the numbers of classes and
+        channels.
+      version: that torch stores with the state dict of this class and checks when loading.
+      buffers: from the name of an architecture to the constants in its state dict.
     """
 
     stem: str
@@ -64,8 +63,13 @@ class Family:
             key = re.sub(pattern, replacement, key)
         return key
 
-    def today(self, key: str) -> str:
-        """The key that a key of an older file has today."""
+    @property
+    def classifier(self) -> str:
+        """What the keys of the classifier begin with, its last layer and those before it."""
+        return self.head.partition(".")[0] + "."
+
+    def current_key(self, key: str) -> str:
+        """The current key of an array: older files may have another."""
         for pattern, replacement in self.older:
             key = re.sub(pattern, replacement, key)
         return key

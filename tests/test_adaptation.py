@@ -16,9 +16,9 @@ def network():
     return random_network("resnet18")
 
 
-def test_another_number_of_classes_draws_the_last_layer_and_says_so(network):
+def test_another_number_of_classes_reinitializes_the_last_layer_with_a_warning(network):
     plain = importers.load("resnet18", network)
-    with pytest.warns(importers.FreshHeadWarning, match=r"10 classes, 7 were asked.*fc/kernel"):
+    with pytest.warns(importers.FreshHeadWarning, match=r"10 classes, not 7: .*fc/kernel"):
         loaded = importers.load("resnet18", network, num_classes=7)
     assert loaded.model.num_classes == 7
     assert loaded.params["fc"]["kernel"].shape == (512, 7)

@@ -3,10 +3,8 @@ import functools
 import hashlib
 import http.server
 import importlib.util
-import subprocess
-import sys
 import threading
-from pathlib import Path
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -229,31 +227,13 @@ def test_a_file_that_is_not_the_published_one_is_never_used(published, tmp_path)
     assert not list((tmp_path / "cache").iterdir())
 
 
-MEASURE = """
-import re, sys
-from pathlib import Path
-import importers
-from importers.conversion import entries_of, model_of
-
-def resident(field):
-    return int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
-entries_of("vgg11", model_of("vgg11", {}))
-before = resident("VmRSS")
-pretrained = importers.load("vgg11", sys.argv[1])
-print((resident("VmHWM") - before) / Path(sys.argv[1]).stat().st_size)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_loading_allocates_the_weights_once(tmp_path):
-    path = tmp_path / "vgg11.pth"
-    torch.save(random_network("vgg11", num_classes=1000).state_dict(), path)
-    command = [sys.executable, "-c", MEASURE, str(path)]
-    root = Path(__file__).parent.parent
-    peak = float(subprocess.check_output(command, cwd=root))
-    assert 0.9 < peak < 1.3
+def test_loading_allocates_the_weights_once(checkpoint):
+    importers.load("resnet18", checkpoint)  # finds the shapes
+    tracemalloc.start()
+    importers.load("resnet18", checkpoint)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.9 < peak / checkpoint.stat().st_size < 1.3
 
 
 def test_categories_are_imagenets():
@@ -262,30 +242,70 @@ def test_categories_are_imagenets():
     assert (categories[0], categories[281], categories[999]) == ("tench", "tabby", "toilet tissue")
 
 
-def test_weights_without_a_classifier_get_a_fresh_one(tmp_path):
-    state_dict = random_network("vgg16", num_classes=1000).state_dict()
+def without_head(state_dict):
+    return {key: array for key, array in state_dict.items() if not key.startswith("fc.")}
+
+
+@pytest.mark.parametrize("num_classes", [None, 7])
+def test_a_checkpoint_without_a_classifier_gets_a_new_one(state_dict, num_classes):
+    headless = without_head(state_dict)
+    with pytest.warns(importers.FreshHeadWarning, match=r"no classifier: fc\.bias") as warned:
+        pretrained = importers.load("resnet18", headless, num_classes=num_classes)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert pretrained.categories == ()
+    assert pretrained.model.num_classes == (num_classes or 1000)
+    kernel = pretrained.params["fc"]["kernel"]
+    assert kernel.shape == (512, num_classes or 1000)
+    assert 0 < np.abs(kernel).max() <= 512**-0.5
+    np.testing.assert_array_equal(pretrained.params["bn1"]["bias"], headless["bn1.bias"])
+
+
+def test_a_classifier_of_other_layers_is_refused_with_advice(state_dict):
+    other = {**without_head(state_dict), "fc.1.weight": np.zeros((10, 512), np.float32)}
+    with pytest.raises(importers.StateDictError, match=r"other layers\. Remove what is left of it"):
+        importers.load("resnet18", other)
+
+
+def test_only_a_missing_classifier_is_replaced(state_dict):
+    headless = without_head(state_dict)
+    del headless["bn1.bias"]
+    with pytest.raises(importers.StateDictError, match=r"bn1\.bias: found nothing"):
+        importers.load("resnet18", headless)
+
+
+@pytest.fixture
+def features_only(monkeypatch):
+    """Weights of SqueezeNet as VGG16's "IMAGENET1K_FEATURES": with NaN for a classifier."""
+    (weights,) = WEIGHTS["squeezenet1_1"]
+    weights = dataclasses.replace(weights, tag="IMAGENET1K_FEATURES")
+    monkeypatch.setattr("importers.weights.WEIGHTS", {"squeezenet1_1": (weights,)})
+    state_dict = random_network("squeezenet1_1", num_classes=1000).state_dict()
     for key, tensor in state_dict.items():
         if key.startswith("classifier."):
             tensor.fill_(torch.nan)
-    path = tmp_path / "vgg16_features-amdegroot-88682ab5.pth"
-    torch.save(state_dict, path)
-    with pytest.raises(importers.StateDictError, match="NaN"):
-        importers.load("vgg16", path, weights="IMAGENET1K_V1")
-    with pytest.warns(importers.FreshHeadWarning, match="hold no classifier"):
-        pretrained = importers.load("vgg16", path)
+    return state_dict
+
+
+def test_a_classifier_that_is_published_as_nan_is_replaced(features_only):
+    with pytest.warns(importers.FreshHeadWarning, match="no classifier"):
+        pretrained = importers.load("squeezenet1_1", features_only)
     assert pretrained.categories == ()
-    np.testing.assert_array_equal(
-        pretrained.params["features.0"]["bias"], state_dict["features.0.bias"]
-    )
-    assert np.isfinite(pretrained.params["classifier.6"]["kernel"]).all()
-    assert pretrained.params["classifier.3"]["kernel"].std() > 0
+    assert np.isfinite(pretrained.params["classifier.1"]["kernel"]).all()
+    assert pretrained.params["classifier.1"]["kernel"].std() > 0
 
 
-def test_nan_is_damage_where_it_is_not_in_the_classifier():
-    state_dict = random_network("vgg16").state_dict()
-    state_dict["features.0.bias"][0] = torch.nan
-    with pytest.raises(importers.StateDictError, match=r"features\.0\.bias: 1 of 64 values$"):
-        importers.load("vgg16", state_dict, weights="IMAGENET1K_FEATURES")
+def test_nan_is_damage_in_any_other_place(features_only, monkeypatch):
+    features_only["features.0.bias"][0] = torch.nan
+    with (
+        pytest.warns(importers.FreshHeadWarning),
+        pytest.raises(
+            importers.StateDictError, match=r"ones\. .*\n  features\.0\.bias: 1 of 64 values$"
+        ),
+    ):
+        importers.load("squeezenet1_1", features_only)
+    monkeypatch.undo()
+    with pytest.raises(importers.StateDictError, match=r"classifier\.1\.bias: 1000 of 1000 values"):
+        importers.load("squeezenet1_1", features_only)
 
 
 def test_a_value_without_a_shape_is_refused_by_key():
@@ -304,5 +324,5 @@ def test_the_inceptions_bring_their_images_to_other_statistics(tmp_path):
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     pretrained = importers.load("googlenet", path)
-    actual = pretrained.model.apply(pretrained.variables, images)
+    actual = jax.jit(pretrained.model.apply)(pretrained.variables, images)
     assert relative_error(actual, expected) <= 1e-5

@@ -28,6 +28,7 @@ WRAPPED = {
     "model_state_dict": lambda state: {"epoch": 3, "model_state_dict": state},
     "parallel": lambda state: prefixed("module.", state),
     "compiled": lambda state: {"model": prefixed("_orig_mod.module.", state)},
+    "lightning": lambda state: {"epoch": 3, "state_dict": prefixed("net.", state)},
 }
 
 
@@ -59,7 +60,7 @@ def test_what_is_not_wrapped_stays(state_dict):
 
 
 def test_other_objects_are_refused():
-    with pytest.raises(TypeError, match="come as int, expected the path"):
+    with pytest.raises(TypeError, match="are of type int, expected the path"):
         importers.load("resnet18", 3)
 
 
