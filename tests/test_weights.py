@@ -1,8 +1,6 @@
 import functools
 import math
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -159,16 +157,6 @@ def test_architectures_without_a_model_are_refused(monkeypatch):
 def test_the_inceptions_were_trained_on_transformed_inputs(name):
     (weights,) = WEIGHTS[name]
     assert dict(weights.options) == {"transform_input": True}
-
-
-def test_importing_does_not_read_the_table():
-    code = (
-        "import importers\nfrom importers.weights import WEIGHTS, _read_table\n"
-        "assert _read_table.cache_info().currsize == 0\n"
-        "assert len(WEIGHTS) == 83 and WEIGHTS['resnet18'] is WEIGHTS['resnet18']\n"
-        "assert _read_table.cache_info().misses == 1"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_means_are_those_of_the_training_of_each_set():
