@@ -113,8 +113,8 @@ def _obtain(url: str, path: Path, digest: str, timeout: float, progress: bool, r
             _fetch(url, file, path.name, timeout, progress)
         if not _matches(partial, digest):
             raise DownloadError(
-                f"{url} does not have the digest {digest}: the download is damaged or not the "
-                f"published file. Try again. {remedy}"
+                f"The download of {url} does not have the digest {digest}: it is damaged or not "
+                f"the published one. Try again. {remedy}"
             )
         partial.replace(path)
     finally:

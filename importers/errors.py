@@ -11,16 +11,16 @@ __all__ = [
 
 
 class CheckpointError(TLVError, ValueError):
-    """A checkpoint cannot be had, read, or used. Root of the others here."""
+    """A checkpoint cannot be found, read, or used. Base of the other errors here."""
 
 
 class FileFormatError(CheckpointError):
-    """A file is missing, damaged, or not a checkpoint of a known format."""
+    """A file is missing, damaged, or not a checkpoint in a known format."""
 
 
 class UnsafeFileError(CheckpointError):
-    """A file asks for more than tensors: to read it on would mean to run its code."""
+    """A pickle names more than tensors need. Reading it in full would run its code."""
 
 
 class DownloadError(CheckpointError):
-    """A file could not be downloaded, or is not the one that was published."""
+    """A file could not be downloaded, or is not the published one."""

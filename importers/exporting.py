@@ -1,4 +1,4 @@
-"""From Flax parameters back to torch: names, layouts, and the constants that torch keeps."""
+"""Export Flax parameters to torch, with torch's names, layouts and constants."""
 
 import errno
 import os
@@ -26,25 +26,23 @@ __all__ = ["arrays_for_torch", "export", "write_safetensors"]
 def export(
     name: str, params: Mapping[str, Any], batch_stats: Mapping[str, Any] | None = None
 ) -> dict[str, "torch.Tensor"]:
-    """The state dict of torchvision's network of that name, as tensors.
+    """Returns the state dict of torchvision's network of that name.
 
         torch_model.load_state_dict(importers.export("resnet18", params, batch_stats))
 
     Args:
       name: one of `models.names()`.
-      params: of the network, with any numbers of classes and image channels.
-      batch_stats: of the network; nothing where it has no batch norm.
+      params: parameters, with any numbers of classes and image channels.
+      batch_stats: batch statistics; `None` if the network has no batch norm.
 
     Returns:
-      Tensors on the CPU by torch's names, dtypes kept. Counters of batches (zero) and constant
-      buffers are included, so that a strict load accepts it. `convert` of it gives back the same
-      bits.
+      Tensors on the CPU by torch's names, in their own dtypes. Batch counters (zero) and constant
+      buffers are included, so torch loads it strictly. `convert` returns the same bits from it.
 
     Raises:
-      OptionError: for a name that is not known.
-      StateDictError: for parameters that are not those of this architecture, with all that is
-        wrong.
-      ImportError: where torch is not installed; `write_safetensors` does without.
+      OptionError: if the name is unknown.
+      StateDictError: if the parameters are not those of this architecture; lists every problem.
+      ImportError: if torch is not installed; `write_safetensors` does not need it.
     """
     import torch
 
@@ -72,8 +70,9 @@ def write_safetensors(
       batch_stats: see `export`.
 
     Raises:
-      OptionError, StateDictError: as `export`.
-      OSError: where the file cannot be written.
+      OptionError: if the name is unknown.
+      StateDictError: if the parameters are not those of this architecture; lists every problem.
+      OSError: if the file cannot be written.
     """
     arrays = arrays_for_torch(name, params, batch_stats)
     path = Path(path)
@@ -83,7 +82,7 @@ def write_safetensors(
         save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(path)
     except (SafetensorError, OSError) as error:
-        # The package's own kind tells of the system's faults too, and none should name `partial`.
+        # safetensors reports a full disk as its own error, and either would name `partial`.
         reason = error.strerror if isinstance(error, OSError) else error
         raise OSError(errno.EIO, f"cannot be written ({reason})", str(path)) from error
     finally:
@@ -95,7 +94,7 @@ def arrays_for_torch(
 ) -> dict[str, np.ndarray]:
     """The state dict as NumPy arrays; see `export`."""
     if name not in FAMILIES:
-        models.create(name)  # raises, and knows the close names
+        models.create(name)  # raises, and suggests close names
     family, trees = FAMILIES[name], {"params": params, "batch_stats": batch_stats or {}}
     leaves = traverse_util.flatten_dict(_plain(trees), sep="/")
     arrays, origins = {}, {}
@@ -113,7 +112,9 @@ def arrays_for_torch(
     problems = [*match.problems, *strays]
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
-        raise StateDictError(f"The parameters are not those of {name!r}, by torch's keys:\n{lines}")
+        raise StateDictError(
+            f"The parameters are not those of {name!r}. In torch's names:\n{lines}"
+        )
     counters = {
         key.removesuffix("running_var") + "num_batches_tracked": np.zeros((), np.int64)
         for key in arrays
@@ -130,7 +131,7 @@ def _plain(tree: Any) -> Any:
 
 
 def _as_tensor(torch: Any, array: np.ndarray) -> "torch.Tensor":
-    # Copied: the arrays may be views of JAX's own, which must never be written to.
+    # A copy: the array may be a view of a JAX array, which must never be written to.
     array = np.array(array, order="C")
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

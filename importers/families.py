@@ -1,4 +1,4 @@
-"""What is particular to the checkpoints of each family; all else follows from the names."""
+"""The exceptions of each family's checkpoints; everything else follows from the names."""
 
 import math
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ __all__ = ["FAMILIES"]
 
 
 def _image_size(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The pixels a side that a position embedding `[1, 1 + tokens, D]` was made for."""
+    """Pixels a side of the images that a position embedding `[1, 1 + tokens, D]` is made for."""
     positions, kernel = (
         getattr(state_dict.get(key), "shape", ())
         for key in ("encoder.pos_embedding", "conv_proj.weight")
@@ -45,7 +45,7 @@ def _image_size(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _auxiliary_heads(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Whether there are any: torchvision's loader takes them off where they are not asked for."""
+    """Whether there are any: torchvision can load the network without."""
     return {"aux_logits": any(key.startswith(("aux1.", "AuxLogits.")) for key in state_dict)}
 
 
@@ -76,7 +76,7 @@ _VIT = Family(
     stem="conv_proj.weight",
     head="heads.head.weight",
     renamed=((r"\.in_proj\.(weight|bias)$", r".in_proj_\1"),),
-    # The published files are from before the dense layers lost their names.
+    # Published files have older names of the dense layers.
     older=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
     options=_image_size,
 )
@@ -110,7 +110,7 @@ _SHUFFLENET_V2 = Family(stem="conv1.0.weight", head="fc.weight")
 _DENSENET = Family(
     stem="features.conv0.weight",
     head="classifier.weight",
-    # The published files are from before the two layers lost their dots.
+    # Published files have older names of these layers, with a dot more.
     older=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),),
 )
 _EFFICIENTNET_LITE = Family(stem="_conv_stem.weight", head="_fc.weight")

@@ -1,4 +1,4 @@
-"""From a picture to what a pretrained network was trained on, without torch.
+"""Prepare pictures as in the published evaluation of a network, without torch.
 
 Shapes: pictures `[H, W, 3]`, batches `[B, crop, crop, 3]`.
 """
@@ -27,15 +27,15 @@ class Preprocess:
     """Resizes, crops and normalizes pictures as torchvision's `ImageClassification` preset does.
 
     Attributes:
-      resize: pixels of the shorter side after resizing; the aspect ratio stays.
-      crop: pixels a side of the central square that is cut out then; what it has beyond the picture
-        is black.
-      mean: of each channel, subtracted after scaling to [0, 1].
-      std: of each channel, divided by.
+      resize: pixels of the shorter side after resizing, which keeps the aspect ratio.
+      crop: pixels a side of the central square that is then cut out; black where it exceeds the
+        picture.
+      mean: of each channel; subtracted after scaling to [0, 1].
+      std: of each channel; divided by after that.
       interpolation: "bilinear" or "bicubic", antialiased.
 
     Raises:
-      OptionError: for a size below 1 or another interpolation.
+      OptionError: if a size is below 1 or the interpolation is unknown.
     """
 
     resize: int = 256
@@ -53,7 +53,7 @@ class Preprocess:
             raise OptionError(f"interpolation={self.interpolation!r}, expected {known}.")
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
-        """Prepares one picture or several, which may differ in size.
+        """Prepares one picture, or several that may differ in size.
 
         Args:
           pictures: a PIL image, a uint8 array `[H, W, 3]`, or a list of them.
@@ -62,12 +62,12 @@ class Preprocess:
           float32 `[B, crop, crop, 3]`; `B` is 1 for a single picture.
 
         Raises:
-          ImageError: for an array of another type or shape, or an empty list.
+          ImageError: if an array has another type or shape, or the list is empty.
         """
         single = isinstance(pictures, Image.Image) or getattr(pictures, "ndim", 0) == 3
         batch: Any = [pictures] if single else pictures
         if len(batch) == 0:
-            raise ImageError("There are no pictures to prepare: expected at least one.")
+            raise ImageError("Got no pictures, expected at least one.")
         return np.stack([self._prepare(_as_image(picture)) for picture in batch])
 
     def _prepare(self, image: Image.Image) -> np.ndarray:
@@ -82,9 +82,8 @@ class Preprocess:
 
 
 def _margin(side: int, crop: int) -> int:
-    """Pixels before a central crop, negative where the crop is larger: PIL fills with black."""
-    # An odd pixel goes where torchvision puts it: halves round to even when cutting, and down
-    # when padding.
+    """Pixels before a central crop; negative if the crop is larger, which PIL fills with black."""
+    # As torchvision rounds: half a pixel to even when cutting, and down when padding.
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)
 
 
@@ -95,6 +94,6 @@ def _as_image(picture: Picture) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise ImageError(
             f"A picture is {array.dtype} of shape {array.shape}, expected a PIL image or uint8 "
-            "of shape [H, W, 3]. Grey pictures become colour by np.stack([grey] * 3, axis=-1)."
+            "of shape [H, W, 3]. Turn a grey picture into colour: np.stack([grey] * 3, axis=-1)."
         )
     return Image.fromarray(array)

@@ -1,4 +1,4 @@
-"""Read a state dict from disk, whatever the format, without torch."""
+"""Read a state dict from a file of any format, without torch."""
 
 import json
 import mmap
@@ -37,21 +37,21 @@ SAFETENSORS_DTYPES = {
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the tensors of a `.pth`, `.pt` or `.safetensors` file.
 
-    The format is told by the content: torch's zip format, its older one from before torch 1.6, or
+    The content decides the format: torch's zip format, its older one from before torch 1.6, or
     safetensors. Nothing in the file is ever executed.
 
     Args:
-      path: of a file that holds one state dict, flat, or under "state_dict", "model" or
-        "model_state_dict" in a training checkpoint, whose other entries are left.
+      path: of a file with one state dict, either flat, or under "state_dict", "model" or
+        "model_state_dict" in a training checkpoint, whose other entries are ignored.
 
     Returns:
       Read-only arrays by name, in the file's order, which for safetensors is that of the bytes.
-      They are views into the memory-mapped file, which is read as they are used: copy them before
-      the file changes. bfloat16 tensors come as `ml_dtypes.bfloat16`, JAX's own.
+      They are views of the memory-mapped file: copy them before the file changes. bfloat16
+      tensors become `ml_dtypes.bfloat16`, as in JAX.
 
     Raises:
-      FileFormatError: if the file is missing, empty, damaged, or of no known format.
-      UnsafeFileError: if a pickle in it asks for anything but tensors.
+      FileFormatError: if the file is missing, empty, damaged, or of an unknown format.
+      UnsafeFileError: if a pickle in the file names anything that is not needed for tensors.
     """
     path = Path(path)
     data = _map(path)
@@ -69,10 +69,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def _map(path: Path) -> mmap.mmap:
     try:
-        # Looked at before it is opened: to open a named pipe waits for someone to write to it.
+        # Checked before opening: opening a named pipe would wait until someone writes to it.
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            kind = "a directory" if path.is_dir() else "something that is no regular file"
+            kind = "a directory" if path.is_dir() else "something that is not a regular file"
             raise FileFormatError(
                 f"{path}: expected a checkpoint file, found {kind}. Give the path of a .pth, .pt "
                 "or .safetensors file."
@@ -92,7 +92,7 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _read_safetensors(path: Path, data: mmap.mmap) -> dict[str, np.ndarray]:
-    """Lets the package validate the header, then maps the tensors: its NumPy side lacks bf16."""
+    """Lets the package validate the header, then maps the tensors: its NumPy reader lacks bf16."""
     start = 8 + int.from_bytes(data[:8], "little")
     try:
         with safe_open(path, framework="numpy"):
@@ -120,7 +120,7 @@ def _read_safetensors(path: Path, data: mmap.mmap) -> dict[str, np.ndarray]:
         try:
             tensors[name] = flat.reshape(entry["shape"])
         except (ValueError, OverflowError) as error:
-            # An empty tensor's other axes may be of any length, and axes of length 1 any number.
+            # The package allows what NumPy does not: huge axes in an empty tensor, and many axes.
             raise _damaged(path, f"tensor {name!r}: {error}") from error
     return tensors
 

@@ -120,9 +120,9 @@ def _build(path: Path, data: Data, loaded: object, locate: Locate) -> dict[str, 
 
 
 def _stray(name: object, value: object) -> str:
-    """What is wrong with an entry that is no named tensor, and what to do; else nothing."""
+    """What is wrong with an entry, and what to do; nothing if it is a tensor with a name."""
     if not isinstance(name, str):
-        return f"the key {name!r}, which is no text. Save model.state_dict()."
+        return f"the key {name!r}, which is not text. Save model.state_dict()."
     if isinstance(value, Tensor):
         return ""
     nested = isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
@@ -141,7 +141,7 @@ def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, i
     storage = tensor.storage
     itemsize = storage.dtype.itemsize
     available = max(min(size, len(data) - offset), 0) // itemsize
-    # A storage that is longer than described would shift all that follow it in the old format.
+    # In the old format, a storage longer than described would shift all that follow it.
     if storage.count != available:
         raise damaged(
             path, f"tensor {name!r} needs {storage.count} elements, {available} are there"
@@ -152,7 +152,7 @@ def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, i
         (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
     )
     inside = elements == 0 or last < storage.count
-    # NumPy can hold no array of a larger extent, even where another axis of it is empty.
+    # NumPy refuses a larger extent, even if one axis is empty.
     holdable = extent <= sys.maxsize and elements <= max(storage.count, MOST_REPEATED)
     if not (inside and holdable):
         raise damaged(
@@ -175,7 +175,7 @@ def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, i
 
 def _place(path: Path, data: Data, entry: zipfile.ZipInfo) -> tuple[int, int]:
     """Where a zip entry's bytes lie, as `(offset, size)`."""
-    # torch never compresses; so a small file cannot unfold into a large one.
+    # torch never compresses, and this way a small file cannot unpack into a large one.
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise FileFormatError(
             f"{path}: entry {entry.filename!r} is compressed, which torch.save never does. Unpack "
@@ -184,7 +184,7 @@ def _place(path: Path, data: Data, entry: zipfile.ZipInfo) -> tuple[int, int]:
     if entry.header_offset < 0:
         raise damaged(path, f"entry {entry.filename!r} begins before the file")
     header = data[entry.header_offset : entry.header_offset + LOCAL_HEADER]
-    # The local header's own lengths count: torch pads the extra field to align the data.
+    # Lengths as in the local header: torch pads its extra field to align the data.
     skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     offset = entry.header_offset + LOCAL_HEADER + skipped
     if header[:4] != b"PK\x03\x04" or offset + entry.file_size > len(data):
@@ -204,6 +204,6 @@ def _describe(value: object) -> str:
 
 def _big_endian(path: Path) -> FileFormatError:
     return FileFormatError(
-        f"{path}: expected little-endian data, found a file of a big-endian machine. Save it again "
-        "on a little-endian one."
+        f"{path}: expected little-endian data, found a file from a big-endian machine. Save it "
+        "again on a little-endian one."
     )

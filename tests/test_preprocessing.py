@@ -91,7 +91,7 @@ def test_published_crops_are_seven_eighths_of_the_resize():
         (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\), expected"),
         (np.zeros((4, 4), np.uint8), "expected a PIL image or uint8"),
         ([np.zeros((4, 4), np.uint8)], "np.stack"),
-        ([], "at least one"),
+        ([], "Got no pictures, expected at least one"),
     ],
 )
 def test_other_input_is_refused(pictures, message):

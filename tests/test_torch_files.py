@@ -175,7 +175,7 @@ def test_a_wrong_length_in_the_old_format_never_shifts_the_tensors(tmp_path, lie
 @pytest.mark.parametrize("key", [1, None, 1.5, True], ids=repr)
 def test_keys_that_are_no_text_are_refused(tmp_path, key):
     path = save(tmp_path / "t.pth", {key: torch.ones(1), "1": torch.zeros(1)})
-    with pytest.raises(FileFormatError, match=f"the key {key!r}, which is no text"):
+    with pytest.raises(FileFormatError, match=f"the key {key!r}, which is not text"):
         read_state_dict(path)
 
 
