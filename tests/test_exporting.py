@@ -18,13 +18,8 @@ from tlv_jax.errors import OptionError
 
 
 @pytest.fixture(scope="module")
-def network():
-    return random_network("resnet18")
-
-
-@pytest.fixture(scope="module")
-def variables(network):
-    return importers.convert("resnet18", network.state_dict())
+def variables():
+    return importers.convert("resnet18", random_network("resnet18").state_dict())
 
 
 def same_bits(actual, expected):
@@ -36,15 +31,7 @@ def same_bits(actual, expected):
 
 NAMES = import_torchvision().models.list_models(module=import_torchvision().models)
 # Every kind of leaf, layout, constant and buffer is among these.
-QUICK = (
-    "vgg11_bn",
-    "resnext50_32x4d",
-    "vit_b_32",
-    "swin_v2_t",
-    "maxvit_t",
-    "googlenet",
-    "mnasnet0_5",
-)
+QUICK = ("vit_b_32", "swin_v2_t", "googlenet", "mnasnet0_5")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +72,7 @@ def test_device_arrays_and_frozen_dicts_are_taken(variables):
     assert np.any(params["fc"]["bias"] != 0)
 
 
-def test_all_that_is_wrong_is_told(variables):
+def test_every_problem_is_listed(variables):
     params, stats = (dict(tree) for tree in variables)
     params["fc"] = {"kernel": np.zeros((512, 10, 1), np.float32)}
     params["extra"] = {"bias": np.zeros(3, np.float32)}
