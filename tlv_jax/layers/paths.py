@@ -44,13 +44,24 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
       name: what to call the tree in an error, `src_params` for example.
 
     Raises:
-      ParameterTreeError: if there is no array, or two leaves have one path.
+      ParameterTreeError: if there is no array, if two leaves have one path, or if one module stands
+        at two places.
     """
     leaves: dict[str, Any] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    met: dict[int, Any] = {}  # keeps what it holds alive, so that no id means two things
+
+    def is_met_again(node: Any) -> bool:
+        again = id(node) in met and not isinstance(node, dict | list | tuple)
+        met[id(node)] = node
+        return again
+
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_met_again):
+        path = leaf_path(keys)
+        if not jax.tree_util.all_leaves([leaf]):
+            _refuse_shared(tree, leaf, path, name)
+            continue
         if not is_array(leaf):
             continue
-        path = leaf_path(keys)
         if path in leaves:
             raise ParameterTreeError(
                 f"{name}: two leaves have the path {path!r}, so a plan cannot tell them apart. "
@@ -63,6 +74,23 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
             "the parameters, for example model.init(...)['params']."
         )
     return leaves
+
+
+def _refuse_shared(tree: PyTree, node: Any, path: str, name: str) -> None:
+    """Refuses a module that stands at two places, unless it holds no arrays.
+
+    Raises:
+      ParameterTreeError: with both places.
+    """
+    if not any(is_array(leaf) for leaf in jax.tree.leaves(node)):
+        return
+    others = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda other: other is node)
+    first = next(leaf_path(keys) for keys, other in others if other is node)
+    raise ParameterTreeError(
+        f"{name}: {first!r} and {path!r} are one {type(node).__name__}, but a pytree cannot share "
+        "it: each place would get arrays of its own. Keep one place and call it twice, or in NNX "
+        "pass the state of nnx.split(module), in Equinox hold it with eqx.nn.Shared."
+    )
 
 
 def split_path(path: str) -> tuple[str, str]:

@@ -247,6 +247,7 @@ class _Walk:
     def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
         """Arithmetic of an activation; with a norm's parameters it makes that norm a layer."""
         feeds = feeds_of(operands)
+        statistics = self._statistics(equation.primitive.name, operands)
         norms = []
         for path in dict.fromkeys(path for value in operands for path in value.leaves):
             layer, is_scale = self.norms.get(path, (None, False))
@@ -256,12 +257,41 @@ class _Walk:
             self._feed_norm(self.layers.get(layer.path, layer), feeds)
             if is_scale:
                 self._count_norm(layer.path)
+                self._give_statistics(layer.path, statistics)
             self.channels.normed(layer.path, layer.shape[0], operands)
             feeds = (layer.path,)
             norms.append(layer.path)
         if not norms and equation.primitive.name in ("mul", "div"):
             feeds = self._inside_norm(operands, feeds)
-        return Value(active=True, feeds=feeds)
+        return Value(active=True, feeds=feeds, statistics=statistics)
+
+    def _statistics(self, name: str, operands: Sequence[Value]) -> tuple[tuple[str, str], ...]:
+        """What one activation was centred with, and divided by after that, of the parameters."""
+        active = [value for value in operands if value.active]
+        if len(active) > 1:
+            return ()
+        paths = [path for value in operands if not value.active for path in value.leaves]
+        arrays = {path: self.leaves[path] for path in paths if path in self.leaves}
+        vectors = [path for path, leaf in arrays.items() if leaf.shape and path not in self.norms]
+        found = active[0].statistics
+        if not vectors:
+            return found
+        if len(vectors) == 1 and name == "sub" and operands[0].active:
+            # An average that is debiased depends on the number of batches behind it, too.
+            counts = [("count", path) for path, leaf in arrays.items() if leaf.shape == ()]
+            return (("mean", vectors[0]), *counts[:1])
+        if len(vectors) == 1 and name in ("mul", "div") and found and found[-1][0] != "var":
+            return (*found, ("var", vectors[0]))
+        return ()
+
+    def _give_statistics(self, path: str, statistics: Sequence[tuple[str, str]]) -> None:
+        """Gives a norm running statistics that stand elsewhere, as in an Equinox `State`."""
+        norm, names = self.layers[path], dict(statistics)
+        if "var" not in names or "mean" in dict(norm.vectors):
+            return
+        if all(math.prod(self.leaves[names[n]].shape) == norm.shape[0] for n in ("mean", "var")):
+            vectors = tuple(sorted((*norm.vectors, *statistics)))
+            self.layers[path] = dataclasses.replace(norm, vectors=vectors)
 
     def _feed_norm(self, norm: Layer, feeds: Sequence[str]) -> None:
         inputs = dict.fromkeys((*norm.inputs, *feeds))

@@ -39,6 +39,8 @@ class Value:
       view: the parameter whose elements it holds, where that can still be told.
       feeds: paths of the layers whose outputs reach it with no other layer between.
       labels: the channel that each element belongs to, see `tlv_jax.layers.channels`.
+      statistics: what it was centred with, and divided by then, as `(name, leaf path)`: of a norm,
+        if that norm's scale follows.
     """
 
     active: bool = False
@@ -46,6 +48,7 @@ class Value:
     view: View | None = None
     feeds: tuple[str, ...] = ()
     labels: Any = None
+    statistics: tuple[tuple[str, str], ...] = ()
 
 
 def feeds_of(values: Iterable[Value]) -> tuple[str, ...]:
