@@ -106,7 +106,7 @@ def prepared(kind: str, name: str, file: Path) -> tuple[float, Callable[[], obje
 
         return 0.0, lambda: torch.load(file, weights_only=True)
     import importers
-    from importers.conversion import entries_of, model_of
+    from importers.entries import entries_of, model_of
 
     start = time.perf_counter()
     entries_of(name, model_of(name, {}))

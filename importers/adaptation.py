@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from importers.conversion import Entry, entries_of
+from importers.entries import Entry, entries_of
 from importers.families import FAMILIES
 
 __all__ = ["FreshHeadWarning", "adapt", "adapt_stem", "initialize"]

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from importers.conversion import convert, entries_of, model_of
+from importers.conversion import convert
+from importers.entries import entries_of, model_of
 from importers.exporting import export, write_safetensors
 from importers.families import FAMILIES
 from importers.loading import available

@@ -4,15 +4,14 @@ Paths of leaves are written `params/layer1.0/conv1/kernel`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from importers.entries import Entry, entries_of, model_of
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
 from importers.layouts import SAME, Layout
@@ -21,17 +20,7 @@ from importers.rules import IGNORED
 from importers.sources import prefix_before, unwrap
 from tlv_jax import models
 
-__all__ = [
-    "Entry",
-    "KeyMatch",
-    "StateDictError",
-    "arrays_of",
-    "convert",
-    "entries_of",
-    "match_keys",
-    "model_of",
-    "shapes_of",
-]
+__all__ = ["KeyMatch", "StateDictError", "arrays_of", "convert", "match_keys"]
 
 ROWS = 32  # of a kernel, transposed at a time
 
@@ -86,80 +75,6 @@ def convert(
         raise StateDictError(_explain_broken(broken, arrays))
     tree = traverse_util.unflatten_dict(leaves, sep="/")
     return tree["params"], tree.get("batch_stats", {})
-
-
-def model_of(
-    name: str,
-    state_dict: Mapping[str, Any],
-    *,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-) -> nn.Module:
-    """The network that a state dict of this architecture belongs to.
-
-    The state dict gives the numbers of classes and channels, and whatever else varies within a
-    family; torchvision's defaults fill in what is missing.
-
-    Args:
-      name: one of `models.names()`.
-      state_dict: as for `convert`.
-      dtype: of the computation.
-      param_dtype: of the parameters.
-    """
-    family = FAMILIES[name]
-    state_dict = unwrap(state_dict, family.stem)
-    # A value without a shape is refused by `convert`, which names its key.
-    head, stem = (
-        tuple(getattr(state_dict.get(key), "shape", ())) for key in (family.head, family.stem)
-    )
-    model = models.create(
-        name,
-        num_classes=head[0] if len(head) > 1 and 0 not in head else 1000,
-        in_channels=stem[1] if len(stem) == 4 and 0 not in stem else 3,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-    return model.clone(**family.options(state_dict))
-
-
-class Entry(NamedTuple):
-    """What fills one key of a state dict.
-
-    Attributes:
-      leaf: path of the array in the variables.
-      layout: how its axes change between torch and Flax.
-      shape: in torch.
-    """
-
-    leaf: str
-    layout: Layout
-    shape: Shape
-
-
-@functools.cache
-def entries_of(name: str, model: nn.Module) -> Mapping[str, Entry]:
-    """Every key of a network's state dict but its buffers, found without allocating arrays.
-
-    Args:
-      name: one of `models.names()`.
-      model: of that name, see `model_of`.
-    """
-    family = FAMILIES[name]
-    structs: dict[str, Any] = traverse_util.flatten_dict(models.abstract_variables(model), sep="/")
-    entries = {}
-    for leaf, struct in structs.items():
-        layout = family.layout_of(leaf, struct.ndim)
-        stand_in = np.broadcast_to(np.int8(0), struct.shape)  # a view of one byte
-        entries[family.key_of(leaf)] = Entry(leaf, layout, layout.to_torch(stand_in).shape)
-    return entries
-
-
-def shapes_of(name: str) -> dict[str, Shape]:
-    """Every key of torchvision's state dict of that name, counters excepted, with its shape."""
-    entries = entries_of(name, model_of(name, {}))
-    return {key: entry.shape for key, entry in entries.items()} | _shapes(
-        FAMILIES[name].buffers(name)
-    )
 
 
 @dataclasses.dataclass(frozen=True)

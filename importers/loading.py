@@ -16,8 +16,9 @@ import numpy as np
 
 from importers.adaptation import FreshHeadWarning, adapt, initialize
 from importers.categories import imagenet_categories
-from importers.conversion import arrays_of, convert, entries_of, model_of
+from importers.conversion import arrays_of, convert
 from importers.downloads import download
+from importers.entries import entries_of, model_of
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
 from importers.preprocessing import Preprocess

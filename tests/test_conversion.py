@@ -10,7 +10,8 @@ from flax import traverse_util
 from helpers import import_torchvision
 
 import importers
-from importers.conversion import arrays_of, match_keys, model_of
+from importers.conversion import arrays_of, match_keys
+from importers.entries import model_of
 from importers.families import FAMILIES
 from importers.rules import IGNORED, Family
 from tlv_jax import models
@@ -307,7 +308,9 @@ def test_auxiliary_heads_are_there_if_the_state_dict_has_them(name, heads, prese
     assert all((head in filled) is present for head in heads)
 
 
-@pytest.mark.parametrize("name", ["swin_t", "swin_v2_t", "maxvit_t"])
+@pytest.mark.parametrize(
+    "name", ["swin_t", "swin_v2_t", pytest.param("maxvit_t", marks=pytest.mark.slow)]
+)
 def test_constants_may_be_missing_but_not_differ(name):
     with torch.device("meta"):
         tensors = network(name).state_dict()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import importers
-from importers.conversion import shapes_of
+from importers.entries import shapes_of
 from importers.families import FAMILIES
 from importers.likeness import likeliest, sketch_of
 from tlv_jax import models
