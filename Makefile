@@ -1,8 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+FLOORS_PYTHON ?= python3.13
+FLOORS := .venv-floors
 
-.PHONY: help demo test test-all parity fuzz lint types format clean
+.PHONY: help demo test test-all test-floors parity fuzz lint types format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,6 +17,9 @@ test: lint types  ## Lint, types and the default tests.
 
 test-all: lint types  ## As test, with the slow sweeps.
 	$(VENV)/bin/python -m pytest
+
+test-floors: $(FLOORS)/.test  ## The core's tests on the oldest versions supported, those of Colab.
+	$(FLOORS)/bin/python -m pytest -m "not slow and not zoo" $(CORE_TESTS)
 
 parity: $(VENV)/.test  ## Every architecture against torchvision; rewrites docs/parity.md.
 	$(VENV)/bin/python -m pytest -rP -m slow tests/test_parity_sweep.py --parity-table docs/parity.md
@@ -46,5 +51,11 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@ $(VENV)/.demo
 
-clean:  ## Remove the environment and all caches.
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build dist
+$(FLOORS)/.test: pyproject.toml constraints-floors.txt
+	$(FLOORS_PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --constraint constraints-floors.txt --editable '.[test-core]'
+	@touch $@
+
+clean:  ## Remove the environments and all caches.
+	rm -rf $(VENV) $(FLOORS) .cache .pytest_cache .ruff_cache .hypothesis build dist
