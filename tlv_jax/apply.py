@@ -20,10 +20,11 @@ from tlv_jax.consistent.apply import (
     norm_places,
     take_places,
 )
+from tlv_jax.consistent.insert import IDENTITY
 from tlv_jax.consistent.plan import ChannelPlan
 from tlv_jax.leaves import Leaves, put_kernel, put_vector, take_kernel, take_vector
 from tlv_jax.plan import TransferPlan
-from tlv_jax.planning import fitted_vectors
+from tlv_jax.planning import fitted_vectors, settled_counts
 from tlv_jax.rules.copying import paste
 from tlv_jax.rules.dense import draw_dense, pooled_statistics
 from tlv_jax.types import LayerPair, Rule
@@ -54,6 +55,7 @@ def fit_leaves(
         # A hash that is the same in every process, which Python's own is not.
         return jax.random.fold_in(key, np.uint32(zlib.crc32(path.encode())))
 
+    _settle_averages(plan, fitted, xp)
     if plan.channels is None:
         _fit_kernels(plan, key_of, source, fitted, xp)
         _fit_vectors(plan, source, fitted)
@@ -62,6 +64,16 @@ def fit_leaves(
     _draw_heads(plan, key_of, source, fitted, xp)
     _fill_inserted(plan, fitted, xp)
     return fitted
+
+
+def _settle_averages(plan: TransferPlan, fitted: Leaves, xp: ModuleType) -> None:
+    """Lets averages that a counter debiases count as those of many batches, as the source's are."""
+    for pair in plan.layer_pairs:
+        for path in settled_counts(pair):
+            var = dict(pair.target.vectors)["var"]
+            # Of no batches yet it is zero, by which the channels without a source would be divided.
+            fitted[var] = xp.where(fitted[path] == 0, xp.ones_like(fitted[var]), fitted[var])
+            fitted[path] = xp.full_like(fitted[path], IDENTITY["count"])
 
 
 def _fit_kernels(
@@ -106,8 +118,9 @@ def _fit(rule: Rule, rescale: str, xp: ModuleType, key: Any, source: Any, target
     if rescale == "source":
         wanted = xp.std(source.astype(np.float32, copy=False))
     spread = xp.std(kernel.astype(np.float32, copy=False))
-    # A kernel of equal weights has no spread that could be changed.
-    factor = xp.where(spread > 0, wanted / xp.where(spread > 0, spread, 1.0), 1.0)
+    # A kernel of equal weights has no spread that could be changed, whatever the rounding says.
+    varies = (spread > 0) & (kernel.max() > kernel.min())
+    factor = xp.where(varies, wanted / xp.where(varies, spread, 1.0), 1.0)
     return (kernel * factor).astype(kernel.dtype)
 
 
