@@ -30,6 +30,7 @@ from tlv_jax.planning import (
     joined,
     raise_no_pairs,
     reasons_to_stay,
+    settled_counts,
 )
 from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.types import Array, PyTree, Untouched
@@ -147,7 +148,7 @@ def plan_transfer(
     for pair in pairs:
         vectors = fitted_vectors(pair, biases)
         read += [pair.source.weight, *(given for given, _ in vectors)]
-        replaced += [pair.target.weight, *(own for _, own in vectors)]
+        replaced += [pair.target.weight, *(own for _, own in vectors), *settled_counts(pair)]
     for layer in drawn:
         replaced += [layer.weight, *(path for name, path in layer.vectors if name == "bias")]
     source_leaves = array_leaves(_tree_of(src), name="src")
@@ -211,7 +212,9 @@ def apply_transfer(
     source = _named(plan.source_leaves, array_leaves(_tree_of(src), name="src"), "src")
     target = _named(plan.target_leaves, all_leaves, "dst")
     arrays = [*source.values(), *target.values()]
-    traced = any(isinstance(array, Tracer) for array in [key, *arrays])
+    # Within `jit` what is drawn is traced, even where no argument is.
+    drawn = jax.random.fold_in(key, 0)
+    traced = any(isinstance(array, Tracer) for array in [drawn, *arrays])
     if traced or any(_is_remote(array) for array in arrays):
         if check_finite:
             _refuse_unless_finite({p: a for p, a in source.items() if not isinstance(a, Tracer)})
