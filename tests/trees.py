@@ -5,7 +5,9 @@ import functools
 import jax
 import numpy as np
 
+import tlv_jax
 from tlv_jax import models
+from tlv_jax.layers.paths import array_leaves
 
 VGG16_TO_RESNET18 = [0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9, 10, 10, 11, 12, 12]
 
@@ -57,3 +59,50 @@ def target_tree():
         "conv2": {"kernel": normal(14, 3, 3, 6, 4), "bias": normal(15, 4)},
         "fc": {"kernel": normal(16, 4, 2), "bias": normal(17, 2)},
     }
+
+
+def small_fn(params, images):
+    """A stem with a norm, a block that adds to it, and one more if there is any; a dense layer."""
+
+    def conv(x, layer, strides=1):
+        x = jax.lax.conv_general_dilated(
+            x, layer["kernel"], (strides,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return x + layer["bias"][None, None, None]
+
+    norm = {name: vector[None, None, None] for name, vector in params["norm"].items()}
+    x = conv(images, params["stem"])
+    x = (x - norm["mean"]) * jax.lax.rsqrt(norm["var"] + 1e-5) * norm["scale"] + norm["bias"]
+    x = jax.nn.relu(x)
+    for name in ("block", "more"):
+        if name in params:
+            x = x + conv(x, params[name])
+    x = jax.nn.relu(conv(x, params["out"], 2))
+    return x.mean((1, 2)) @ params["fc"]["kernel"] + params["fc"]["bias"][None]
+
+
+def small_network(seed, width, last, size=3, more=False):
+    """`small_fn` traced with random parameters, its channels `width` and then `last`."""
+    shapes = {
+        "stem": (size, size, 3, width),
+        "block": (3, 3, width, width),
+        "out": (size, size, width, last),
+        "fc": (last, 5),
+    }
+    if more:
+        shapes["more"] = shapes["block"]
+    params = {
+        name: {"kernel": normal(seed + i, *shape), "bias": normal(seed + 10 + i, shape[-1])}
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    params["norm"] = {
+        name: np.abs(normal(seed + 20 + i, width))
+        for i, name in enumerate(("scale", "bias", "mean", "var"))
+    }
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+    return tlv_jax.trace(small_fn, params, images)
+
+
+def leaves(tree):
+    """The arrays of a tree by path."""
+    return array_leaves(tree, name="tree")
