@@ -234,7 +234,10 @@ def assert_alike(new, old):
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [recipe(*pair) for pair in zip(FIVE, [*FIVE[1:], FIVE[0]], strict=True)],
+    [
+        recipe(*pair)
+        for pair in zip([*FIVE, "plain"], [*FIVE[1:], FIVE[0], "debiased"], strict=True)
+    ],
 )
 def test_a_network_of_one_library_computes_what_one_of_another_did(source, target):
     src, dst = network(source, 4, 1), network(target, 4, 2)
@@ -274,6 +277,23 @@ def test_by_default_the_kernels_of_convs_alone_are_carried_over(library):
     fresh = leaves_of(new)
     same = [path for path, own in leaves_of(dst.params).items() if fresh[path] is own]
     assert len(fresh) - len(same) == 4
+
+
+@pytest.mark.parametrize("seen", [0, 7])
+@pytest.mark.parametrize("wide", [4, 3], ids=["of one width", "wider"])
+def test_averages_that_a_counter_debiases_count_as_those_of_many_batches(wide, seen):
+    src, fresh = network("debiased", wide, 1), network("debiased", 4, 0)
+    model, state = fresh.params
+    state = jax.tree.map(lambda leaf: jnp.full_like(leaf, seen), state)
+    dst = tlv_jax.trace(fresh.fn, (model, state), IMAGES)
+    new = tlv_jax.transfer(src, dst, method=ALL)
+    assert_alike(new, dst.params)
+    count, (mean, var) = jax.tree.leaves(new[1])[0], jax.tree.leaves(new[1])[1:]
+    given = jax.tree.leaves(src.params[1])[1:]
+    own = np.float32([[seen] * 4, [seen or 1] * 4])  # a variance of no batches is no 0
+    np.testing.assert_array_equal(mean, pasted(given[0], own[0]))
+    np.testing.assert_array_equal(var, pasted(given[1], own[1]))
+    assert 0.9999**count < 1e-6  # so both are read as they stand
 
 
 def test_linen_variables_may_be_frozen():

@@ -73,8 +73,14 @@ def fitted_vectors(pair: LayerPair, biases: bool) -> list[tuple[str, str]]:
     """The vectors of a pair that both sides have, as `(source leaf, target leaf)`."""
     if pair.target.kind != "norm" and not biases:
         return []
-    source = dict(pair.source.vectors)
+    source = {name: path for name, path in pair.source.vectors if name != "count"}
     return [(source[name], path) for name, path in pair.target.vectors if name in source]
+
+
+def settled_counts(pair: LayerPair) -> list[str]:
+    """The target's counter of batches, if it debiases averages that the source replaces."""
+    names, given = dict(pair.target.vectors), dict(pair.source.vectors)
+    return [names["count"]] if "count" in names and "mean" in given else []
 
 
 def insertions(

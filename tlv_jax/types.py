@@ -32,7 +32,8 @@ class Layer:
       index: position along the leading axes of a parameter that `jax.lax.scan` stacks; `()` for one
         that is stored by itself.
       vectors: the layer's other parameters `[O]` or `[C]` as `(name, leaf path)`, sorted by name:
-        `bias` and, of a norm, the running `mean` and `var` if the tree holds them.
+        `bias` and, of a norm, the running `mean` and `var` if the tree holds them, with the `count`
+        `[]` of batches behind averages that are debiased (found by tracing only).
       groups: the number of feature groups of a conv. Known after tracing only; 1 otherwise.
       strides: the window strides of a conv, one a spatial axis. Known after tracing only.
       size: the spatial size of what the layer writes. Known after tracing only.

@@ -16,7 +16,7 @@ from tlv_jax.layers.channels import UNKNOWN, ChannelGraph, LayerLabels
 from tlv_jax.types import Layer
 
 GATED = "what it would add is multiplied with another layer's output"
-IDENTITY = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0}
+IDENTITY = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "count": 2**20}
 
 
 @dataclasses.dataclass(frozen=True)
