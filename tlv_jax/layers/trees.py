@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from tlv_jax.errors import ParameterTreeError
-from tlv_jax.layers.paths import array_leaves, split_path
+from tlv_jax.layers.paths import array_leaves, natural_key, split_path
 from tlv_jax.layers.zoo_order import sort_modules
 from tlv_jax.types import Kind, Layer, PyTree
 
@@ -58,6 +58,10 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str | No
     layers: list[Layer] = []
     for module in [*order, *([""] if "" in modules else [])]:
         layers.extend(_layers_of_module(module, modules[module], leaves))
+    if any(layer.path == layer.weight for layer in layers):
+        family = None  # kernels without a name of their own: no family has them
+    if family is None:
+        layers.sort(key=lambda layer: natural_key(layer.path))
     for layer in layers:
         if 0 in layer.shape:
             raise ParameterTreeError(
