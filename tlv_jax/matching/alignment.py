@@ -4,7 +4,7 @@ On numbers alone: `scores [m, n]` says how well each source layer fits each targ
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,29 @@ def align_blocks(
       The score of the best alignment, and its pairs of positions among the flattened layers, in
       the target's order.
     """
-    return _Aligner(scores).run(_numbered(source), _numbered(target))
+    known: dict[Any, float] = {}  # scores of blocks, which networks repeat
+
+    def run(source: tuple[Any, ...], target: tuple[Any, ...]) -> tuple[float, list]:
+        table = np.array([[score(one, other) for other in target] for one in source])
+        best, chosen = align(table.reshape(len(source), len(target)))
+        pairs: list[tuple[int, int]] = []
+        for part, position in zip(target, chosen, strict=True):
+            if position is not None:
+                other = source[position]
+                pairs += [(other, part)] if isinstance(part, int) else run(other, part)[1]
+        return best, pairs
+
+    def score(one: Any, other: Any) -> float:
+        if isinstance(one, int) or isinstance(other, int):
+            both = isinstance(one, int) and isinstance(other, int)
+            return scores[one, other] if both else 0.0  # a block is never given a layer
+        inside = scores[np.ix_(_flat(one), _flat(other))]
+        key = _outline(one), _outline(other), inside.tobytes()
+        if key not in known:
+            known[key] = run(one, other)[0]
+        return known[key]
+
+    return run(_numbered(source), _numbered(target))
 
 
 def align(scores: np.ndarray) -> tuple[float, list[int | None]]:
@@ -112,61 +134,18 @@ def align_flat(scores: np.ndarray) -> list[tuple[int, int]]:
     return pairs[::-1]
 
 
-class _Part(NamedTuple):
-    """A layer, by its number among the flattened ones, or a block of parts."""
-
-    number: int
-    parts: "tuple[_Part, ...] | None"
-    numbers: tuple[int, ...]
-
-
-def _numbered(blocks: Sequence[Layer | Block], first: int = 0) -> tuple[_Part, ...]:
+def _numbered(blocks: Sequence[Layer | Block], first: int = 0) -> tuple[Any, ...]:
+    """Nested blocks with the layers' positions among the flattened ones in place of layers."""
     parts = []
     for block in blocks:
-        if isinstance(block, Layer):
-            parts.append(_Part(first, None, (first,)))
-        else:
-            inner = _numbered(block, first)
-            numbers = tuple(number for part in inner for number in part.numbers)
-            parts.append(_Part(first, inner, numbers))
-        first += len(parts[-1].numbers)
+        parts.append(first if isinstance(block, Layer) else _numbered(block, first))
+        first += 1 if isinstance(block, Layer) else len(_flat(parts[-1]))
     return tuple(parts)
 
 
-class _Aligner:
-    """Remembers blocks that were aligned before: networks repeat theirs."""
-
-    def __init__(self, scores: np.ndarray) -> None:
-        self.scores = scores
-        self.known: dict[object, float] = {}
-
-    def run(
-        self, source: tuple[_Part, ...], target: tuple[_Part, ...]
-    ) -> tuple[float, list[tuple[int, int]]]:
-        scores = np.array([[self.score(s, t) for t in target] for s in source])
-        best, chosen = align(scores.reshape(len(source), len(target)))
-        pairs = []
-        for part, position in zip(target, chosen, strict=True):
-            if position is None:
-                continue
-            other = source[position]
-            if part.parts is None or other.parts is None:
-                pairs.append((other.number, part.number))
-            else:
-                pairs += self.run(other.parts, part.parts)[1]
-        return best, pairs
-
-    def score(self, source: _Part, target: _Part) -> float:
-        if source.parts is None and target.parts is None:
-            return self.scores[source.number, target.number]
-        if source.parts is None or target.parts is None:
-            return 0.0
-        block = self.scores[np.ix_(source.numbers, target.numbers)]
-        key = (_outline(source), _outline(target), block.tobytes())
-        if key not in self.known:
-            self.known[key] = self.run(source.parts, target.parts)[0]
-        return self.known[key]
+def _flat(parts: Any) -> list[int]:
+    return [parts] if isinstance(parts, int) else [n for part in parts for n in _flat(part)]
 
 
-def _outline(part: _Part) -> object:
-    return None if part.parts is None else tuple(map(_outline, part.parts))
+def _outline(parts: Any) -> Any:
+    return None if isinstance(parts, int) else tuple(map(_outline, parts))
