@@ -31,7 +31,7 @@ def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType)
         elif space.wanted < space.size and plan.rank != "first" and space.writers:
             if plan.rank == "trace":
                 kernel = kernels[space.first[0]]
-                worth = _traced_worth(kernel, layers[space.first[1]].reads, kept, xp)
+                worth = _traced_worth(kernel, layers[space.first[1]], kept, xp)
             else:
                 worth = sum(_worth(kernels[path], plan.rank, xp) for path in space.writers)
             kept.append(largest(worth, space.wanted, xp))
@@ -48,10 +48,13 @@ def _worth(kernel: Any, rank: str, xp: ModuleType) -> Any:
     return worth / xp.maximum(worth.sum(), np.finfo(np.float32).tiny)
 
 
-def _traced_worth(kernel: Any, reads: Axis, kept: Sequence[Any], xp: ModuleType) -> Any:
-    """What each output channel counts over the inputs that are kept before it. `[O]`."""
-    if not reads.own and kernel.shape[-2] > 1:
-        chosen = _axis_places(reads, kept, None, xp)
+def _traced_worth(kernel: Any, layer: LayerChannels, kept: Sequence[Any], xp: ModuleType) -> Any:
+    """What each output channel counts over the inputs that are kept before it. `[O]`.
+
+    In a grouped kernel over all its inputs, which are others in each group.
+    """
+    if not layer.reads.own and layer.source_groups == 1:
+        chosen = _axis_places(layer.reads, kept, None, xp)
         taken = kernel[..., xp.maximum(chosen, 0), :]
         kernel = xp.where(xp.broadcast_to((chosen != NONE)[:, None], taken.shape), taken, 0)
     return _worth(kernel, "magnitude", xp)
