@@ -227,7 +227,8 @@ def apply_transfer(
         near, own = ({p: np.asarray(a) for p, a in leaves.items()} for leaves in (near, own))
         if check_finite:
             _refuse_unless_finite(near)
-        fitted = fit_leaves(plan, key, near, own, np)
+        with np.errstate(all="ignore"):  # JAX does not warn of overflow either
+            fitted = fit_leaves(plan, key, near, own, np)
         fitted = {path: _placed(array, target[path]) for path, array in fitted.items()}
     leaves, structure = jax.tree.flatten(dst_params)
     paths = iter(all_leaves)
