@@ -1,7 +1,9 @@
-"""What `trace` finds in a function over a dict of kernels, operation by operation."""
+"""What `trace` finds in a function over a dict of kernels, and what a bare tree is taken for."""
 
 import dataclasses
 import functools
+import linecache
+import warnings
 
 import flax.linen as nn
 import jax
@@ -176,3 +178,78 @@ def test_a_function_without_kernels_is_refused(fn, params):
 def test_parameters_without_arrays_are_refused():
     with pytest.raises(tlv_jax.ParameterTreeError, match="expected a pytree of arrays"):
         tlv_jax.trace(lambda params, x: x, {}, IMAGES)
+
+
+def bare(*names):
+    return {name: {"kernel": np.ones((1, 1, 4, 4), np.float32)} for name in names}
+
+
+UNKNOWN = bare("stem", "block2", "block10")
+TRACED = tlv_jax.trace(lambda params, x: conv(x, params["w"]), {"w": kernel(1, 1, 4, 4)}, IMAGES)
+ARRAYS = dataclasses.replace(TRACED, params={"w": np.ones((1, 1, 4, 4), np.float32)})
+
+
+@pytest.mark.parametrize("function", ["transfer", "plan_transfer", "similarity"])
+@pytest.mark.parametrize(
+    ("src", "dst", "named"),
+    [
+        (UNKNOWN, ARRAYS, "src: "),
+        (ARRAYS, UNKNOWN, "dst: "),
+        (UNKNOWN, UNKNOWN, "src and dst: "),
+        ([UNKNOWN, UNKNOWN], ARRAYS, "src: "),
+        ([ARRAYS, ARRAYS], UNKNOWN, "dst: "),
+    ],
+    ids=["source", "target", "both", "list", "mixture"],
+)
+def test_a_tree_of_unknown_order_is_warned_of_once_where_it_was_passed(function, src, dst, named):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", tlv_jax.SimilarityWarning)
+        getattr(tlv_jax, function)(src, dst)  # the caller's line
+    (warning,) = caught
+    assert warning.category is tlv_jax.UnknownOrderWarning
+    assert str(warning.message).startswith(named)
+    assert "tlv_jax.trace(fn, params, images)" in str(warning.message)
+    assert "# the caller's line" in linecache.getline(warning.filename, warning.lineno)
+
+
+@pytest.mark.filterwarnings("ignore::tlv_jax.UnknownOrderWarning")
+def test_a_tree_of_unknown_order_is_read_in_the_natural_order_of_its_paths():
+    by_index = tlv_jax.Method(match=tlv_jax.matching.ByIndex())
+    plan = tlv_jax.plan_transfer(UNKNOWN, bare("a", "b", "c"), by_index)
+    assert [source for source, _ in plan.pairs] == ["block2", "block10", "stem"]
+    assert "natural order of the paths, not known to be that of execution" in plan.source_order
+
+
+def test_trees_of_the_zoo_and_traced_networks_are_not_warned_of():
+    network, tree = zoo.network_of("resnet18", 0), zoo.variables_of("resnet18", 1)
+    for src, dst in ((network, tree), (tree, tree["params"])):
+        tlv_jax.similarity(src, dst)
+        plan = tlv_jax.plan_transfer(src, dst)
+    assert plan.target_order == "execution order of the resnet family"
+    assert tlv_jax.plan_transfer(network, network).target_order == network.order
+
+
+def test_applying_and_reporting_do_not_warn():
+    with pytest.warns(tlv_jax.UnknownOrderWarning):
+        plan = tlv_jax.plan_transfer(UNKNOWN, UNKNOWN)
+    new = tlv_jax.apply_transfer(plan, jax.random.key(0), UNKNOWN, UNKNOWN)
+    tlv_jax.report(plan, UNKNOWN, UNKNOWN, new)
+
+
+@pytest.mark.filterwarnings("ignore::tlv_jax.UnknownOrderWarning")
+def test_a_list_of_trees_is_a_tree_and_a_list_of_networks_a_mixture():
+    assert tlv_jax.plan_transfer([UNKNOWN], UNKNOWN).pairs[0] == ("0/block2", "block2")
+    wide = tlv_jax.trace(TRACED.fn, {"w": kernel(1, 1, 4, 8)}, IMAGES)
+    assert tlv_jax.plan_transfer([wide, ARRAYS], ARRAYS).pairs == (("1/w", "w"),)
+    plan = tlv_jax.plan_transfer([ARRAYS], ARRAYS)  # of one source
+    assert plan == tlv_jax.plan_transfer(ARRAYS, ARRAYS)
+    tlv_jax.apply_transfer(plan, jax.random.key(0), [ARRAYS], ARRAYS)
+    new = tlv_jax.transfer(UNKNOWN, [UNKNOWN["stem"], UNKNOWN["block2"]])
+    assert isinstance(new, list)
+
+
+@pytest.mark.parametrize("function", ["transfer", "plan_transfer", "similarity"])
+def test_a_list_of_networks_and_trees_is_refused(function):
+    with pytest.raises(tlv_jax.ParameterTreeError, match="expected a list of networks alone"):
+        getattr(tlv_jax, function)([ARRAYS, UNKNOWN], ARRAYS)

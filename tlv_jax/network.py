@@ -81,8 +81,6 @@ def as_networks(
     unknown = []
     for number, network in enumerate([*sources, dst]):
         name = "dst" if number == len(sources) else "src"
-        if len(sources) > 1 and name == "src":
-            name = f"src[{number}]"
         if not isinstance(network, Network):
             layers, family = find_layers(network, name=name)
             order = f"execution order of the {family} family"
