@@ -272,7 +272,8 @@ def _refuse_unless_finite(leaves: Leaves) -> None:
 
 
 def _tree_of(src: Network | PyTree) -> PyTree:
-    return [network.params for network in src] if is_mixture(src) else params_of(src)
+    trees = [params_of(network) for network in (src if is_mixture(src) else [src])]
+    return trees if len(trees) > 1 else trees[0]
 
 
 def _named(
