@@ -154,7 +154,7 @@ _RECORDS = {
 
 
 def _plan_to_json(plan: TransferPlan) -> str:
-    if not isinstance(plan.rule, rules.LIBRARY):
+    if type(plan.rule) not in rules.LIBRARY:
         names = ", ".join(rule.__name__ for rule in rules.LIBRARY)
         raise OptionError(
             f"rule {plan.rule} is not one of tlv_jax.rules ({names}), so it has no name that JSON "

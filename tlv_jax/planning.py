@@ -1,4 +1,4 @@
-"""What a plan is decided from, on shapes alone: pairs, channels, and why leaves stay as they are."""
+"""What a plan is decided from, on shapes alone: pairs, channels, and why leaves stay."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +57,7 @@ def _within(layer: Layer, prefix: str) -> Layer:
 
 
 def best_pairs(candidates: Sequence[Sequence[LayerPair]]) -> tuple[LayerPair, ...]:
-    """Of several sources' pairs those that fit each target layer's shape best, earlier of equals."""
+    """Of several sources' pairs those that fit each target layer best, the earlier of equals."""
     if len(candidates) == 1:
         return tuple(candidates[0])
     best: dict[str, tuple[float, LayerPair]] = {}
@@ -108,7 +108,7 @@ def check_rule(rule: Rule, pairs: Iterable[LayerPair]) -> None:
             f"source {pair.source.path!r} {pair.source.shape} and target {pair.target.path!r} "
             f"{pair.target.shape}"
         )
-        if isinstance(rule, rules.LIBRARY):
+        if type(rule) in rules.LIBRARY:
             if source_rank != target_rank and not isinstance(rule, rules.Variance):
                 raise OptionError(
                     f"rule {rule} fits kernels of equal ranks only, got {where}. Use "
@@ -138,8 +138,9 @@ def raise_no_pairs(
         )
     raise NoSourceLayerError(
         f"Target layer {wanted[0].path!r} is a {wanted[0].kind}, but the source has no layer of "
-        f"the kinds {names} to give (it has {_count_kinds(source)}). Set other kinds in the method, "
-        "or pass a source from tlv_jax.trace(fn, params, images) if its kernels have unusual names."
+        f"the kinds {names} to give (it has {_count_kinds(source)}). Set other kinds in the "
+        "method, or pass a source from tlv_jax.trace(fn, params, images) if its kernels have "
+        "unusual names."
     )
 
 
