@@ -5,13 +5,31 @@ from pathlib import Path
 
 import pytest
 
-PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {
+    page: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    for page in sorted(DOCS.glob("*.md"))
+}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if PAGES[page]], ids=lambda page: page.stem
+)
 def test_the_examples_run(page):
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
-    assert bool(blocks) is (page.stem not in ("ablation", "parity"))
     names = {}
-    for block in blocks:
+    for block in PAGES[page]:
         exec(compile(block, str(page), "exec"), names)
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target, _, part in re.findall(r"\]\(([\w./-]*\.md)?(#([\w-]+))?\)", page.read_text()):
+            other = page.parent / target if target else page
+            assert other.exists(), f"{page.name}: {target}"
+            assert not part or part in anchors(other), f"{page.name}: #{part}"
+
+
+def anchors(page):
+    """The names that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
