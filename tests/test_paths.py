@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from tlv_jax import ParameterTreeError
-from tlv_jax.paths import array_leaves, natural_key
+from tlv_jax.layers.paths import array_leaves, natural_key
 
 
 def test_lists_and_dicts_give_paths():
@@ -34,8 +34,8 @@ def test_numbers_sort_by_value():
 
 @pytest.mark.parametrize("tree", [{}, None, {"a": "text", "b": {}}])
 def test_a_tree_without_arrays_is_refused(tree):
-    with pytest.raises(ParameterTreeError, match="src_params: expected a pytree of arrays"):
-        array_leaves(tree, name="src_params")
+    with pytest.raises(ParameterTreeError, match="src: expected a pytree of arrays"):
+        array_leaves(tree, name="src")
 
 
 def test_two_leaves_of_one_path_are_refused():

@@ -1,58 +1,63 @@
-import functools
+"""Who gives to whom, what stays as it is and why: from shapes alone."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import pytest
 import trees
+from zoo import network_of
 
 import tlv_jax
-from tlv_jax import models, rules
+from tlv_jax import ConsistentChannels, Method, methods, rules
+from tlv_jax.layers import standardize_blocks, standardize_graph
 
-TLVFC = tlv_jax.presets.tlvfc()
+pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.UnknownOrderWarning")
 
 
 @pytest.fixture(scope="module")
 def plan():
-    return tlv_jax.plan_transfer(
-        trees.shapes("vgg16")["params"], trees.shapes("resnet18")["params"], **TLVFC
-    )
-
-
-def convs(name):
-    layers = tlv_jax.plan_transfer(*[trees.shapes(name)["params"]] * 2).layer_pairs
-    return [pair.target.path for pair in layers]
+    return tlv_jax.plan_transfer(trees.shapes("vgg16"), trees.shapes("resnet18"), methods.TLVFC)
 
 
 def test_vgg16_to_resnet18_is_matched_as_published(plan):
-    sources, targets = convs("vgg16"), convs("resnet18")
+    sources, targets = (
+        [path for _, path in tlv_jax.plan_transfer(*[trees.shapes(name)] * 2).pairs]
+        for name in ("vgg16", "resnet18")
+    )
     assert [target for _, target in plan.pairs] == targets
     assert [sources.index(source) for source, _ in plan.pairs] == trees.VGG16_TO_RESNET18
 
 
 def test_equal_plans_are_equal_and_hash_equal(plan):
     again = tlv_jax.plan_transfer(
-        trees.shapes("vgg16")["params"],
-        jax.tree.map(lambda leaf: leaf, trees.shapes("resnet18")["params"]),
-        **TLVFC | {"rule": functools.partial(rules.variance, keep="interleaved")},
+        trees.shapes("vgg16"),
+        jax.tree.map(lambda leaf: leaf, trees.shapes("resnet18")),
+        dataclasses.replace(methods.TLVFC, rule=rules.Variance(keep="interleaved")),
     )
     assert again == plan
     assert hash(again) == hash(plan)
 
 
 def test_every_target_leaf_is_replaced_or_untouched_with_a_reason(plan):
-    target = trees.shapes("resnet18")["params"]
     replaced = {path for path, _ in plan.target_leaves}
     untouched = {leaf.path for leaf in plan.untouched}
     assert not replaced & untouched
-    assert len(replaced | untouched) == len(jax.tree.leaves(target))
+    assert replaced | untouched == set(trees.leaves(trees.shapes("resnet18")))
     assert all(leaf.reason for leaf in plan.untouched)
 
 
-def test_nothing_is_allocated_and_nothing_written(plan):
-    shapes = [leaf for leaf in jax.tree.leaves(trees.shapes("vgg16"))]
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in shapes)
-    assert plan.drawn[0].path == "fc"
-    assert [layer.path for layer in plan.drawn_from] == [f"classifier.{i}" for i in (0, 3, 6)]
+def test_heads_are_drawn_from_all_dense_layers_of_the_source(plan):
+    assert [layer.path for layer in plan.drawn] == ["params/fc"]
+    assert [layer.path for layer in plan.drawn_from] == [
+        f"params/classifier.{i}" for i in (0, 3, 6)
+    ]
+
+
+def test_shapes_and_arrays_give_the_same_plan():
+    source, target = trees.source_tree(), trees.target_tree()
+    shapes = [jax.eval_shape(lambda tree=tree: tree) for tree in (source, target)]
+    assert tlv_jax.plan_transfer(*shapes) == tlv_jax.plan_transfer(source, target)
 
 
 @pytest.mark.parametrize(
@@ -65,23 +70,16 @@ def test_nothing_is_allocated_and_nothing_written(plan):
     ],
 )
 def test_kinds_decide_what_is_carried_over(kinds, replaced):
-    plan = tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree(), kinds=kinds, head="keep")
+    plan = tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree(), Method(kinds=kinds))
     assert {path for path, _ in plan.target_leaves} == replaced
 
 
 def test_head_from_statistics_replaces_the_dense_layer_and_its_bias():
-    plan = tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree(), head="statistics")
+    plan = tlv_jax.plan_transfer(
+        trees.source_tree(), trees.target_tree(), Method(head="statistics")
+    )
     assert {"fc/kernel", "fc/bias"} <= {path for path, _ in plan.target_leaves}
     assert "fc/kernel" in {path for path, _ in plan.source_leaves}
-
-
-def test_a_source_without_dense_layers_leaves_the_head():
-    source = trees.source_tree()
-    del source["fc"]
-    plan = tlv_jax.plan_transfer(source, trees.target_tree(), head="statistics")
-    reasons = {leaf.path: leaf.reason for leaf in plan.untouched}
-    assert plan.drawn == ()
-    assert "no dense layers" in reasons["fc/kernel"]
 
 
 @pytest.mark.parametrize(
@@ -94,11 +92,38 @@ def test_a_source_without_dense_layers_leaves_the_head():
     ],
 )
 def test_untouched_leaves_say_why(leaf, kinds, head, reason):
-    plan = tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree(), kinds=kinds, head=head)
+    plan = tlv_jax.plan_transfer(
+        trees.source_tree(), trees.target_tree(), Method(kinds=kinds, head=head)
+    )
     assert reason in {leaf.path: leaf.reason for leaf in plan.untouched}[leaf]
 
 
-def test_traced_layers_decide_the_order():
+@pytest.mark.parametrize(
+    ("missing", "kinds", "leaf", "reason"),
+    [
+        ("fc", ("conv",), "fc/kernel", "no dense layers"),
+        ("bn1", ("conv", "norm"), "bn1/scale", "no norm layers"),
+    ],
+)
+def test_what_the_source_does_not_have_stays(missing, kinds, leaf, reason):
+    source = trees.source_tree()
+    del source[missing]
+    method = Method(kinds=kinds, head="statistics")
+    plan = tlv_jax.plan_transfer(source, trees.target_tree(), method)
+    assert plan.drawn == () or missing != "fc"
+    assert reason in {leaf.path: leaf.reason for leaf in plan.untouched}[leaf]
+
+
+def test_vectors_that_the_source_does_not_have_stay():
+    source = trees.source_tree()
+    del source["conv1"]["bias"]
+    plan = tlv_jax.plan_transfer(source, trees.target_tree(), Method(kinds=("conv", "bias")))
+    reasons = {leaf.path: leaf.reason for leaf in plan.untouched}
+    assert "no such vector" in reasons["conv1/bias"]
+    assert "conv2/bias" not in reasons
+
+
+def test_a_traced_network_decides_the_order():
     source, target = trees.source_tree(), trees.target_tree()
 
     def fn(params, images):
@@ -110,13 +135,15 @@ def test_traced_layers_decide_the_order():
             )
         return images
 
-    traced = tlv_jax.trace_layers(fn, target, jnp.zeros((1, 8, 8, 6)))
-    plan = tlv_jax.plan_transfer(source, target, dst_layers=traced, **TLVFC)
+    network = tlv_jax.trace(fn, target, jnp.zeros((1, 8, 8, 6)))
+    plan = tlv_jax.plan_transfer(source, network, methods.TLVFC)
     assert plan.pairs == (("conv1", "conv2"), ("conv10", "conv1"))
     assert "traced" in plan.target_order
+    assert "natural" in plan.source_order
 
 
 DENSE_ONLY = {"fc": {"kernel": jnp.zeros((2, 2))}}
+CONV_1D = {"conv1": {"kernel": jnp.zeros((3, 2, 2))}}
 
 
 def wrong_shape(key, source, target):
@@ -126,68 +153,62 @@ def wrong_shape(key, source, target):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"src_params": DENSE_ONLY}, tlv_jax.NoSourceLayerError, "'conv1' is a conv.*1 dense"),
-        ({"dst_params": DENSE_ONLY}, tlv_jax.ParameterTreeError, "1 dense"),
-        ({"src_params": {}}, tlv_jax.ParameterTreeError, "src_params"),
-        ({"dst_params": {"a": None}}, tlv_jax.ParameterTreeError, "dst_params"),
-        ({"kinds": ("conv", "pool")}, tlv_jax.OptionError, "'pool'"),
-        ({"kinds": "conv"}, tlv_jax.OptionError, "sequence"),
-        ({"head": "zero"}, tlv_jax.OptionError, "head='zero'"),
-        ({"rule": functools.partial(rules.variance, keep="most")}, tlv_jax.OptionError, "'most'"),
-        ({"rule": wrong_shape}, tlv_jax.OptionError, "expected an array of the target's shape"),
+        ({"src": DENSE_ONLY}, tlv_jax.NoSourceLayerError, "'conv1' is a conv.*1 dense"),
+        ({"dst": DENSE_ONLY}, tlv_jax.ParameterTreeError, "dst: .*1 dense"),
+        ({"src": {}}, tlv_jax.ParameterTreeError, "src: "),
+        ({"src": []}, tlv_jax.ParameterTreeError, "src: "),
+        ({"dst": {"a": None}}, tlv_jax.ParameterTreeError, "dst: "),
+        (
+            {"method": Method(rule=wrong_shape)},
+            tlv_jax.OptionError,
+            "expected an array of the target's shape",
+        ),
+        (
+            {"method": Method(rule=lambda key, source, target: None)},
+            tlv_jax.OptionError,
+            "returned None .*expected an array",
+        ),
+        (
+            {"method": Method(channels=ConsistentChannels())},
+            tlv_jax.OptionError,
+            r"channels=.*bare tree.*tlv_jax\.trace",
+        ),
+        ({"method": methods.NET2NET}, tlv_jax.OptionError, r"bare tree.*tlv_jax\.trace"),
+        (
+            {"src": CONV_1D, "method": Method(match=tlv_jax.matching.ByIndex())},
+            tlv_jax.OptionError,
+            r"rule Clip\(\) fits kernels of equal ranks only, got source 'conv1' \(3, 2, 2\)",
+        ),
     ],
 )
 def test_bad_input_is_refused(change, error, message):
-    arguments = {"src_params": trees.source_tree(), "dst_params": trees.target_tree(), **change}
-    source, target = arguments.pop("src_params"), arguments.pop("dst_params")
+    arguments = {"src": trees.source_tree(), "dst": trees.target_tree(), **change}
     with pytest.raises(error, match=message) as caught:
-        tlv_jax.plan_transfer(source, target, **arguments)
+        tlv_jax.plan_transfer(**arguments)
     assert isinstance(caught.value, tlv_jax.TLVError)
 
 
-def test_layers_traced_from_another_tree_are_refused():
-    layer = tlv_jax.Layer("gone", "conv", "gone/kernel", (1, 1, 3, 3), (0, 1, 2, 3))
-    with pytest.raises(tlv_jax.PlanMismatchError, match="gone/kernel"):
-        tlv_jax.plan_transfer(trees.source_tree(), trees.target_tree(), src_layers=(layer,))
+def test_kernels_of_other_ranks_are_planned_for_the_rule_that_fits_them():
+    method = Method(rule=rules.Variance(), match=tlv_jax.matching.ByIndex())
+    plan = tlv_jax.plan_transfer(CONV_1D, trees.target_tree(), method)
+    assert plan.pairs == (("conv1", "conv1"), ("conv1", "conv2"))
 
 
-@pytest.mark.parametrize("name", ["dpiat", "tlvfc", "weight_selection"])
+@pytest.mark.parametrize("name", ["DPIAT", "TLVFC", "WEIGHT_SELECTION"])
 @pytest.mark.parametrize(("source", "target"), [("vgg16", "resnet18"), ("resnet50", "resnet18")])
-def test_presets_are_settings_of_a_plan(name, source, target):
-    trees_of = [trees.shapes(side)["params"] for side in (source, target)]
-    plan = tlv_jax.plan_transfer(*trees_of, **getattr(tlv_jax.presets, name)())
+def test_published_methods_plan_pairs_of_the_zoo(name, source, target):
+    plan = tlv_jax.plan_transfer(trees.shapes(source), trees.shapes(target), getattr(methods, name))
     assert plan.layer_pairs
     assert tlv_jax.TransferPlan.from_json(plan.to_json()) == plan
 
 
-def test_the_default_is_what_did_best_in_the_ablation():
-    trees_of = [trees.shapes(side)["params"] for side in ("vgg16", "resnet18")]
-    assert tlv_jax.plan_transfer(*trees_of) == tlv_jax.plan_transfer(
-        *trees_of,
-        standardize=tlv_jax.standardize_blocks,
-        match=tlv_jax.match_by_coverage,
-        rule=rules.clip,
-        head="keep",
-        kinds=("conv",),
-    )
+def test_the_default_matches_blocks_of_the_graph_where_both_networks_are_traced():
+    source, target = network_of("efficientnet_lite0"), network_of("mobilenet_v2")
 
+    def plan(src, dst, standardize):
+        return tlv_jax.plan_transfer(src, dst, Method(standardize=standardize))
 
-def test_the_default_matches_blocks_of_the_graph_where_all_trees_were_traced():
-    names = "efficientnet_lite0", "mobilenet_v2"
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    trees_of = [trees.shapes(name) for name in names]
-    traced = [
-        tlv_jax.trace_layers(models.create(name, num_classes=10).apply, tree, images)
-        for name, tree in zip(names, trees_of, strict=True)
-    ]
-    found = [tlv_jax.standardization.find_layers(tree, name="tree")[0] for tree in trees_of]
-
-    def plan(src_layers, dst_layers, **settings):
-        return tlv_jax.plan_transfer(
-            *trees_of, src_layers=src_layers, dst_layers=dst_layers, **settings
-        )
-
-    by_graph = plan(*traced, standardize=tlv_jax.standardize_graph)
-    assert plan(*traced) == by_graph != plan(*traced, standardize=tlv_jax.standardize_blocks)
-    for layers in ([None, traced[1]], [traced[0], None], found):
-        assert plan(*layers) == plan(*layers, standardize=tlv_jax.standardize_blocks)
+    by_graph = plan(source, target, standardize_graph)
+    assert plan(source, target, None) == by_graph != plan(source, target, standardize_blocks)
+    for pair in ((source.params, target), (source, target.params), (source.params, target.params)):
+        assert plan(*pair, None) == plan(*pair, standardize_blocks)
