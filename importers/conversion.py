@@ -55,8 +55,8 @@ def convert(
 
     Raises:
       OptionError: if the name is unknown.
-      StateDictError: if the state dict does not fit; lists every problem. Or if values are not
-        finite, or not in `param_dtype`; lists every key that has some.
+      StateDictError: if the state dict does not fit, with every problem; or if values are not
+        finite or too large for `param_dtype`, with every key that has some.
     """
     if name not in FAMILIES:
         models.create(name)  # raises, and suggests close names

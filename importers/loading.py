@@ -120,13 +120,6 @@ def load(
     chosen = choose(name, tag=weights, file=file and file.name)
     state_dict = state_dict_of(locate(chosen) if source is None else source)
     state_dict, missing = _with_classifier(name, state_dict, chosen, num_classes)
-    if missing:
-        warnings.warn(
-            f"These weights of {name!r} have no classifier: {', '.join(missing)} are "
-            "re-initialized and need training.",
-            FreshHeadWarning,
-            stacklevel=2,
-        )
     model = model_of(name, state_dict, dtype=dtype, param_dtype=param_dtype)
     params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
     model, params = adapt(name, model, params, num_classes=num_classes, in_channels=in_channels)
@@ -146,7 +139,7 @@ def load(
 def _with_classifier(
     name: str, state_dict: Mapping[str, Any], weights: Weights, num_classes: int | None
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """Initializes what a state dict lacks of its classifier; also returns the keys of that."""
+    """Initializes what a state dict lacks of its classifier; also returns the keys it lacks."""
     family, arrays = FAMILIES[name], arrays_of(name, state_dict)
     if not weights.classifies:
         # These are published with NaN in place of a classifier.
@@ -166,6 +159,12 @@ def _with_classifier(
     leaves = initialize(model, [entries[key].leaf for key in missing])
     for key in missing:
         arrays[key] = entries[key].layout.to_torch(leaves[entries[key].leaf])
+    warnings.warn(
+        f"These weights of {name!r} have no classifier: {', '.join(missing)} are re-initialized "
+        "and need training.",
+        FreshHeadWarning,
+        stacklevel=3,
+    )
     return arrays, missing
 
 

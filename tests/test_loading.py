@@ -74,9 +74,9 @@ def test_loads_a_checkpoint_from_disk(checkpoint, state_dict):
     assert pretrained.preprocess.crop == 224
     expected = importers.convert("resnet18", state_dict)
     np.testing.assert_equal((pretrained.params, pretrained.batch_stats), expected)
-    picture = np.zeros((40, 50, 3), np.uint8)
-    small = importers.Preprocess(resize=32, crop=32)
-    assert pretrained.model.apply(pretrained.variables, small(picture)).shape == (1, 10)
+    images = pretrained.preprocess(np.zeros((40, 50, 3), np.uint8))
+    logits = jax.eval_shape(pretrained.model.apply, pretrained.variables, images)
+    assert logits.shape == (1, 10)
 
 
 def test_dtypes_reach_model_and_parameters(checkpoint):
