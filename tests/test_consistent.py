@@ -296,6 +296,21 @@ def test_what_the_source_cannot_give_keeps_its_initial_weights():
     )
 
 
+@pytest.mark.parametrize("rank", KEPT)
+@pytest.mark.parametrize("left_out", [1, 2, 3], ids=["stem", "its norm too", "a block's first too"])
+def test_a_matching_may_leave_out_the_first_that_write_a_channel(rank, left_out):
+    def match(source, target):
+        return matching.ByIndex()(source, target)[left_out:]
+
+    source, target = drawn(0, residual, 6), drawn(1, residual, 4)
+    method = dataclasses.replace(BY_INDEX, match=match)
+    plan, new = carried(source, target, ConsistentChannels(rank=rank), method)
+    stem, given = (tree["params"]["Conv_0"]["kernel"] for tree in (target.params, new))
+    np.testing.assert_array_equal(given, stem)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
+    assert own_axes(plan) <= 2
+
+
 @pytest.mark.parametrize(
     ("source", "target", "channels"),
     [

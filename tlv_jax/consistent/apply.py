@@ -29,9 +29,9 @@ def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType)
             copies = numbers % space.size if plan.grow == "copy" else NONE
             kept.append(np.where(numbers < space.size, numbers, copies))
         elif space.wanted < space.size and plan.rank != "first" and space.writers:
-            if plan.rank == "trace":
-                kernel = kernels[space.first[0]]
-                worth = _traced_worth(kernel, layers[space.first[1]], kept, xp)
+            source, target = space.first
+            if plan.rank == "trace" and source in kernels:  # else it is a norm that comes first
+                worth = _traced_worth(kernels[source], layers[target], kept, xp)
             else:
                 worth = sum(_worth(kernels[path], plan.rank, xp) for path in space.writers)
             kept.append(largest(worth, space.wanted, xp))
@@ -51,9 +51,11 @@ def _worth(kernel: Any, rank: str, xp: ModuleType) -> Any:
 def _traced_worth(kernel: Any, layer: LayerChannels, kept: Sequence[Any], xp: ModuleType) -> Any:
     """What each output channel counts over the inputs that are kept before it. `[O]`.
 
-    In a grouped kernel over all its inputs, which are others in each group.
+    All inputs count in a grouped kernel, which has others in each group, and in one that adds to
+    what it reads, as its own outputs are not chosen yet.
     """
-    if not layer.reads.own and layer.source_groups == 1:
+    decided = all(number < len(kept) for number, _ in layer.reads.places)
+    if decided and not layer.reads.own and layer.source_groups == 1:
         chosen = _axis_places(layer.reads, kept, None, xp)
         taken = kernel[..., xp.maximum(chosen, 0), :]
         kernel = xp.where(xp.broadcast_to((chosen != NONE)[:, None], taken.shape), taken, 0)
