@@ -18,7 +18,7 @@ class Network:
 
     Attributes:
       fn: the traced function; None for a bare tree.
-      params: the very tree that was given, of whatever type.
+      params: the tree that was given, of any type.
       layers: convs, dense layers and norms in order of execution, with the graph between them.
       channels: which channels each layer reads and writes, by the layer's path; None for a bare
         tree.
@@ -44,16 +44,16 @@ def trace(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Network:
         network = tlv_jax.trace(lambda m, x: m(x), model, images)        # Flax NNX
         network = tlv_jax.trace(lambda m, x: jax.vmap(m)(x), model, images)  # Equinox
 
-    Nothing is computed: arguments may be `jax.ShapeDtypeStruct`s, and small images do.
+    Nothing is computed: arguments may be `jax.ShapeDtypeStruct`s, and one small image is enough.
 
     Args:
       fn: a function `fn(params, *inputs)`, for example a model's `apply`.
-      params: any pytree of parameters, batch statistics with them if these are to be transferred.
-        Leaves that are not arrays are handed on as they are.
+      params: any pytree of parameters, with batch statistics if they are to be transferred. Leaves
+        that are not arrays stay as they are.
       *inputs: the function's other arguments, batch axis included.
 
     Returns:
-      The network. Parameters that `jax.lax.scan` takes apart give one layer for each step. Layers
+      The network. Parameters that `jax.lax.scan` loops over are one layer for each step. Layers
       that the function does not use are not listed.
 
     Raises:
@@ -71,10 +71,10 @@ def params_of(network: Network | PyTree) -> PyTree:
 def as_networks(
     src: Network | PyTree, dst: Network | PyTree
 ) -> tuple[tuple[Network, ...], Network]:
-    """The sources, more than one for a mixture, and the target, bare trees as networks.
+    """The sources (several for a mixture) and the target. Bare trees become networks.
 
     Warns:
-      UnknownOrderWarning: if a bare tree is of no architecture whose order is known.
+      UnknownOrderWarning: for a bare tree of no known architecture.
     """
     sources = list(src) if is_mixture(src) else [src]
     networks = []
@@ -93,7 +93,7 @@ def as_networks(
         warnings.warn(
             f"{' and '.join(unknown)}: a bare tree does not say in which order its layers are "
             "executed. The natural order of its paths is used (`layer2` before `layer10`), which "
-            "may be wrong. Pass tlv_jax.trace(fn, params, images) instead, which knows it.",
+            "may be wrong. Pass a network instead: tlv_jax.trace(fn, params, images).",
             UnknownOrderWarning,
             stacklevel=3,
         )
@@ -101,7 +101,7 @@ def as_networks(
 
 
 def is_mixture(src: Any) -> TypeGuard[list[Network]]:
-    """Whether several sources are given: a list of networks. Any other list is a tree.
+    """Whether `src` is a list of networks. Any other list is a tree.
 
     Raises:
       ParameterTreeError: for a list of networks and other things.

@@ -1,4 +1,4 @@
-"""Transfer on one page: plan who gives what to whom, then carry it out on arrays.
+"""Transfer on one page: plan who gives what to whom, then apply it to arrays.
 
 A network is a `Network` from `trace`, or a bare tree of parameters.
 """
@@ -50,8 +50,7 @@ def transfer(
     Args:
       src: the pretrained network, from `trace`, or a bare tree of arrays: a kernel is
         `[*spatial, I, O]`, or `[O, I, *spatial]` if its leaf is named `weight`. A list of
-        `Network`s is a mixture of several sources, of which each target layer takes the one that
-        fits it best.
+        `Network`s is a mixture: each target layer takes the source layer that fits it best.
       dst: the target with its own initial parameters, a network or a bare tree. Not written to.
       key: random key; `jax.random.key(0)` if None.
       method: how the transfer is made, see `tlv_jax.methods`.
@@ -74,8 +73,8 @@ def transfer(
     if alike < ALIKE:
         warnings.warn(
             f"The two networks are unlike: similarity {alike:.2f}, below {ALIKE}. Published "
-            "transfers of such pairs mostly hurt. Train a twin that starts from noise beside it. "
-            "apply_transfer carries out a plan without this warning.",
+            "transfers of such pairs mostly hurt. Also train a twin that starts from noise. "
+            "plan_transfer and apply_transfer give no such warning.",
             SimilarityWarning,
             stacklevel=2,
         )
@@ -123,7 +122,7 @@ def plan_transfer(
     check_rule(method.rule, pairs)
     matched = {pair.target.path for pair in pairs}
 
-    # What becomes of the others, and which channels go where.
+    # What happens to the others, and which channels go where.
     if method.channels is not None and not traced:
         raise OptionError(
             f"channels={method.channels}: needs to know the channels of both networks, but got a "
@@ -141,7 +140,7 @@ def plan_transfer(
     if method.head == "keep" or not (drawn and drawn_from):
         drawn, drawn_from = (), ()
 
-    # Which leaves that reads and replaces.
+    # Which leaves are read and replaced.
     biases = "bias" in method.kinds
     read = [layer.weight for layer in drawn_from]
     replaced = [path for entry in added.inserted for path in inserted_leaves(entry)]
@@ -186,9 +185,9 @@ def apply_transfer(
 ) -> PyTree:
     """Applies a plan. Pure; works under `jit` (plan static or closed over) and `vmap` over keys.
 
-    Where all arrays are concrete it computes with NumPy and compiles nothing. Where anything is
+    Where all arrays are concrete, it computes with NumPy and compiles nothing. Where anything is
     traced, or lies on devices of other hosts, the same code computes with `jax.numpy`. Both draw
-    the same numbers; answers differ only where variances differ by rounding alone.
+    the same numbers. Their answers differ only where two variances are equal up to rounding.
 
     Args:
       plan: from `plan_transfer`, for networks of these shapes.
@@ -196,8 +195,7 @@ def apply_transfer(
         answer does not depend on which other layers are in the plan.
       src: the source, a network, a bare tree, or a list of networks.
       dst: the target with its own parameters; not written to.
-      check_finite: refuse NaN and infinity in the source. Cannot be checked, and is not, where the
-        source is traced.
+      check_finite: refuse NaN and infinity in the source. A traced source cannot be checked.
 
     Returns:
       A new tree of the type, structure, shapes and dtypes of the target's parameters. Arrays lie
@@ -212,7 +210,7 @@ def apply_transfer(
     source = _named(plan.source_leaves, array_leaves(_tree_of(src), name="src"), "src")
     target = _named(plan.target_leaves, all_leaves, "dst")
     arrays = [*source.values(), *target.values()]
-    # Within `jit` what is drawn is traced, even where no argument is.
+    # Inside `jit` drawn numbers are traced, even where no argument is.
     drawn = jax.random.fold_in(key, 0)
     traced = any(isinstance(array, Tracer) for array in [drawn, *arrays])
     if traced or any(_is_remote(array) for array in arrays):
@@ -222,12 +220,12 @@ def apply_transfer(
         source, target = jax.tree.map(jnp.asarray, (source, target))
         fitted = fit(plan, key, source, target, jnp)
     else:
-        # Fetched all at once: from an accelerator that is one wait.
+        # Fetched together: one wait for an accelerator.
         near, own = jax.device_get((source, target))
         near, own = ({p: np.asarray(a) for p, a in leaves.items()} for leaves in (near, own))
         if check_finite:
             _refuse_unless_finite(near)
-        with np.errstate(all="ignore"):  # JAX does not warn of overflow either
+        with np.errstate(all="ignore"):  # JAX does not warn of overflow
             fitted = fit_leaves(plan, key, near, own, np)
         fitted = {path: _placed(array, target[path]) for path, array in fitted.items()}
     leaves, structure = jax.tree.flatten(dst_params)
@@ -237,7 +235,7 @@ def apply_transfer(
 
 
 def _jitted(target: Mapping[str, Any]) -> Any:
-    """`fit_leaves` as one program, whose results are divided as the target is."""
+    """`fit_leaves` as one program. Its results are sharded as the target is."""
     shardings = {path: leaf.sharding for path, leaf in target.items()}
     return jax.jit(fit_leaves, static_argnums=(0, 4), out_shardings=shardings)
 
@@ -247,27 +245,23 @@ def _is_remote(array: Any) -> bool:
 
 
 def _placed(array: np.ndarray, like: Any) -> Any:
-    """The array as the target keeps its own: in NumPy, or on the devices of that leaf."""
+    """The array in NumPy or on devices, as the target's own leaf is."""
     if not isinstance(like, Array):
         return np.ascontiguousarray(array)
     return jax.device_put(array, like.sharding if like.committed else None)
 
 
 def _refuse_unless_finite(leaves: Leaves) -> None:
-    """Refuses NaN and infinity.
-
-    Raises:
-      NonFiniteSourceError: with the first leaf that is not finite, and how many of its values.
-    """
+    """Raises a `NonFiniteSourceError` at the first leaf with NaN or infinity."""
     for path, leaf in leaves.items():
         xp = np if isinstance(leaf, np.ndarray) else jnp
-        with jax.ensure_compile_time_eval():  # else traced along with what is
+        with jax.ensure_compile_time_eval():  # inside `jit` too
             count = int(xp.sum(~xp.isfinite(leaf)))
         if count:
             raise NonFiniteSourceError(
                 f"src: leaf {path!r} has {count} values that are NaN or infinite; a transfer would "
                 "spread them. Load the checkpoint again, or pass check_finite=False to "
-                "apply_transfer to carry them over."
+                "apply_transfer to transfer them."
             )
 
 
@@ -279,14 +273,14 @@ def _tree_of(src: Network | PyTree) -> PyTree:
 def _named(
     expected: Iterable[tuple[str, tuple[int, ...]]], leaves: Mapping[str, Any], name: str
 ) -> Leaves:
-    """The leaves of a tree that a plan names, checked against the shapes that it was made for."""
+    """The leaves that a plan names. Raises if one is missing or has another shape."""
     found = {}
     for path, shape in expected:
         came = tuple(leaves[path].shape) if path in leaves else "no such leaf"
         if came != shape:
             raise PlanMismatchError(
                 f"{name}: the plan expects leaf {path!r} of shape {shape}, found {came}. Make a "
-                "plan for these very networks with plan_transfer(src, dst)."
+                "plan for these networks with plan_transfer(src, dst)."
             )
         found[path] = leaves[path]
     return found
