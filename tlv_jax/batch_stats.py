@@ -1,4 +1,4 @@
-"""Recompute the running statistics of batch norms, which a transfer leaves those of another net."""
+"""Re-estimate the running statistics of batch norms, which are stale after a transfer."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from tlv_jax.types import PyTree
 def recompute_statistics(
     update: Callable[[PyTree, Any], PyTree], statistics: PyTree, batches: Iterable[Any]
 ) -> PyTree:
-    """The plain average of the batches' own statistics, in place of the running ones.
+    """Averages the statistics of a few batches, to replace the running ones.
 
         def update(statistics, images):
             variables = {"params": params, "batch_stats": statistics}
@@ -22,14 +22,14 @@ def recompute_statistics(
 
         statistics = tlv_jax.recompute_statistics(jax.jit(update), statistics, batches)
 
-    As `torch.optim.swa_utils.update_bn`. The momentum of each norm need not be known: it is read
-    off how one batch changes statistics of zeros and of ones.
+    The same as `torch.optim.swa_utils.update_bn`. The momentum of each norm need not be known: it
+    follows from how one batch changes statistics of zeros and of ones.
 
     Args:
-      update: `(statistics, batch) -> statistics` after one training pass with that batch, a moving
-        average in each leaf: `(1 - m) * old + m * batch`, whatever its m.
+      update: `(statistics, batch) -> statistics` after one training pass with that batch. Each leaf
+        is a moving average `(1 - m) * old + m * batch`, with any m.
       statistics: gives structure, shapes and dtypes.
-      batches: a few of them, of any type that `update` takes, all of one size.
+      batches: of equal size, in the type that `update` takes.
 
     Returns:
       A tree like `statistics`.

@@ -1,4 +1,4 @@
-"""How a transfer is made, all its choices in one record, and the published ones.
+"""All choices of a transfer in one record, and the published methods.
 
 plan = tlv_jax.plan_transfer(src, dst, methods.DPIAT)
 method = dataclasses.replace(methods.DPIAT, rule=rules.Variance(shuffle=False))
@@ -21,29 +21,28 @@ KINDS = ("conv", "dense", "norm", "bias")
 class Method:
     """All choices of a transfer. Hashable; equal choices are equal methods.
 
-    The defaults did best where published and other settings were trained side by side
-    (docs/ablation.md).
+    The defaults did best in our trials (docs/ablation.md).
 
     Attributes:
       standardize: `(layers, kinds) -> layers and blocks` for the matcher, see
-        `tlv_jax.layers.blocks`. None takes the blocks of the graph where all networks are traced,
-        and else the blocks of the modules' names.
+        `tlv_jax.layers.blocks`. None takes the blocks of the graph if all networks are traced, and
+        the blocks of the modules' names otherwise.
       match: `(source, target) -> pairs`, see `tlv_jax.matching`. The default aligns blocks by
         dynamic programming, or single layers where that gives more of the target a source.
       rule: fits a kernel, `(key, source, target) -> kernel`, see `tlv_jax.rules`.
       channels: choose channels once for all layers that share them. The rule then gets a source
-        kernel that has the target's channels, and must keep their places. Needs traced networks.
-      head: `keep` leaves each target dense layer that has no source as it is. `statistics` draws it
-        from the pooled mean and standard deviation of the source's dense layers, its bias zero.
-      rescale: `none` leaves each fitted kernel as it comes. `he` brings its standard deviation to
+        kernel with the target's channels, and must not move them. Needs traced networks.
+      head: `keep` leaves each target dense layer without a source as it is. `statistics` draws it
+        from the pooled mean and standard deviation of the source's dense layers, with bias zero.
+      rescale: `none` leaves each fitted kernel as it is. `he` scales it to the standard deviation
         sqrt(2 / fan-in) of its new shape, `source` to that of the source kernel.
-      kinds: what is carried over, of `conv`, `dense`, `norm` and `bias`. Vectors (biases; scale,
-        bias and running statistics of norms) are fitted by `rules.Clip`, as in DPIAT. `bias` means
-        those of matched convs and dense layers.
-      insert: what becomes of target layers of `kinds` that the matching gives no source: `init`
-        leaves them their initial weights. `identity` makes them change nothing where they can (see
-        `tlv_jax.consistent.insert`), and the plan says of the others why not. It needs `channels`,
-        and a matching such as `matching.EachOnce` that leaves layers out.
+      kinds: what is transferred, of `conv`, `dense`, `norm` and `bias`. `bias` means the biases of
+        matched convs and dense layers. All vectors (these, and scale, bias and running statistics
+        of norms) are fitted by `rules.Clip`, as in DPIAT.
+      insert: what happens to target layers of `kinds` without a source. `init` leaves them their
+        initial weights. `identity` makes them change nothing where they can (see
+        `tlv_jax.consistent.insert`); the plan says why the others cannot. It needs `channels`, and
+        a matching that leaves layers out, such as `matching.EachOnce`.
     """
 
     standardize: Standardize | None = None
@@ -56,7 +55,7 @@ class Method:
     insert: Literal["init", "identity"] = "init"
 
     def __post_init__(self) -> None:
-        """Refuses unknown values, and choices that contradict each other, with an `OptionError`."""
+        """Raises an `OptionError` for unknown values and contradictory choices."""
         check_option("head", self.head, ("keep", "statistics"))
         check_option("rescale", self.rescale, ("none", "he", "source"))
         check_option("insert", self.insert, ("init", "identity"))
@@ -78,12 +77,12 @@ class Method:
             )
         if self.channels is not None and getattr(self.rule, "shuffle", False):
             raise OptionError(
-                f"rule={self.rule} shuffles channels, which are to be consistent. Set "
-                "shuffle=False."
+                f"rule={self.rule} shuffles channels, and {self.channels} must keep them in place. "
+                "Set shuffle=False."
             )
         if self.insert == "identity" and self.channels is None:
             raise OptionError(
-                "insert='identity' needs channels too, which tell where a layer was inserted. Set "
+                "insert='identity' needs channels too, to know where a layer was inserted. Set "
                 "channels=ConsistentChannels()."
             )
 
@@ -116,8 +115,8 @@ WEIGHT_SELECTION = Method(
 )
 """Weight selection (ICLR 2024, arXiv 2311.18823): layers by order, evenly spaced channels.
 
-"Initializing Models with Larger Ones" gives a smaller network of the same family the first layers
-of each stage of the larger one. Matching by blocks finds those stages by their shapes.
+The paper, "Initializing Models with Larger Ones", gives a smaller network of the same family the
+first layers of each stage of the larger one. Matching by blocks finds those stages by their shapes.
 """
 
 NET2NET = Method(
@@ -130,8 +129,8 @@ NET2NET = Method(
 )
 """Net2Net (ICLR 2016, arXiv 1511.05641): a wider and deeper network of the same function.
 
-For a traced target of the source's family with wider layers, more layers, larger kernels, or all of
-these. New channels are copies of the first ones, by whose number what reads them is divided; the
-paper draws which are copied. New layers change nothing. Nothing breaks the symmetry of copies, as
-the paper's noise does: add dropout or noise of your own if they are to become different.
+For a traced target of the source's family with wider layers, more layers or larger kernels. New
+channels are copies of the first ones (the paper draws which), and weights that read a channel are
+divided by the number of its copies. New layers change nothing. The paper also adds noise, so that
+copies become different; ours does not.
 """

@@ -1,4 +1,4 @@
-"""What a plan is decided from, on shapes alone: pairs, channels, and why leaves stay."""
+"""The decisions behind a plan, on shapes alone: pairs, channels, and why leaves stay."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +16,9 @@ from tlv_jax.types import Layer, LayerPair, Rule
 
 
 def joined(sources: Sequence[Network]) -> tuple[tuple[tuple[Layer, ...], ...], ChannelGraph | None]:
-    """The layers of each source as they stand in a list of all, and the channels of all.
+    """The layers of each source, and the channels of all together.
 
-    Of a mixture paths begin with the number of the source; of a single one they stay.
+    In a mixture, paths begin with the number of the source.
     """
     if len(sources) == 1:
         return (sources[0].layers,), sources[0].channels
@@ -27,7 +27,7 @@ def joined(sources: Sequence[Network]) -> tuple[tuple[tuple[Layer, ...], ...], C
         for number, source in enumerate(sources)
     )
     graph: ChannelGraph | None = {}
-    first = 0  # label of the next source's channels, which are others than those before
+    first = 0  # label of the next source's first channel
     for number, source in enumerate(sources):
         if source.channels is None:
             return layers, None
@@ -46,7 +46,7 @@ def joined(sources: Sequence[Network]) -> tuple[tuple[tuple[Layer, ...], ...], C
 
 
 def _within(layer: Layer, prefix: str) -> Layer:
-    """The layer as it stands in a tree that holds its own tree."""
+    """The layer with a prefix before all its paths."""
     return dataclasses.replace(
         layer,
         path=prefix + layer.path,
@@ -57,7 +57,7 @@ def _within(layer: Layer, prefix: str) -> Layer:
 
 
 def best_pairs(candidates: Sequence[Sequence[LayerPair]]) -> tuple[LayerPair, ...]:
-    """Of several sources' pairs those that fit each target layer best, the earlier of equals."""
+    """For each target layer the pair that fits best by shape; the first of equals."""
     if len(candidates) == 1:
         return tuple(candidates[0])
     best: dict[str, tuple[float, LayerPair]] = {}
@@ -86,7 +86,7 @@ def settled_counts(pair: LayerPair) -> list[str]:
 def insertions(
     method: Method, layers: Sequence[Layer], matched: set[str], graph: ChannelGraph | None
 ) -> Insertions:
-    """What becomes of the target's layers without a source, and the channels they pass on."""
+    """What happens to target layers without a source, and which channels they pass on."""
     if method.insert == "init" or graph is None:
         return Insertions((), {}, graph or {})
     return plan_insertions(layers, matched, graph)
@@ -96,8 +96,8 @@ def check_rule(rule: Rule, pairs: Iterable[LayerPair]) -> None:
     """Tries a rule on one pair of each combination of ranks, without running it.
 
     Raises:
-      OptionError: if it does not return the target's shape, or the library's own cannot, as all but
-        `rules.Variance` fit only kernels of equal ranks.
+      OptionError: if it does not return the target's shape. Of the library's rules, only
+        `rules.Variance` fits kernels of different ranks.
     """
     tried: dict[tuple[int, int], LayerPair] = {}
     for pair in pairs:
@@ -129,7 +129,7 @@ def check_rule(rule: Rule, pairs: Iterable[LayerPair]) -> None:
 def raise_no_pairs(
     source: Sequence[Layer], wanted: Sequence[Layer], target: Sequence[Layer], kinds: Sequence[str]
 ) -> None:
-    """Says why a matching found nothing."""
+    """Raises the error that says why a matching found nothing."""
     names = ", ".join(kinds)
     if not wanted:
         raise ParameterTreeError(
@@ -156,14 +156,14 @@ def reasons_to_stay(
     source_kinds: set[str],
     inserted: Mapping[str, str],
 ) -> dict[str, str]:
-    """Why each leaf of the target's layers would stay as it is, by path.
+    """Why each leaf of the target's layers would keep its value, by path.
 
     Args:
       target: all its layers.
-      matched: paths of those that have a source.
+      matched: paths of those with a source.
       method: of the plan.
-      source_kinds: the kinds of layers that the source has.
-      inserted: reasons that are known already, by the path of the layer.
+      source_kinds: the kinds of layers in the source.
+      inserted: known reasons, by the layer's path.
     """
     reasons: dict[str, str] = {}
     for layer in target:
@@ -171,13 +171,13 @@ def reasons_to_stay(
         if layer.path in matched:
             rest = "the source layer has no such vector"
             if layer.kind != "norm" and "bias" not in method.kinds:
-                rest = "biases are not carried over (no 'bias' in kinds)"
+                rest = "biases are not transferred (no 'bias' in kinds)"
         elif layer.kind == "dense" and method.head == "keep":
             own = rest = "head='keep'"
         elif layer.kind == "dense" and "dense" not in method.kinds:
             own = rest = "the source has no dense layers to draw it from"
         elif layer.kind not in method.kinds:
-            own = rest = f"{layer.kind} layers are not carried over (no {layer.kind!r} in kinds)"
+            own = rest = f"{layer.kind} layers are not transferred (no {layer.kind!r} in kinds)"
         elif layer.kind not in source_kinds:
             own = rest = f"the source has no {layer.kind} layers"
         own, rest = (inserted.get(layer.path, reason) for reason in (own, rest))

@@ -24,12 +24,12 @@ class LayerReport:
 
     Attributes:
       target: path of the layer.
-      source: path of the layer that gave, None for one drawn from statistics or inserted.
+      source: path of its source layer; None if it is drawn from statistics or inserted.
       target_shape: `[*spatial', I', O']`.
-      source_shape: `[*spatial, I, O]`, likewise None.
-      rule: name and settings of what fitted it; `statistics`, or an inserted layer's role.
-      share: the part in [0, 1] of the kernel's elements that depend on the source's weights; those
-        padded with zeros or kept from the target's initialization do not.
+      source_shape: `[*spatial, I, O]`, or None.
+      rule: the rule with its settings; `statistics`, or the role of an inserted layer.
+      share: the part of the kernel's elements, in [0, 1], that depend on the source's weights.
+        Padded zeros and the target's initial weights do not.
       std_before: standard deviation of the target's own initial kernel.
       std_after: standard deviation of the new kernel.
     """
@@ -46,7 +46,7 @@ class LayerReport:
 
 @dataclasses.dataclass(frozen=True)
 class TransferReport:
-    """One row a replaced layer, and the leaves that stayed with the reason. Prints as a table."""
+    """One row for each replaced layer, and why other leaves stayed. Prints as a table."""
 
     rows: tuple[LayerReport, ...]
     untouched: tuple[Untouched, ...]
@@ -69,7 +69,7 @@ class TransferReport:
         return "\n".join((format_table(header, cells), "", rule, untouched_table(self.untouched)))
 
     def to_json(self) -> str:
-        """The report as JSON text, its fields by their names."""
+        """The report as JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
 
@@ -81,7 +81,7 @@ def report(
     Args:
       plan: the plan that was applied.
       src: the source, as it was given to `apply_transfer`.
-      dst: the target with its parameters before.
+      dst: the target before the transfer.
       new_params: what `apply_transfer` returned.
     """
     before = _fetched(params_of(dst), "dst")
@@ -107,8 +107,8 @@ def _fetched(tree: PyTree, name: str) -> dict[str, np.ndarray]:
 def _shares(plan: TransferPlan, src: Network | PyTree, dst: Network | PyTree) -> dict[str, float]:
     """The part of each fitted kernel that comes from the source, by the target's path.
 
-    The transfer is carried out once more with a source of NaN, and the NaN that arrive are counted:
-    exact for every rule that moves, pools or scales weights.
+    Transfers once more from a source of NaN, and counts the NaN that arrive. This is exact for
+    every rule that moves, pools or scales weights.
     """
 
     def mark(leaf: Any) -> Any:

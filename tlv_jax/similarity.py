@@ -1,4 +1,4 @@
-"""How alike two networks are, as far as shapes tell."""
+"""How alike two networks are, judged by shapes."""
 
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.layers.blocks import flatten_blocks, standardize_blocks
@@ -11,19 +11,19 @@ KINDS = ("conv", "dense", "norm")
 
 
 class SimilarityWarning(UserWarning):
-    """Source and target are so unlike that a transfer is more likely to hurt than to help."""
+    """Source and target are so unlike that a transfer will more likely hurt than help."""
 
 
 def similarity(src: Network | PyTree, dst: Network | PyTree) -> float:
-    """The score of the best alignment of two networks over that of the target with itself.
+    """The score of the best alignment of two networks, divided by that of the target with itself.
 
     DPIAT's `sim` (arXiv 2212.13970): blocks aligned by dynamic programming with the shape score. In
     [0, 1]; 1 for two networks of the same shapes. Not symmetric: it asks how much of the target the
-    source can fill. Plain Python on shapes.
+    source can fill. Works on shapes alone.
 
     Args:
-      src: a network, or a bare tree of arrays or `jax.ShapeDtypeStruct`s. Of several sources in a
-        list, the most similar one counts.
+      src: a network, or a bare tree of arrays or `jax.ShapeDtypeStruct`s. From a list of networks,
+        the most similar one counts.
       dst: a network or a bare tree.
 
     Raises:
@@ -47,5 +47,5 @@ def similarity(src: Network | PyTree, dst: Network | PyTree) -> float:
         align_blocks(source, sides[-1], shape_scores(flatten_blocks(source), flat_target))[0]
         for source in sides[:-1]
     )
-    # Aligned with itself every layer fits itself, at 1 each.
+    # Aligned with itself, every layer of the target scores 1.
     return best / len(flat_target)
