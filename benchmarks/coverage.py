@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 import tlv_jax
-from tlv_jax import models
+from tlv_jax import layers, matching, models
 
 MODELS = (
     *("vgg16", "resnet18", "resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0"),
@@ -21,13 +21,13 @@ MODELS = (
     *("mnasnet1_0", "shufflenet_v2_x1_0"),
 )
 MATCHINGS = {
-    "flat, index": (tlv_jax.standardize_flat, tlv_jax.match_by_index),
-    "flat, score": (tlv_jax.standardize_flat, tlv_jax.match_by_score),
-    "flat, bipartite": (tlv_jax.standardize_flat, tlv_jax.match_bipartite),
-    "blocks, score": (tlv_jax.standardize_blocks, tlv_jax.match_by_score),
-    "blocks, coverage (the default)": (tlv_jax.standardize_blocks, tlv_jax.match_by_coverage),
-    "graph, score": (tlv_jax.standardize_graph, tlv_jax.match_by_score),
-    "graph, coverage": (tlv_jax.standardize_graph, tlv_jax.match_by_coverage),
+    "flat, index": (layers.standardize_flat, matching.ByIndex()),
+    "flat, score": (layers.standardize_flat, matching.ByScore()),
+    "flat, bipartite": (layers.standardize_flat, matching.Bipartite()),
+    "blocks, score": (layers.standardize_blocks, matching.ByScore()),
+    "blocks, coverage": (layers.standardize_blocks, matching.ByCoverage()),
+    "graph, score": (layers.standardize_graph, matching.ByScore()),
+    "graph, coverage": (layers.standardize_graph, matching.ByCoverage()),
 }
 
 
@@ -35,25 +35,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
     names = parser.parse_args().models
-    layers = {name: traced(name) for name in names}
+    networks = {name: traced(name).layers for name in names}
     print("| matching | mean | smallest | of |")
     print("|---|---|---|---|")
     for title, (standardize, match) in MATCHINGS.items():
-        blocks = {name: standardize(found, ("conv",)) for name, found in layers.items()}
+        blocks = {name: standardize(found, ("conv",)) for name, found in networks.items()}
         shares = {}
         for pair in itertools.permutations(names, 2):
             source, target = pair
-            convs = sum(layer.kind == "conv" for layer in layers[target])
+            convs = sum(layer.kind == "conv" for layer in networks[target])
             shares[pair] = len(match(blocks[source], blocks[target])) / convs
         worst = min(shares, key=lambda pair: shares[pair])
         mean = statistics.mean(shares.values())
         print(f"| {title} | {mean:.1%} | {shares[worst]:.1%} | {' into '.join(worst)} |")
 
 
-def traced(name: str) -> tuple[tlv_jax.Layer, ...]:
+def traced(name: str) -> tlv_jax.Network:
     model = models.create(name)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    return tlv_jax.trace_layers(model.apply, models.abstract_variables(model), images)
+    return tlv_jax.trace(model.apply, models.abstract_variables(model), images)
 
 
 if __name__ == "__main__":
