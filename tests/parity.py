@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from flax import traverse_util
 from helpers import import_torchvision, relative_error
 
 import importers
-from importers.conversion import model_of
+from importers.conversion import entries_of, model_of
 from tlv_jax import models
 
 torchvision = import_torchvision()
@@ -23,11 +23,16 @@ _RANDOM = (torch.nn.Dropout, torchvision.ops.StochasticDepth)
 
 
 def random_network(name: str, *, num_classes: int = 10, seed: int = 0) -> torch.nn.Module:
-    """A torchvision network in which no norm, scale, bias or embedding is trivial."""
+    """A torchvision network by name in which no norm, scale, bias or embedding is trivial."""
     torch.manual_seed(seed)
     # The two Inceptions draw their weights from SciPy's truncated normal, which takes minutes.
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return randomized(network)
+
+
+def randomized(network: torch.nn.Module) -> torch.nn.Module:
+    """The network itself, of which nothing keeps a value at which its mistakes would not show."""
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -56,12 +61,32 @@ def from_torch(tensor: torch.Tensor) -> np.ndarray:
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
-def twin_of(name: str, network: torch.nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    """The Linen network of the same weights, and its variables."""
+class Twins(NamedTuple):
+    """The same network in torch, and in Flax with its variables."""
+
+    network: torch.nn.Module
+    model: nn.Module
+    variables: dict[str, Any]
+
+
+def twins_of(name: str) -> Twins:
+    """A network of torchvision by name, with random weights, and ours."""
+    network = random_network(name)
     state_dict = network.state_dict()
     params, batch_stats = importers.convert(name, state_dict)
-    stats = {"batch_stats": batch_stats} if batch_stats else {}
-    return model_of(name, state_dict), {"params": params, **stats}
+    variables = {"params": params, "batch_stats": batch_stats}
+    return Twins(network, model_of(name, state_dict), variables)
+
+
+def twins_like(name: str, network: torch.nn.Module, model: nn.Module) -> Twins:
+    """Members of a family that have no name; `name` is that of another member."""
+    state_dict = randomized(network).state_dict()
+    # Copies, since torch updates its statistics in place.
+    leaves = {
+        entry.leaf: np.array(entry.layout.to_flax(state_dict[key].numpy()))
+        for key, entry in entries_of(name, model).items()
+    }
+    return Twins(network, model, traverse_util.unflatten_dict(leaves, sep="/"))
 
 
 def torch_outputs(network: torch.nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,16 +123,15 @@ def flax_outputs(model: nn.Module, variables: Mapping, images: np.ndarray) -> Ou
     }
 
 
-def evaluation_errors(name: str, sides: tuple[int, int], *, batch: int = 2) -> dict[str, float]:
+def evaluation_errors(twins: Twins, sides: tuple[int, int], *, batch: int = 2) -> dict[str, float]:
     """The relative error of every module that both networks have, in order of execution.
 
     Raises:
       AssertionError: where a module with parameters of its own is not among them.
     """
-    network = random_network(name).eval()
+    network, model, variables = twins
     images = random_images(batch, *sides, 3)
-    expected = torch_outputs(network, images)
-    model, variables = twin_of(name, network)
+    expected = torch_outputs(network.eval(), images)
     actual = flax_outputs(model, variables, images)
     parametrized = {
         key for key, module in network.named_modules() if list(module.parameters(recurse=False))
@@ -122,18 +146,16 @@ def evaluation_errors(name: str, sides: tuple[int, int], *, batch: int = 2) -> d
 
 
 def training_errors(
-    name: str, sides: tuple[int, int], *, batch: int = 4
+    twins: Twins, sides: tuple[int, int], *, batch: int = 4
 ) -> tuple[list[float], dict[str, float]]:
     """Relative errors in training mode: of the logits (and the auxiliary ones), of the statistics.
 
-    Dropout and stochastic depth draw other numbers in torch, so both are switched off, and their
-    rates compared instead.
+    Dropout and stochastic depth draw other numbers in torch, so both are switched off, in torch for
+    good, and their rates compared instead.
     """
-    network = random_network(name).train()
-    model, variables = twin_of(name, network)
+    network, model, variables = twins
     images = random_images(batch, *sides, 3)
-    expected, expected_rates = _torch_training(network, images)
-    _, expected_stats = importers.convert(name, network.state_dict())
+    expected, expected_rates = _torch_training(network.train(), images)
 
     actual_rates: list[Rate] = []
 
@@ -158,8 +180,11 @@ def training_errors(
     leaves = jax.tree.leaves(outputs)
     assert len(leaves) == len(expected)
     logits = [relative_error(a, b) for a, b in zip(leaves, expected, strict=True)]
-    stats = jax.tree.map(relative_error, updated.get("batch_stats", {}), expected_stats)
-    return logits, traverse_util.flatten_dict(stats, sep="/")
+    buffers, stats = dict(network.named_buffers()), {}
+    for path, leaf in traverse_util.flatten_dict(updated.get("batch_stats", {})).items():
+        key = ".".join((*path[:-1], f"running_{path[-1]}"))
+        stats[key] = relative_error(leaf, buffers[key])
+    return logits, stats
 
 
 def _torch_training(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import pytest
 from helpers import import_torchvision
-from parity import evaluation_errors, parameter_count, training_errors
+from parity import evaluation_errors, parameter_count, training_errors, twins_of
 
 from tlv_jax import models
 
@@ -55,15 +55,15 @@ def test_the_sweep_is_complete():
 def test_every_layer_matches_torchvision(name, request):
     start = time.perf_counter()
     sizes = sizes_of(name)
-    depths = [[], [], [], []]
+    twins, depths = twins_of(name), [[], [], [], []]
     for sides in sizes.evaluation:
-        errors = evaluation_errors(name, sides)
+        errors = evaluation_errors(twins, sides)
         *layers, logits = errors.values()
         for number, error in enumerate(layers):
             depths[3 * number // len(layers)].append(error)
         depths[3].append(logits)
         jax.clear_caches()
-    logits, stats = training_errors(name, (sizes.training, sizes.training))
+    logits, stats = training_errors(twins, (sizes.training, sizes.training))
     jax.clear_caches()
     worst = [max(errors) for errors in depths]
     training = max((*logits, *stats.values()))

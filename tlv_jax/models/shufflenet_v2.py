@@ -24,10 +24,11 @@ __all__ = ["VARIANTS", "ShuffleNetV2", "ShuffleNetV2Config"]
 
 @dataclasses.dataclass(frozen=True)
 class ShuffleNetV2Config:
-    """Output channels of the three stages, and of the last convolution."""
+    """Output channels of the three stages and of the last convolution, and units a stage."""
 
     widths: tuple[int, int, int]
     head_width: int = 1024
+    depths: tuple[int, int, int] = (4, 8, 4)
 
 
 VARIANTS: Mapping[str, ShuffleNetV2Config] = MappingProxyType(
@@ -39,7 +40,6 @@ VARIANTS: Mapping[str, ShuffleNetV2Config] = MappingProxyType(
     }
 )
 _STEM_WIDTH = 24
-_REPEATS = (4, 8, 4)
 _conv = functools.partial(conv, kernel_init=uniform_fan)
 
 
@@ -58,8 +58,9 @@ class ShuffleNetV2(Classifier):
         outputs = _conv(_STEM_WIDTH, 3, stride=2, name="conv1.0", **types)(images)
         outputs = nn.relu(BatchNorm(name="conv1.1", **types)(outputs, train=train))
         outputs = max_pool(outputs, 3, stride=2, padding=1)
-        for stage, (repeats, width) in enumerate(zip(_REPEATS, config.widths, strict=True), 2):
-            for number in range(repeats):
+        stages = zip(config.depths, config.widths, strict=True)
+        for stage, (depth, width) in enumerate(stages, start=2):
+            for number in range(depth):
                 stride = 2 if number == 0 else 1
                 unit = Unit(width, stride, name=f"stage{stage}.{number}", **types)
                 outputs = unit(outputs, train=train)
