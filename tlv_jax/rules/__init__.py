@@ -1,9 +1,9 @@
 """How one kernel is fitted into another's shape.
 
 A rule is a function `(key, source, target) -> kernel` on kernels in Flax's layout: source
-`[*spatial, I, O]`, target `[*spatial', I', O']`, whose shape and dtype the answer has. Those of the
-library are frozen dataclasses whose fields are their settings. They compute with NumPy on NumPy's
-arrays and with `jax.numpy` on all others. Any JAX function of the same form is a rule too:
+`[*spatial, I, O]`, target `[*spatial', I', O']`. The answer has the target's shape and dtype. The
+library's rules are frozen dataclasses; their fields are their settings. They compute with NumPy on
+NumPy arrays and with `jax.numpy` on all others. Any JAX function of the same form is a rule too:
 
     method = dataclasses.replace(methods.DEFAULT, rule=rules.Variance(keep="max", shuffle=False))
 """

@@ -1,4 +1,4 @@
-"""Rules that copy a part of the source to a part of the target: clip, full and uniform."""
+"""Rules that copy a part of the source into the target: clip, full and uniform."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from tlv_jax.types import Array
 
 
 def paste(source: Any, target: Any, centred: Sequence[bool]) -> Any:
-    """Copies what fits of the source into the target.
+    """Copies as much of the source into the target as fits.
 
     Args:
       source: of the target's rank.
-      target: gives shape, dtype, and what the source does not cover.
-      centred: for each axis, whether the middle is copied to the middle, one step towards the start
-        where the difference is odd, or the start to the start.
+      target: gives shape, dtype, and the entries that the source does not cover.
+      centred: for each axis, whether the middle goes to the middle (towards the start where the
+        difference is odd) or the start to the start.
     """
 
     def window(sizes: Sequence[int], others: Sequence[int]) -> tuple[slice, ...]:
@@ -35,13 +35,12 @@ def paste(source: Any, target: Any, centred: Sequence[bool]) -> Any:
 class Clip:
     """Copies the centre of the source into the centre of the target (DPIAT's "clip").
 
-    Along every axis the middle `min(n, n')` entries are copied, one step towards the start where the
-    difference is odd. All others keep the target's value. It fits parameters of any rank, vectors
-    too.
+    Along every axis the middle `min(n, n')` entries are copied, towards the start where the
+    difference is odd. All others keep the target's value. Works for parameters of any rank.
     """
 
     def __call__(self, key: Array, source: Array, target: Array) -> Array:
-        """Fits one parameter into another's shape; both have one rank. The key is not used."""
+        """Fits one parameter into another's shape, of equal rank. The key is not used."""
         xp = namespace(key, source, target)
         return paste(source, xp.asarray(target), [True] * target.ndim)
 
@@ -50,19 +49,19 @@ class Clip:
 class Full:
     """Fills the whole target from the source (DPIAT's "full").
 
-    Along every axis a larger source gives its middle entries, as with `Clip`. A smaller one lies in
-    the middle, and each place around it repeats one of its entries, drawn at random. The published
-    code fails where the difference is 1; ours does not.
+    Along every axis a larger source gives its middle entries, as in `Clip`. A smaller one stands in
+    the middle, and the places around it repeat random entries of it. The published code fails where
+    the difference is 1; ours does not.
     """
 
     def __call__(self, key: Array, source: Array, target: Array) -> Array:
-        """Fits one parameter into another's shape; both have one rank."""
+        """Fits one parameter into another's shape, of equal rank."""
         xp = namespace(key, source, target)
         for axis, (n, m) in enumerate(zip(source.shape, target.shape, strict=True)):
             if n >= m:
                 chosen = (n - m) // 2 + np.arange(m)
             else:
-                # One draw of a fixed type: `randint` would compile a program for each size.
+                # Words of one size: `randint` would compile a program for each size.
                 words = noise(jax.random.fold_in(key, axis), (m,), xp)
                 start = (m - n) // 2
                 chosen = replace(
@@ -76,17 +75,16 @@ class Full:
 class Uniform:
     """Takes evenly spaced channels of a larger source ("weight selection").
 
-    Along each of the two channel axes, n entries of N: those at `round(i * (N - 1) / (n - 1))`. Of a
-    smaller source all entries stand first, and the rest of the target keeps its values. Spatial axes
-    are clipped to their centres.
+    Along each of the two channel axes, it takes n of N entries: those at
+    `round(i * (N - 1) / (n - 1))`. A smaller source stands first, and the rest of the target keeps
+    its values. Spatial axes are clipped to their centres.
 
-    "Initializing Models with Larger Ones" (ICLR 2024, arXiv 2311.18823), which selects along every
-    axis and asks that the source be larger. A kernel is seen through a window: evenly spaced pixels
-    of it would not be one, so ours clips.
+    "Initializing Models with Larger Ones" (ICLR 2024, arXiv 2311.18823) selects along every axis
+    and needs a larger source. Ours clips the spatial axes: pixels of a kernel belong side by side.
     """
 
     def __call__(self, key: Array, source: Array, target: Array) -> Array:
-        """Fits one kernel `[*spatial, I, O]` or vector `[C]`; the key is not used."""
+        """Fits one kernel `[*spatial, I, O]` or vector `[C]`. The key is not used."""
         xp = namespace(key, source, target)
         spatial = max(target.ndim - 2, 0)
         for axis in range(spatial, target.ndim):

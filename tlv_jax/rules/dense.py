@@ -11,17 +11,17 @@ import numpy as np
 def pooled_statistics(kernels: Sequence[Any], targets: int, xp: ModuleType) -> tuple[Any, Any]:
     """Pools the source's dense kernels into one mean and one standard deviation.
 
-    TLVFC divides both by the number of target layers, which its paper does not explain; kept as
-    published (`compute_mean_std` in its code).
+    As published (`compute_mean_std` in TLVFC's code), both are divided by the number of target
+    layers. The paper does not explain this.
 
     Args:
-      kernels: the source's dense kernels `[I, O]`, any number above 0.
+      kernels: the source's dense kernels `[I, O]`, at least one.
       targets: the number n of target dense layers.
       xp: NumPy or `jax.numpy`.
 
     Returns:
       `(mean of the kernels' means / n, mean of their standard deviations / n)`, float32 scalars.
-      The standard deviations are those of a sample (divided by the count less one), as torch's.
+      The standard deviations are of samples (count less one), as in torch.
     """
     kernels = [kernel.astype(np.float32, copy=False) for kernel in kernels]
     mean = sum(xp.mean(kernel) for kernel in kernels) / len(kernels)

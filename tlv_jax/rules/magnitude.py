@@ -18,25 +18,25 @@ Extreme = Literal["max", "min"]
 class Magnitude:
     """Copies the channels with the largest weights (DPIAT's "magnitude").
 
-    Of too many output channels, and then input channels, those are kept whose absolute weights sum
-    to the most, in their own order, and stand first. Too few stand first as well, and the rest of
-    the target keeps its values. Spatial axes are clipped to their centres.
+    Where the source has too many outputs, it keeps those with the largest sum of absolute weights,
+    in their own order; then the same for inputs. What is kept stands first, and the rest of the
+    target keeps its values. Spatial axes are clipped to their centres.
 
     Attributes:
       keep: `max`, or `min` for the smallest (published: `reverse_priority`).
-      constrained: rank inputs over the outputs already kept, not over all. The published option of
-        this meaning, `input_constrained_by_output`, has no effect there, whatever its value.
+      constrained: rank inputs over the kept outputs only. The published option for this,
+        `input_constrained_by_output`, has no effect.
     """
 
     keep: Extreme = "max"
     constrained: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses another value of `keep` with an `OptionError`."""
+        """Raises an `OptionError` for another value of `keep`."""
         check_option("keep", self.keep, ("max", "min"))
 
     def __call__(self, key: Array, source: Array, target: Array) -> Array:
-        """Fits one kernel; both have one rank. The key is not used."""
+        """Fits one kernel into another's shape, of equal rank. The key is not used."""
         xp = namespace(key, source, target)
         ranked = source
         for axis in (-1, -2):
@@ -53,15 +53,15 @@ class Magnitude:
 class Trace:
     """Copies the outputs with the largest weights, and the inputs that the layer before kept.
 
-    The "trace" rule of DPIAT for one kernel. Of too many output channels those are kept whose
-    absolute weights sum to the most, in their own order, and stand first. All other axes are
-    clipped to their centres. What the layer before kept is known to a plan alone, whose
+    The "trace" rule of DPIAT for one kernel. Where the source has too many outputs, it keeps those
+    with the largest sum of absolute weights, in their own order, and puts them first. All other
+    axes are clipped to their centres. Only a plan knows what the layer before kept:
 
         channels=ConsistentChannels(rank="trace")
 
-    hands the rule a source that has the right inputs and outputs already. In a sequence of layers
-    that only grow narrower this is the published rule. Beyond it, channels are followed through
-    residual adds and concatenations, where the published code takes those that came last.
+    gives the rule a source that already has the right channels. In a sequence of layers that only
+    grow narrower this is the published rule. It also follows channels through residual adds and
+    concatenations, where the published code takes those that came last.
 
     Attributes:
       keep: `max`, or `min` for the smallest (published: `reverse_priority`).
@@ -70,11 +70,11 @@ class Trace:
     keep: Extreme = "max"
 
     def __post_init__(self) -> None:
-        """Refuses another value of `keep` with an `OptionError`."""
+        """Raises an `OptionError` for another value of `keep`."""
         check_option("keep", self.keep, ("max", "min"))
 
     def __call__(self, key: Array, source: Array, target: Array) -> Array:
-        """Fits one parameter into another's shape; both have one rank. The key is not used."""
+        """Fits one parameter into another's shape, of equal rank. The key is not used."""
         xp = namespace(key, source, target)
         if source.shape[-1] > target.shape[-1]:
             kept = _worthiest(source, -1, target.shape[-1], self.keep, xp)
@@ -83,7 +83,7 @@ class Trace:
 
 
 def _worthiest(kernel: Any, axis: int, count: int, keep: Extreme, xp: ModuleType) -> Any:
-    """The `count` entries of an axis whose absolute weights sum to the most, in their own order."""
+    """The `count` entries of an axis with the largest absolute sums, in their own order."""
     others = tuple(a for a in range(kernel.ndim) if a != axis % kernel.ndim)
     sums = xp.abs(kernel.astype(np.float32, copy=False)).sum(axis=others)
     return largest(sums if keep == "max" else -sums, count, xp)

@@ -1,8 +1,8 @@
-"""The variance rule: channels are kept, and give way, by their variance (TLVFC, 2024).
+"""The variance rule: channels are kept and replaced by their variance (TLVFC, 2024).
 
 Shapes: kernels are `[*spatial, I, O]`; a prime marks the target's size. A filter is one output
-channel, `[*spatial, I]`. Channels are chosen in rows: `[rows, N]` are the variances of N candidates,
-one row for all filters together, or one row a filter for its inputs.
+channel, `[*spatial, I]`. Channels are chosen in rows `[rows, N]` of variances: one row to choose
+filters, or one row for each filter to choose its inputs.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from tlv_jax.errors import check_option
 from tlv_jax.types import Array
 
 Select = Literal["max", "min", "interleaved", "two_tailed", "random"]
-NONE = -1  # a place that no channel of the source comes to
+NONE = -1  # a place that gets no channel of the source
 
 
 def max_ranks(size: int, count: int) -> np.ndarray:
@@ -38,8 +38,8 @@ def min_ranks(size: int, count: int) -> np.ndarray:
 def interleaved_ranks(size: int, count: int) -> np.ndarray:
     """Every k-th, k = size // count.
 
-    Published as `interLeaved`, which starts at rank 1 and so comes out one short where that leaves
-    too few ranks (`count == size` among them). Ours then starts at rank 0.
+    Published as `interLeaved`, which starts at rank 1 and so returns too few in some cases, such as
+    `count == size`. Ours then starts at rank 0.
     """
     stride = size // count
     start = min(1, size - 1 - stride * (count - 1))
@@ -47,10 +47,9 @@ def interleaved_ranks(size: int, count: int) -> np.ndarray:
 
 
 def two_tailed_ranks(size: int, count: int) -> np.ndarray:
-    """Half from either end.
+    """Half from each end.
 
-    Published as `twoTailed`. An odd `count`, on which the published code fails, takes its extra one
-    from the upper end.
+    Published as `twoTailed`, which fails for an odd `count`. Ours takes one more of the largest.
     """
     lower = count // 2
     return np.concatenate([np.arange(lower), np.arange(size - (count - lower), size)])
@@ -64,40 +63,41 @@ RANKS: Mapping[str, Callable[[int, int], np.ndarray]] = MappingProxyType(
         "two_tailed": two_tailed_ranks,
     }
 )
-"""Which ranks of ascending variance a choice takes: `(N, count) -> ranks [count]`."""
+"""The ranks of ascending variance that a choice takes: `(N, count) -> ranks [count]`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variance:
-    """The rule of TLVFC, which its published code calls `VarTransfer`.
+    """The rule of TLVFC, `VarTransfer` in its published code.
 
-    The source is resized to the target's spatial size. Where it has too many output channels, some
-    are kept by the variance of their weights; too many inputs are thinned in the same way, for each
-    filter on its own. Where it has too few, it takes the place of channels of the target, chosen by
-    the variance of the target's own initial values, and the rest of the target stays as it is.
+    The source is first resized to the target's spatial size. Where it has too many filters, some
+    are kept by the variance of their weights; where a filter has too many inputs, the same. Where
+    it has too few, it replaces channels of the target, chosen by the variance of the target's
+    initial values. The rest of the target stays as it is.
 
-    As published, `remove="two_tailed"` places equal numbers at either end, so that of an odd number
-    of source channels the last finds no place.
+    As published, `remove="two_tailed"` replaces equal numbers at both ends: of an odd number of
+    source channels the last is left out.
 
-    Departures from the published code: any kernel size, odd growth and non-square ones included;
-    random choice draws without replacement and can reach the last channel; ties go by position. The
-    inputs of a 1x1 kernel, which tie in the published code, are ranked by their variance over all
-    filters. To grow the outputs while shrinking the inputs, the source is thinned and placed in the
-    target, where the published code goes through a freshly drawn temporary kernel. The shuffle
-    decides which channel of the source comes to which place; what the target keeps of its own stays
-    where it is. A border of `pad="init"` has no say in the order of the variances.
+    Departures from the published code:
+    - Any kernel size works, odd growth and non-square kernels included.
+    - Random choice draws without replacement and can reach the last channel. Ties go by position.
+    - The inputs of a 1x1 kernel, a tie there, are ranked by their variance over all filters.
+    - Where outputs grow and inputs shrink, the kept inputs go straight into the target. The
+      published code goes through a random temporary kernel.
+    - The shuffle moves channels of the source only. The target's own stay where they are.
+    - A border of `pad="init"` does not count in the variances.
 
     Attributes:
-      keep: which source channels stay where there are too many: `max`, `min`, `interleaved`,
+      keep: which source channels are kept where there are too many: `max`, `min`, `interleaved`,
         `two_tailed` or `random` (published: `maxVar`, `minVar`, `interLeaved`, `twoTailed`,
-        `random`, the value `keep` of `choice_method`).
-      remove: which target channels give way where there are too few; the same names (published: the
-        value `remove` of `choice_method`).
+        `random`, in `choice_method["keep"]`).
+      remove: which target channels are replaced where there are too few; the same names
+        (published: `choice_method["remove"]`).
       pad: what surrounds a kernel that is too small: `zero`, or `init` for He normal values
         (published: `type_pad`).
       pool: how a kernel that is too large shrinks: `avg` or `max` (published: `type_pool`).
-      shuffle: permute the filters that come from the source, and the inputs of each on its own. The
-        published code always does.
+      shuffle: permute the filters from the source, and the inputs of each filter. The published
+        code always does.
     """
 
     keep: Select = "interleaved"
@@ -107,7 +107,7 @@ class Variance:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses values that are not listed above with an `OptionError`."""
+        """Raises an `OptionError` for values that are not listed above."""
         check_option("keep", self.keep, (*RANKS, "random"))
         check_option("remove", self.remove, (*RANKS, "random"))
         check_option("pad", self.pad, ("zero", "init"))
@@ -144,7 +144,7 @@ class Variance:
             scale = np.float32(math.sqrt(2 / (given_outputs * math.prod(spatial))))
             normal = jax.random.normal(jax.random.fold_in(key, 2), kernel.shape)
             kernel = xp.where(border[..., None, None], scale * xp.asarray(normal), kernel)
-        # One gather of pixels: input number `chosen` of filter number `filters`, for each place.
+        # One gather: for each place the pixels of input `chosen` of filter `filters`.
         places = xp.maximum(chosen, 0) * given_outputs + source_filters[None, :]
         pixels = kernel.reshape(-1, given_inputs * given_outputs)
         taken = xp.take(pixels, places.reshape(-1), axis=1).reshape(target.shape)
@@ -159,17 +159,14 @@ class Variance:
         target_variance: Callable[[], Any],
         xp: ModuleType,
     ) -> Any:
-        """The source channel that comes to each place of an axis, NONE where none does.
+        """The source channel for each place of an axis, NONE for none. int32 `[rows or 1, M]`.
 
         Args:
-          sizes: `(N, M)`, how many channels the source gives, and how many places there are.
-          words: random ones, `[rows, max(N, M)]`; like the variances only asked for where needed.
+          sizes: `(N, M)`, the numbers of source channels and of places.
+          words: random words, `[rows, max(N, M)]`. Like the variances, called only where needed.
           source_variance: `[rows, N]`, or one row for all.
           target_variance: `[rows, M]`, or one row for all.
           xp: NumPy or `jax.numpy`.
-
-        Returns:
-          int32 `[rows or 1, M]`.
         """
         n, m = sizes
         count = n - n % 2 if n < m and n > 1 and self.remove == "two_tailed" else min(n, m)
@@ -202,8 +199,8 @@ def pool(kernel: Any, spatial: Sequence[int], how: str, xp: ModuleType) -> Any:
     """Shrinks every spatial axis that is too large, by windows of n - m + 1 at stride 1.
 
     Args:
-      kernel: `[*S, I, O]`. With fewer spatial axes than the target it is taken to have size 1 along
-        the missing, leading ones; with more, the superfluous leading ones are pooled away.
+      kernel: `[*S, I, O]`. Missing spatial axes are added in front with size 1; extra ones in front
+        are pooled away.
       spatial: the target's spatial sizes.
       how: `avg` or `max`.
       xp: NumPy or `jax.numpy`.
@@ -229,7 +226,7 @@ def pad(kernel: Any, spatial: Sequence[int], xp: ModuleType) -> tuple[Any, np.nd
     """Surrounds a kernel with zeros up to its target size; an odd extra row comes last.
 
     Returns:
-      `[*spatial, I, O]`, and which of its pixels were added, `[*spatial]`.
+      `[*spatial, I, O]`, and which pixels were added, `[*spatial]`.
     """
     widths = [
         ((m - n) // 2, m - n - (m - n) // 2) for n, m in zip(kernel.shape, spatial, strict=False)
@@ -249,8 +246,7 @@ def filter_variance(kernel: Any, xp: ModuleType) -> Any:
 def input_variance(kernel: Any, xp: ModuleType) -> Any:
     """The variance of the pixels of each input of each filter. `[*spatial, I, O] -> [O, I]`.
 
-    A kernel of one pixel has one weight for an input and a filter, and so no variance: its inputs
-    are ranked by the variance of their weights over all filters, the same for each.
+    One pixel has no variance: inputs of a 1x1 kernel are ranked by their variance over all filters.
     """
     *_, inputs, outputs = kernel.shape
     weights = kernel.reshape(-1, inputs, outputs).astype(np.float32, copy=False)
