@@ -17,6 +17,7 @@ from tlv_jax.types import Layer
 
 UNKNOWN = -1
 SHAPED = frozenset({"reshape", "squeeze", "expand_dims"})
+SORTED = frozenset({"sort", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"})
 REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"})
 
 
@@ -166,24 +167,42 @@ class ChannelLabels:
             limits = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
             window = tuple(slice(*limit) for limit in limits)
             return _compressed(np.broadcast_to(first, before[0])[window])
+        if name == "rev" and first is not None:
+            return np.flip(first, params["dimensions"])
+        if name == "gather" and first is not None:
+            return self._gathered(first, before[0], params, len(after))
         if name in REDUCTIONS and first is not None:
             axes = tuple(params["axes"])
             return self._constant(first, axes).max(axes)
         if len(after) != len(before[0]):
             return None
-        # Elementwise, or a window that slides over some axes.
+        # Elementwise, or along some axes: a window that slides, a sort.
+        along = params.get("axis", params.get("dimension")) if name in SORTED else None
         labels: np.ndarray | None = None
         for other, shape in zip(given, before, strict=True):
             if other is None or len(shape) != len(after):
                 continue
-            changed = tuple(
-                axis for axis, (n, m) in enumerate(zip(shape, after, strict=True)) if n != m
-            )
+            sizes = enumerate(zip(shape, after, strict=True))
+            changed = tuple(axis for axis, (n, m) in sizes if n != m or axis == along)
             other = self._constant(other, changed).max(changed, keepdims=True)
             if labels is not None and name == "mul" and _differ(labels, other):
                 self.gated.update(path for value in operands for path in value.feeds)
             labels = other if labels is None else self._union(labels, other)
         return labels
+
+    def _gathered(
+        self, labels: np.ndarray, sizes: Sequence[int], params: Mapping[str, Any], rank: int
+    ) -> np.ndarray:
+        """Channels of the axes that are taken whole by a gather; others go where indices say."""
+        taken, numbers = params["slice_sizes"], params["dimension_numbers"]
+        moved = tuple(axis for axis, size in enumerate(sizes) if taken[axis] != size)
+        labels = self._constant(labels, moved).max(moved, keepdims=True)
+        gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+        shape = [1] * rank
+        kept = (length for axis, length in enumerate(labels.shape) if axis not in gone)
+        for place, length in zip(numbers.offset_dims, kept, strict=True):
+            shape[place] = length
+        return labels.reshape(shape)
 
     def _mixed(self, equation: Any, given: Sequence[np.ndarray | None]) -> np.ndarray | None:
         """A product of two activations, such as attention: channels that are not summed over."""
@@ -290,21 +309,29 @@ def _placed(labels: np.ndarray, rank: int, axis: int) -> np.ndarray:
 def _compressed(labels: np.ndarray) -> np.ndarray:
     """Gives an axis along which nothing changes the length 1."""
     for axis in range(labels.ndim):
-        if labels.shape[axis] > 1 and (
-            labels.strides[axis] == 0 or (labels == labels.take([0], axis)).all()
-        ):
-            labels = labels.take([0], axis)
+        first = labels[(slice(None),) * axis + (slice(1),)]
+        if labels.strides[axis] == 0 or (labels == first).all():
+            labels = first
     return labels
 
 
 def _reshaped(labels: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
-    """The labels after a reshape; only the axes that change are written out."""
-    same = 0
-    while same < min(len(before), len(after)) and before[same] == after[same]:
-        same += 1
-    kept = labels.shape[:same]
-    whole = np.broadcast_to(labels, (*kept, *before[same:]))
-    return _compressed(whole.reshape(*kept, *after[same:]))
+    """The labels after a reshape; only axes that mix with some of which they change are written."""
+    extents: list[int] = []
+    shape: list[int] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        # The next few axes of the same size together, which become each other.
+        first, second, size, other = i, j, 1, 1
+        while size != other or (i, j) == (first, second):
+            if i < len(before) and (size <= other or j == len(after)):
+                size, i = size * before[i], i + 1
+            else:
+                other, j = other * after[j], j + 1
+        changes = any(length > 1 for length in labels.shape[first:i])
+        extents += before[first:i] if changes else [1] * (i - first)
+        shape += after[second:j] if changes else [1] * (j - second)
+    return _compressed(np.broadcast_to(labels, extents).reshape(shape))
 
 
 def _concatenated(
