@@ -35,7 +35,7 @@ import tyro
 
 import importers
 import tlv_jax
-from tlv_jax import models, rules
+from tlv_jax import Method, layers, matching, models, rules
 from train.config import Config, Dataset
 from train.data import LabelledImages, eval_batches, stratified_split, train_order
 from train.datasets import load_dataset
@@ -45,17 +45,23 @@ from train.step import Task, initial_state, make_eval_step, make_optimizer, make
 RESULTS = Path(__file__).parent / "results" / "ablation.csv"
 
 STANDARDIZATIONS = {
-    "flat": tlv_jax.standardize_flat,
-    "blocks": tlv_jax.standardize_blocks,
-    "graph": tlv_jax.standardize_graph,
+    "flat": layers.standardize_flat,
+    "blocks": layers.standardize_blocks,
+    "graph": layers.standardize_graph,
 }
 MATCHINGS = {
-    "index": tlv_jax.match_by_index,
-    "score": tlv_jax.match_by_score,
-    "score_flat": tlv_jax.match_by_score_flat,
-    "coverage": tlv_jax.match_by_coverage,
-    "bipartite": tlv_jax.match_bipartite,
-    "random": tlv_jax.match_random,
+    "index": matching.ByIndex(),
+    "score": matching.ByScore(),
+    "score_flat": matching.ByScoreFlat(),
+    "coverage": matching.ByCoverage(),
+    "bipartite": matching.Bipartite(),
+    "random": matching.Random(),
+}
+RULES = {
+    "clip": rules.Clip(),
+    "full": rules.Full(),
+    "magnitude": rules.Magnitude(),
+    "uniform": rules.Uniform(),
 }
 
 
@@ -231,40 +237,19 @@ class Study:
 
     @functools.cache  # noqa: B019  one study a process
     def plan(self, treatment: Treatment) -> tlv_jax.TransferPlan:
-        """The plan, made on traced layers: all matchings see the same order."""
-        source_layers, source_graph, target_layers, target_graph = self.traced()
-        rule = getattr(rules, treatment.rule)
-        if treatment.rule == "variance":
-            rule = functools.partial(rule, shuffle=treatment.shuffle)
-        channels = None
-        if treatment.channels != "none":
-            rank: Any = treatment.channels
-            channels = tlv_jax.ConsistentChannels(source_graph, target_graph, rank=rank)
-        return tlv_jax.plan_transfer(
-            self.source.variables,
-            models.abstract_variables(self.model),
-            src_layers=source_layers,
-            dst_layers=target_layers,
-            standardize=STANDARDIZATIONS[treatment.standardize],
-            match=MATCHINGS[treatment.match],
-            rule=rule,
-            channels=channels,
-            head="keep",
-            rescale=treatment.rescale,  # type: ignore[arg-type]
-            kinds=("conv", "norm") if treatment.norms else ("conv",),
-        )
+        """The plan, made on traced networks: all matchings see the same order."""
+        return tlv_jax.plan_transfer(*self.traced(), method_of(treatment))
 
     @functools.cache  # noqa: B019
-    def traced(self) -> tuple[Any, ...]:
-        """Layers and channels of the source, then of the target."""
+    def traced(self) -> tuple[tlv_jax.Network, tlv_jax.Network]:
+        """The source and the target, on shapes."""
         size = self.experiment.image_size
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        found = []
-        for model in (self.source.model, self.model):
-            variables = models.abstract_variables(model)
-            for trace in (tlv_jax.trace_layers, tlv_jax.trace_channels):
-                found.append(trace(model.apply, variables, images))
-        return tuple(found)
+        source, target = (
+            tlv_jax.trace(model.apply, models.abstract_variables(model), images)
+            for model in (self.source.model, self.model)
+        )
+        return source, target
 
     def measure(self, state: Any) -> Any:
         """Counts over all images that are not trained on, for each seed."""
@@ -274,6 +259,22 @@ class Study:
             counted = self.evaluate(variables, rows, real, self.held_out)
             total = counted if total is None else merge(total, counted)
         return total
+
+
+def method_of(treatment: Treatment) -> Method:
+    """How the library makes a transfer of these settings."""
+    rule = rules.Variance(shuffle=treatment.shuffle)
+    rank: Any = treatment.channels
+    rescale: Any = treatment.rescale
+    return Method(
+        standardize=STANDARDIZATIONS[treatment.standardize],
+        match=MATCHINGS[treatment.match],
+        rule=rule if treatment.rule == "variance" else RULES[treatment.rule],
+        channels=None if rank == "none" else tlv_jax.ConsistentChannels(rank),
+        head="keep",
+        rescale=rescale,
+        kinds=("conv", "norm") if treatment.norms else ("conv",),
+    )
 
 
 def shifted_depthwise(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
