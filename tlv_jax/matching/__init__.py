@@ -1,8 +1,8 @@
 """Who gives to whom: matchers, and how well layers fit each other.
 
 A matcher is a function `(source, target) -> pairs` on what a standardization returned: layers, or
-blocks of them. Pairs come in the target's order, and a target layer may be left without one. Those
-of the library are frozen dataclasses whose fields are their settings.
+blocks of them. Pairs come in the target's order; a target layer may have none. The library's
+matchers are frozen dataclasses; their fields are their settings.
 """
 
 from tlv_jax.matching.each_once import EachOnce

@@ -14,18 +14,18 @@ from tlv_jax.types import Block, Layer
 def align_blocks(
     source: Sequence[Layer | Block], target: Sequence[Layer | Block], scores: np.ndarray
 ) -> tuple[float, list[tuple[int, int]]]:
-    """Aligns blocks with blocks by the score of their own best alignment, layers with layers.
+    """Aligns layers with layers, and blocks with blocks by the score of their own best alignment.
 
     Args:
       source: layers and blocks in order.
-      target: likewise.
+      target: layers and blocks in order.
       scores: of the flattened layers, `[m, n]`.
 
     Returns:
       The score of the best alignment, and its pairs of positions among the flattened layers, in
       the target's order.
     """
-    known: dict[Any, float] = {}  # scores of blocks, which networks repeat
+    known: dict[Any, float] = {}  # networks repeat their blocks
 
     def run(source: tuple[Any, ...], target: tuple[Any, ...]) -> tuple[float, list]:
         table = np.array([[score(one, other) for other in target] for one in source])
@@ -40,7 +40,7 @@ def align_blocks(
     def score(one: Any, other: Any) -> float:
         if isinstance(one, int) or isinstance(other, int):
             both = isinstance(one, int) and isinstance(other, int)
-            return scores[one, other] if both else 0.0  # a block is never given a layer
+            return scores[one, other] if both else 0.0  # a block never gets a layer
         inside = scores[np.ix_(_flat(one), _flat(other))]
         key = _outline(one), _outline(other), inside.tobytes()
         if key not in known:
@@ -53,8 +53,8 @@ def align_blocks(
 def align(scores: np.ndarray) -> tuple[float, list[int | None]]:
     """Gives each of n targets one of m sources, or none, without crossings.
 
-    A run of k targets that share a source counts for the sum of their scores over sqrt(k). Ties go
-    as in the published code: to skipping, then to the shortest run.
+    A run of k targets with the same source counts as the sum of their scores divided by sqrt(k). As
+    in the published code, ties go to skipping, then to the shortest run.
 
     Args:
       scores: `[m, n]`, none negative.
@@ -65,7 +65,7 @@ def align(scores: np.ndarray) -> tuple[float, list[int | None]]:
     sources, targets = scores.shape
     best = np.zeros((targets + 1, sources + 1))
     start = np.zeros((targets + 1, sources + 1), int)
-    run, end = np.indices((targets, targets))  # a run of run + 1 targets, the last one being `end`
+    run, end = np.indices((targets, targets))  # runs of run + 1 targets that end at `end`
     first = np.maximum(end - run, 0)
     inside = run <= end
     discount = np.sqrt(np.arange(1, targets + 1))[:, None]
@@ -75,7 +75,7 @@ def align(scores: np.ndarray) -> tuple[float, list[int | None]]:
         longest = values.argmax(0)
         for i in range(1, targets + 1):
             above, left = best[i - 1, j], best[i, j - 1]
-            # start[i, j]: where the run that ends at i begins; i for none, -1 where i stays alone.
+            # start[i, j]: first of the run that ends at i; i if it is empty, -1 if i gets nothing.
             best[i, j], start[i, j] = (above, -1) if above > left else (left, i)
             value = values[longest[i - 1], i - 1]
             if value > best[i, j]:
@@ -94,7 +94,7 @@ def align(scores: np.ndarray) -> tuple[float, list[int | None]]:
 
 
 def align_flat(scores: np.ndarray) -> list[tuple[int, int]]:
-    """Gives each of n targets one of m sources, or none; to go back in the source costs.
+    """Gives each of n targets one of m sources, or none. Going back in the source costs.
 
     Args:
       scores: `[m, n]`, none negative.
@@ -103,7 +103,7 @@ def align_flat(scores: np.ndarray) -> list[tuple[int, int]]:
       Pairs of positions, in the target's order.
     """
     sources, targets = scores.shape
-    # best[i, j]: of the first i targets, the last source taken being number j (counted from 1).
+    # best[i, j]: of the first i targets, where the last source taken is number j (from 1).
     best = np.zeros((targets + 1, sources + 1))
     taken = np.full((targets + 1, sources + 1), -1)  # nothing is matched
     places = np.arange(sources + 1)
@@ -127,7 +127,7 @@ def align_flat(scores: np.ndarray) -> list[tuple[int, int]]:
             continue
         i -= 1
         if step >= 0:
-            # A layer that adds nothing is none: it was taken for its place alone.
+            # A layer that adds nothing was taken for its place only, and is no pair.
             if best[i, step] != best[i + 1, j] and scores[j - 1, i] > 0:
                 pairs.append((j - 1, i))
             j = step
@@ -135,7 +135,7 @@ def align_flat(scores: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _numbered(blocks: Sequence[Layer | Block], first: int = 0) -> tuple[Any, ...]:
-    """Nested blocks with the layers' positions among the flattened ones in place of layers."""
+    """Nested blocks with each layer replaced by its position among the flattened ones."""
     parts = []
     for block in blocks:
         parts.append(first if isinstance(block, Layer) else _numbered(block, first))

@@ -11,7 +11,7 @@ from tlv_jax.layers.blocks import flatten_blocks
 from tlv_jax.matching.scores import shape_scores
 from tlv_jax.types import Block, Layer, LayerPair
 
-UNIT = 10**4  # of scores, which are compared as integers, so that equal sums are equal
+UNIT = 10**4  # scores are compared as integers, so that equal sums are equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,22 +20,22 @@ class EachOnce:
 
     No two pairs cross, and layers are matched at equal resolution only: an identity may stand on
     either side of a convolution, but not on the other side of a pool. So trace both networks on
-    images of the same size, large enough for every stage to have a size of its own. Of all such
-    alignments those are best, in this order,
+    images of the same size, large enough for every stage to have a size of its own. The best
+    alignment, in this order,
 
-    1. that leave out the fewest source layers;
-    2. where most layers read as many channels as the layer before them writes, if they do so in the
-       source: what is inserted between the two passes channels on;
-    3. with the largest sum of scores, the shape score times the likeness of the two ratios of
-       outputs to inputs;
-    4. where most layers are fed by the one before them in both networks: blocks stay together;
-    5. that take the earliest target layers: what is inserted comes last in its stage.
+    1. leaves out the fewest source layers;
+    2. has the most layers that read as many channels as the layer before them writes, where they do
+       so in the source: a layer inserted between the two can pass channels on;
+    3. has the largest sum of scores: the shape score times how close the two ratios of outputs to
+       inputs are;
+    4. has the most layers that the layer before feeds in both networks: blocks stay together;
+    5. takes the earliest target layers: inserted layers come last in their stage.
     """
 
     def __call__(
         self, source: Sequence[Layer | Block], target: Sequence[Layer | Block]
     ) -> tuple[LayerPair, ...]:
-        """Pairs layers of two networks, given in execution order; blocks are flattened.
+        """Pairs layers of two networks in execution order; blocks are flattened.
 
         Raises:
           OptionError: if the layers were not traced.
@@ -46,15 +46,15 @@ class EachOnce:
         for side in (sources, targets):
             if len(side) > 1 and not any(layer.inputs for layer in side):
                 raise OptionError(
-                    "matching.EachOnce: needs to know which layer feeds which, but a network was "
-                    "given as a bare tree. Pass networks from tlv_jax.trace(fn, params, images)."
+                    "matching.EachOnce: needs to know which layer feeds which, but got a bare "
+                    "tree. Pass networks from tlv_jax.trace(fn, params, images)."
                 )
         widths, others = _widths(sources), _widths(targets)
         ratio = (widths[1] / widths[0])[:, None] / (others[1] / others[0])[None, :]
         scores = shape_scores(sources, targets) * np.minimum(ratio, 1 / ratio)
         scores[_levels(sources)[:, None] != _levels(targets)[None, :]] = 0
-        # How many channels each source layer reads for each that the one before it writes: 1 but
-        # for flattening; none where the one before does not feed it.
+        # How many channels each source layer reads for one that the layer before writes: 1 except
+        # after flattening, 0 if that layer does not feed it.
         per_channel = np.append(widths[0][1:] / widths[1][:-1], 0) * np.append(
             _feeds(sources).diagonal(1), False
         )
@@ -63,7 +63,7 @@ class EachOnce:
 
 
 def _widths(layers: Sequence[Layer]) -> np.ndarray:
-    """How many channels each layer reads and writes, of all groups. `[2, n]`."""
+    """How many channels each layer reads and writes, in all groups. `[2, n]`."""
     return np.array(
         [
             (layer.shape * 2)[-2:]
@@ -75,7 +75,7 @@ def _widths(layers: Sequence[Layer]) -> np.ndarray:
 
 
 def _levels(layers: Sequence[Layer]) -> np.ndarray:
-    """How often each layer's number of places was halved, -1 where one is left. `[n]`."""
+    """How often each layer's number of places was halved; -1 if one is left. `[n]`."""
     places = [math.prod(layer.size) for layer in layers]
     largest = max(places)
     return np.array([round(math.log2(largest / n)) if n > 1 else -1 for n in places])
@@ -98,22 +98,22 @@ def _align_once(
 
     Args:
       scores: `[m, n]`; 0 forbids.
-      per_channel: how many channels the next source reads for each that this one writes, 0 where
-        this one does not feed it, `[m]`.
-      widths: of the targets, as `_widths`.
-      feeds: of the targets, as `_feeds`.
+      per_channel: how many channels the next source reads for one that this one writes; 0 if this
+        one does not feed it. `[m]`.
+      widths: `_widths` of the targets.
+      feeds: `_feeds` of the targets.
     """
     rows, columns = scores.shape
     later = np.triu(np.ones((columns, columns), bool), 1)
-    # Each counts more than all that can be had of the next.
+    # One unit of each counts more than all of the next together.
     joint, score = 1, rows + 2
     fit = score * UNIT * (rows + 1)
     weights = np.where(scores > 0, fit * (rows + 1) + score * np.rint(scores * UNIT), -np.inf)
-    weights[0] += joint * ~feeds.any(0)  # the networks' beginnings, and their ends
+    weights[0] += joint * ~feeds.any(0)  # first and last layers go together
     weights[-1] += joint * ~feeds.any(1)
-    best = np.full((rows + 1, columns + 1), -np.inf)  # of the rest, if it begins with this pair
-    rest = np.zeros((rows + 1, columns + 1))  # of the rest, whatever it begins with
-    after = np.full((rows, columns), -1)  # the next source's target, where it is told by this pair
+    best = np.full((rows + 1, columns + 1), -np.inf)  # of the rest, if it starts with this pair
+    rest = np.zeros((rows + 1, columns + 1))  # of the rest, whatever it starts with
+    after = np.full((rows, columns), -1)  # the next source's target, if this pair decides it
     for i in reversed(range(rows)):
         value = rest[i + 1, 1:].copy()
         if per_channel[i]:
@@ -127,7 +127,7 @@ def _align_once(
     pairs = []
     i = j = 0
     while rest[i, j] > 0:
-        j += int(np.argmax(best[i:, j:].max(0) == rest[i, j]))  # the first one of the best
+        j += int(np.argmax(best[i:, j:].max(0) == rest[i, j]))  # the first of the best
         i += int(np.argmax(best[i:, j]))
         pairs.append((i, j))
         while after[i, j] >= 0:

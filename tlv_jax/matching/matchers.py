@@ -20,13 +20,13 @@ Match = Callable[[Standardized, Standardized], Pairs]
 class ByIndex:
     """Stretches the source's order over the target's (TLVFC's `IndexMatching`).
 
-    Of `m` source and `n` target layers of a kind, target `i` is given source `round(i * (m / n))`,
-    halves rounded to even and the last source at most. Kinds are matched apart: a dense layer is
-    never given a conv.
+    With `m` source and `n` target layers of a kind, target `i` gets source `round(i * (m / n))`,
+    but at most the last; halves round to even. Each kind is matched by itself. The published code
+    gives dense layers their sources in reverse order; ours does not.
     """
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
-        """Pairs layers of two networks, given in execution order."""
+        """Pairs layers of two networks in execution order."""
         sources = _by_kind(flatten_blocks(source))
         layers = flatten_blocks(target)
         counts = {kind: len(members) for kind, members in _by_kind(layers).items()}
@@ -47,9 +47,9 @@ class ByIndex:
 class ByScore:
     """Aligns the two orders so that the sum of the scores is largest (DPIAT's `DPMatching`).
 
-    Blocks are aligned with blocks, whose score is that of the best alignment of their parts, and
-    then their parts likewise. No two pairs cross. One source may serve k targets in a row, whose
-    scores are then summed and divided by sqrt(k): more for it, but less for each.
+    Blocks are aligned with blocks, by the score of the best alignment of their parts; then their
+    parts are aligned. No two pairs cross. One source may serve k targets in a row: their scores are
+    summed and divided by sqrt(k).
 
     "Breaking the Architecture Barrier" (arXiv 2212.13970).
 
@@ -60,7 +60,7 @@ class ByScore:
     score: Score = shape_scores
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
-        """Pairs layers of two networks, given in execution order."""
+        """Pairs layers of two networks in execution order."""
         flat_source, flat_target = flatten_blocks(source), flatten_blocks(target)
         if not flat_source or not flat_target:
             return ()
@@ -73,9 +73,9 @@ class ByScore:
 class ByCoverage:
     """Aligns blocks, or single layers where that gives more of the target a source.
 
-    `ByScore` on blocks, as in DPIAT, keeps together what belongs together, but two networks
-    that nest their modules unlike find few blocks to align: of ResNet18's 20 convs, VGG16 would
-    give one a source, and on single layers 19.
+    `ByScore` on blocks, as in DPIAT, keeps together what belongs together. But networks that nest
+    their modules differently have few blocks to align: VGG16 gives one of ResNet18's 20 convs a
+    source on blocks, and 19 on single layers.
 
     Attributes:
       score: how well layers fit each other, see `tlv_jax.matching.shape_scores`.
@@ -84,7 +84,7 @@ class ByCoverage:
     score: Score = shape_scores
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
-        """Pairs layers of two networks, given in execution order."""
+        """Pairs layers of two networks in execution order."""
         align = ByScore(self.score)
         by_blocks = align(source, target)
         by_layers = align(flatten_blocks(source), flatten_blocks(target))
@@ -93,10 +93,10 @@ class ByCoverage:
 
 @dataclasses.dataclass(frozen=True)
 class ByScoreFlat:
-    """Aligns layers where going back in the source costs (DPIAT's `DPFlatMatching`).
+    """Aligns layers; going back in the source costs (DPIAT's `DPFlatMatching`).
 
-    Each target layer takes a source layer or none. To take one that is d places before the last one
-    taken costs (d + 1) / 2, so that using a layer again costs 1/2.
+    Each target layer takes a source layer or none. A source layer d places before the last one
+    taken costs (d + 1) / 2, so using a layer again costs 1/2.
 
     Attributes:
       score: how well layers fit each other, see `tlv_jax.matching.shape_scores`.
@@ -105,7 +105,7 @@ class ByScoreFlat:
     score: Score = shape_scores
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
-        """Pairs layers of two networks, given in execution order."""
+        """Pairs layers of two networks in execution order."""
         flat_source, flat_target = flatten_blocks(source), flatten_blocks(target)
         if not flat_source or not flat_target:
             return ()
@@ -118,9 +118,8 @@ class ByScoreFlat:
 class Bipartite:
     """Pairs each source layer with at most one target layer, with the largest sum of scores.
 
-    Scores are weighted by `1 - d**2`, with d the distance between the two places in [0, 1), as in
-    DPIAT's `BipartiteMatching`; the order is not kept otherwise. Of a longer target, layers are
-    left over.
+    As in DPIAT's `BipartiteMatching`, scores are weighted by `1 - d**2`, where d is the distance
+    between the two places in [0, 1). Pairs may cross. A longer target has layers left over.
 
     Attributes:
       score: how well layers fit each other, see `tlv_jax.matching.shape_scores`.
@@ -129,7 +128,7 @@ class Bipartite:
     score: Score = shape_scores
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
-        """Pairs layers of two networks, given in execution order."""
+        """Pairs layers of two networks in execution order."""
         flat_source, flat_target = flatten_blocks(source), flatten_blocks(target)
         if not flat_source or not flat_target:
             return ()
@@ -145,8 +144,8 @@ class Bipartite:
 class Random:
     """Gives each target layer any source layer of its kind: the control of an experiment.
 
-    Every source layer is used once before one is used again, unlike in the published
-    `RandomMatching`, which leaves the rest of a longer target without.
+    Every source layer is used once before one is used again. The published `RandomMatching` leaves
+    the rest of a longer target without a source.
 
     Attributes:
       seed: of the draw.
@@ -155,7 +154,7 @@ class Random:
     seed: int = 0
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
-        """Pairs layers of two networks, given in execution order."""
+        """Pairs layers of two networks in execution order."""
         sources = _by_kind(flatten_blocks(source))
         generator = np.random.default_rng(self.seed)
         left: dict[str, list[Layer]] = {}

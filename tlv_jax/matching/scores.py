@@ -1,7 +1,7 @@
 """How well layers fit each other, from shapes and places alone.
 
-A score is a function `(source layers, target layers) -> [m, n]` in float64, each entry in [0, 1];
-0 says that the two must not be matched.
+A score is a function `(source layers, target layers) -> [m, n]`, float64 in [0, 1]. 0 means that
+the two must not be matched.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +14,10 @@ Score = Callable[[Sequence[Layer], Sequence[Layer]], np.ndarray]
 
 
 def shape_scores(source: Sequence[Layer], target: Sequence[Layer]) -> np.ndarray:
-    """Scores by shape (DPIAT's `ShapeScore`): the product of each axis' smaller over larger size.
+    """Scores by shape (DPIAT's `ShapeScore`). m and n layers `-> [m, n]`.
 
-    Layers of different kinds or ranks score 0.
-
-    Args:
-      source: m layers.
-      target: n layers.
-
-    Returns:
-      `[m, n]`.
+    The product, over all axes, of the smaller size divided by the larger. Layers of different kinds
+    or ranks score 0.
     """
     scores = np.zeros((len(source), len(target)))
     for kind, rank in {(layer.kind, len(layer.shape)) for layer in source}:
@@ -38,7 +32,7 @@ def shape_scores(source: Sequence[Layer], target: Sequence[Layer]) -> np.ndarray
             for side, chosen in ((source, rows), (target, columns))
         )
         product = np.ones((len(rows), len(columns)))
-        # In torch's order of the axes, so that rounding ties as it does in the published code.
+        # Axes in torch's order, so that ties round as in the published code.
         for axis in [-1, -2, *range(rank - 2)] if rank > 1 else [0]:
             ratio = sizes[:, None, axis] / others[None, :, axis]
             product *= np.minimum(ratio, 1 / ratio)
@@ -47,17 +41,10 @@ def shape_scores(source: Sequence[Layer], target: Sequence[Layer]) -> np.ndarray
 
 
 def position_scores(source: Sequence[Layer], target: Sequence[Layer]) -> np.ndarray:
-    """The shape score times `1 - d**2`, with d the distance between two places in [0, 1].
+    """The shape score times `1 - d**2`, d the distance between two places in [0, 1]. `-> [m, n]`.
 
-    A layer's place is its depth in the graph of its network, where the layers come from
-    `tlv_jax.trace`; otherwise its place in the order.
-
-    Args:
-      source: m layers.
-      target: n layers.
-
-    Returns:
-      `[m, n]`.
+    The place of a traced layer is its depth in the graph; that of any other is its place in the
+    order.
     """
     distance = _places(source)[:, None] - _places(target)[None, :]
     return shape_scores(source, target) * (1 - distance**2)
