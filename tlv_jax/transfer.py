@@ -236,7 +236,7 @@ def apply_transfer(
 
 def _jitted(target: Mapping[str, Any]) -> Any:
     """`fit_leaves` as one program. Its results are sharded as the target is."""
-    shardings = {path: leaf.sharding for path, leaf in target.items()}
+    shardings = {path: getattr(leaf, "sharding", None) for path, leaf in target.items()}
     return jax.jit(fit_leaves, static_argnums=(0, 4), out_shardings=shardings)
 
 
