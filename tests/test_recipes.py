@@ -279,6 +279,35 @@ def test_by_default_the_kernels_of_convs_alone_are_carried_over(library):
     assert len(fresh) - len(same) == 4
 
 
+@pytest.mark.filterwarnings("ignore::tlv_jax.UnknownOrderWarning")
+@pytest.mark.parametrize("library", [recipe(name) for name in FIVE])
+def test_a_bare_tree_is_read_by_the_names_of_its_leaves(library):
+    src, dst = network(library, 6, 1), network(library, 4, 2)
+    plan = tlv_jax.plan_transfer(src.params, dst.params, ALL)
+    traced = tlv_jax.plan_transfer(src, dst, ALL)
+    assert set(plan.pairs) == set(traced.pairs)
+    stays = {leaf.path for leaf in plan.untouched} - {leaf.path for leaf in traced.untouched}
+    # The averages of an Equinox `State` have no names.
+    assert stays == ({"1/1/0", "1/1/1"} if library == "equinox" else set())
+    assert_alike(tlv_jax.transfer(src.params, dst.params, method=ALL), dst.params)
+
+
+@pytest.mark.parametrize("library", [recipe(name) for name in FIVE])
+def test_the_plan_says_which_averages_and_counters_stay(library):
+    plan = tlv_jax.plan_transfer(network(library, 6, 1), network(library, 4, 2), ALL)
+    assert {leaf.path for leaf in plan.untouched} == {
+        "linen": set(),
+        "nnx": {"dropout/rngs/count", "dropout/rngs/key", "steps"},
+        "equinox": {"1/0"},
+        "haiku": {
+            f"state/y_norm/~/{name}_ema/{leaf}"
+            for name in ("mean", "var")
+            for leaf in ("counter", "hidden")
+        },
+        "plain": {"step"},
+    }[library]
+
+
 @pytest.mark.parametrize("seen", [0, 7])
 @pytest.mark.parametrize("wide", [4, 3], ids=["of one width", "wider"])
 def test_averages_that_a_counter_debiases_count_as_those_of_many_batches(wide, seen):
