@@ -3,13 +3,15 @@
 Every network here is called the same way:
 
     model = models.create("resnet18", num_classes=10)
-    variables = model.init(key, images)                    # images [B, H, W, C]
-    logits = model.apply(variables, images)                # [B, N]
+    variables = model.init(key, images)                             # images [B, H, W, C]
+    logits = model.apply(variables, images)                         # [B, N]
     features = model.apply(variables, images, method="features")    # [B, D]
     logits = model.apply(variables, features, method="head")        # [B, N]
     logits, updated = model.apply(
         variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
     )
+
+`head` of `features` is what plain `apply` computes, of all but SqueezeNet; see there.
 
 Submodules are named as in the checkpoints: the path `layer1.0/downsample.0`, joined by dots, is
 torch's module.
@@ -46,6 +48,7 @@ from tlv_jax.models import (
 )
 from tlv_jax.models.alexnet import AlexNet
 from tlv_jax.models.batch_norm import BatchNorm
+from tlv_jax.models.classifier import Classifier
 from tlv_jax.models.convnext import ConvNeXt
 from tlv_jax.models.densenet import DenseNet
 from tlv_jax.models.efficientnet import EfficientNet
@@ -69,6 +72,7 @@ __all__ = [
     "VGG",
     "AlexNet",
     "BatchNorm",
+    "Classifier",
     "ConvNeXt",
     "DenseNet",
     "EfficientNet",
@@ -93,7 +97,7 @@ __all__ = [
     "names",
 ]
 
-_FAMILIES: tuple[tuple[Callable[..., nn.Module], Mapping[str, Any]], ...] = (
+_FAMILIES: tuple[tuple[Callable[..., Classifier], Mapping[str, Any]], ...] = (
     (AlexNet, alexnet.VARIANTS),
     (VGG, vgg.VARIANTS),
     (SqueezeNet, squeezenet.VARIANTS),
@@ -122,7 +126,7 @@ def create(
     in_channels: int = 3,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
-) -> nn.Module:
+) -> Classifier:
     """Builds an architecture; draws and loads no weights.
 
     Args:
@@ -130,10 +134,10 @@ def create(
       num_classes: size of the last layer.
       in_channels: of the images.
       dtype: of the computation, for example `jnp.bfloat16`.
-      param_dtype: of the parameters. Batch statistics are float32 in any case.
+      param_dtype: of the parameters.
 
     Returns:
-      A Linen module with the methods `__call__`, `features` and `head`.
+      A Linen module whose methods are described in `Classifier`.
 
     Raises:
       OptionError: for a name that is not known, with the closest ones, or for a size below 1.

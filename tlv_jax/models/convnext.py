@@ -113,6 +113,7 @@ class Block(TypedModule):
         outputs = nn.Dense(4 * width, name="block.3", **settings)(outputs)
         outputs = nn.gelu(outputs, approximate=False)
         outputs = nn.Dense(width, name="block.5", **settings)(outputs)
+        # The shape is torch's, whose channels come first.
         scale = self.param(
             "layer_scale", nn.initializers.constant(1e-6), (width, 1, 1), self.param_dtype
         )

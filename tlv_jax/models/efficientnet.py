@@ -157,6 +157,7 @@ class EfficientNet(Classifier):
     config: EfficientNetConfig
 
     def setup(self) -> None:  # noqa: D102
+        # torchvision bounds this draw by the number of outputs, not of inputs.
         self._make_last_layer(
             "classifier.1",
             kernel_init=uniform_within(self.num_classes**-0.5),
@@ -221,7 +222,7 @@ class Block(TypedModule):
             outputs, between, config.size, next(names), stride=config.stride, groups=between
         )
         excite = SqueezeExcitation(
-            max(1, channels // 4),
+            max(1, channels // 4),  # of the block's inputs, not of what it expands them to
             activation=nn.silu,
             gate=nn.sigmoid,
             name=next(names),

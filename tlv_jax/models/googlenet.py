@@ -88,7 +88,7 @@ VARIANTS: Mapping[str, GoogLeNetConfig] = MappingProxyType(
         )
     }
 )
-_normal = nn.initializers.normal(0.01)
+_normal = nn.initializers.normal(0.01)  # torch truncates at 2, which is never reached
 _conv_norm = functools.partial(ConvNorm, kernel_init=_normal)
 
 

@@ -177,7 +177,7 @@ VARIANTS: Mapping[str, InceptionV3Config] = MappingProxyType(
     }
 )
 _AUXILIARY_SIDE = 17  # pixels that the auxiliary head needs, those of 299 in the images
-_normal = nn.initializers.normal(0.1)
+_normal = nn.initializers.normal(0.1)  # torch truncates at 2, which is never reached
 _conv_norm = functools.partial(ConvNorm, kernel_init=_normal)
 
 

@@ -110,6 +110,7 @@ class Block(TypedModule):
             outputs = BatchNorm(name=f"bn{number}", **self.types)(layer(outputs), train=train)
             if number < len(convs):
                 outputs = nn.relu(outputs)
+        # After the branch, as torchvision does: layers are matched in order of execution.
         if self.stride != 1 or inputs.shape[-1] != width:
             inputs = self.conv_norm(inputs, width, 1, "downsample", train=train, stride=self.stride)
         return nn.relu(outputs + inputs)

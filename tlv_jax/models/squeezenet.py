@@ -120,6 +120,7 @@ class SqueezeNet(Classifier):
             name="features.0",
             **self.types,
         )
+        # torch numbers every member of its Sequential, ReLUs and pools included.
         outputs, number = nn.relu(stem(images)), 2
         for stage in config.stages:
             outputs = max_pool(outputs, 3, stride=2, ceil_mode=True)

@@ -134,6 +134,7 @@ class PatchMerging(TypedModule):
         """`[B, H, W, C] -> [B, H / 2, W / 2, 2 * C]`."""
         _, height, width, channels = inputs.shape
         even = jnp.pad(inputs, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+        # Column by column, the order of the channels in the checkpoints.
         corners = [even[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         outputs = jnp.concatenate(corners, axis=-1)
         reduce = nn.Dense(
@@ -255,6 +256,7 @@ class WindowAttention(TypedModule):
         make = nn.Dense(self.heads, use_bias=False, kernel_init=_normal, name="cpb_mlp.2", **types)
         table = make(nn.relu(hidden(relative_coordinates(window)))).reshape(-1, self.heads)
         wide = table.astype(jnp.promote_types(self.dtype, jnp.float32))
+        # Between 0 and 16, as torchvision bounds it.
         return 16 * nn.sigmoid(wide[index].transpose(2, 0, 1))
 
 
@@ -286,6 +288,7 @@ def relative_coordinates(window: int) -> np.ndarray:
     `L` is `2 * window - 1`: from the last row or column to the first, and back.
     """
     steps = np.arange(1 - window, window, dtype=np.float32)
+    # torchvision's scale: up to 8, whose binary logarithm is 3.
     steps = steps / np.float32(window - 1) * np.float32(8)
     steps = np.sign(steps) * np.log2(np.abs(steps) + np.float32(1)) / np.float32(3)
     return np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1)[None]
