@@ -153,6 +153,15 @@ def test_leaves_that_are_not_arrays_are_handed_on_as_they_are():
     assert [layer.path for layer in tlv_jax.trace(fn, params, IMAGES).layers] == ["w"]
 
 
+def test_inputs_that_are_not_arrays_are_handed_on_too():
+    def fn(params, x, train, mode):
+        return conv(x, params["a" if train and mode == "full" else "b"])
+
+    params = {"a": kernel(1, 1, 4, 4), "b": kernel(3, 3, 4, 4)}
+    assert [layer.path for layer in tlv_jax.trace(fn, params, IMAGES, True, "full").layers] == ["a"]
+    assert [layer.path for layer in tlv_jax.trace(fn, params, IMAGES, False, None).layers] == ["b"]
+
+
 def test_vgg16_into_resnet18_has_the_published_order_when_traced():
     source, target = (zoo.network_of(name) for name in ("vgg16", "resnet18"))
     plan = tlv_jax.plan_transfer(source, target, methods.TLVFC)

@@ -47,10 +47,11 @@ def trace(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Network:
     Nothing is computed: arguments may be `jax.ShapeDtypeStruct`s, and one small image is enough.
 
     Args:
-      fn: a function `fn(params, *inputs)`, for example a model's `apply`.
+      fn: a function `fn(params, *inputs)`, for example a model's `apply`. Call it as for inference,
+        so that norms use their running statistics.
       params: any pytree of parameters, with batch statistics if they are to be transferred. Leaves
         that are not arrays stay as they are.
-      *inputs: the function's other arguments, batch axis included.
+      *inputs: the function's other arguments, batch axis included, likewise.
 
     Returns:
       The network. Parameters that `jax.lax.scan` loops over are one layer for each step. Layers

@@ -1,9 +1,9 @@
 """Walk a function's program (its jaxpr) and gather its layers, their graph and their channels.
 
 A parameter is followed from the function's arguments through casts, transposes and the like to the
-operation that consumes it. A convolution or matrix product makes it a kernel, whose axes' meaning
-the operation's dimension numbers tell. Arithmetic with an activation makes it a scale or a bias.
-Calls (`jit`, `remat`, custom derivatives) are entered, loops of `jax.lax.scan` unrolled.
+operation that uses it. A convolution or matrix product makes it a kernel; the operation's dimension
+numbers say what its axes mean. Arithmetic with an activation makes it a scale or a bias. Calls
+(`jit`, `remat`, custom derivatives) are entered, loops of `jax.lax.scan` unrolled.
 """
 
 import dataclasses
@@ -35,36 +35,32 @@ def walk_program(
 ) -> tuple[tuple[Layer, ...], ChannelGraph]:
     """Finds the layers of a function in the order of their first use, and their channels.
 
-    Nothing is computed. See `tlv_jax.trace`, which this serves.
+    Nothing is computed. See `tlv_jax.trace`.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     named = array_leaves(params, name="params")
-    arrays = [leaf for _, leaf in leaves if is_array(leaf)]
+    given = [leaf for leaf in jax.tree.leaves(inputs) if is_array(leaf)]
 
-    def call(arrays: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        remaining = iter(arrays)
-        filled = [next(remaining) if is_array(leaf) else leaf for _, leaf in leaves]
-        return fn(jax.tree_util.tree_unflatten(tree, filled), *inputs)
+    def call(arrays: Sequence[Any], given: Sequence[Any]) -> Any:
+        return fn(_with_arrays(params, arrays), *_with_arrays(inputs, given))
 
-    closed = jax.make_jaxpr(call)(arrays, inputs)
-    paths = [leaf_path(keys) for keys, leaf in leaves if is_array(leaf)]
+    closed = jax.make_jaxpr(call)(list(named.values()), given)
     views = [
-        Value(leaves=(path,), view=View(path, tuple(range(len(named[path].shape)))))
-        for path in paths
+        Value(leaves=(path,), view=View(path, tuple(range(len(leaf.shape)))))
+        for path, leaf in named.items()
     ]
     activations = [Value(active=True)] * (len(closed.jaxpr.invars) - len(views))
     walk = _Walk(named, find_layers(params, name="params")[0], {})
     walk.run(closed.jaxpr, [*views, *activations])
     if walk.taken_off:
-        # Again, with the layers of one step: a stacked scale does not look like one.
+        # Walk again with the layers of one step: a stacked scale does not look like a scale.
         shapes = _one_step(params, walk.taken_off)
         walk = _Walk(named, find_layers(shapes, name="params")[0], walk.taken_off)
         walk.run(closed.jaxpr, [*views, *activations])
     if not any(layer.kind != "norm" for layer in walk.layers.values()):
         raise ParameterTreeError(
-            "trace: the function convolves or multiplies with none of the "
-            f"{len(paths)} arrays in params ({', '.join(paths[:3])}, ...). Pass the parameters as "
-            "the function's first argument, not inside a closure."
+            f"trace: the function convolves or multiplies with none of the {len(named)} arrays in "
+            f"params ({', '.join(list(named)[:3])}, ...). Pass the parameters as the function's first "
+            "argument, not inside a closure."
         )
     graph = walk.channels.graph(walk.layers)
     layers = (
@@ -74,8 +70,14 @@ def walk_program(
     return tuple(layers), graph
 
 
+def _with_arrays(tree: PyTree, arrays: Iterable[Any]) -> PyTree:
+    """The tree with other arrays; leaves that are none stay."""
+    remaining = iter(arrays)
+    return jax.tree.map(lambda leaf: next(remaining) if is_array(leaf) else leaf, tree)
+
+
 def _one_step(params: PyTree, taken_off: Mapping[str, int]) -> PyTree:
-    """The tree with shapes without the leading axes that loops take off."""
+    """The tree as shapes, without the leading axes that loops run over."""
 
     def shape(keys: tuple[Any, ...], leaf: Any) -> Any:
         axes = taken_off.get(leaf_path(keys), 0)
@@ -90,7 +92,7 @@ class _Walk:
     def __init__(
         self, leaves: Mapping[str, Any], known: Iterable[Layer], stacked: Mapping[str, int]
     ) -> None:
-        """Takes layers as one step of a loop knows them, and how often each leaf is stacked."""
+        """Takes the layers of one loop step, and how often each leaf is stacked."""
         self.leaves = leaves
         self.stacked = stacked
         self.taken_off: dict[str, int] = {}
@@ -144,7 +146,7 @@ class _Walk:
         return [_combine(equation, operands)] * count
 
     def _scan(self, equation: Any, operands: list[Value]) -> list[Value]:
-        """Unrolls a loop over stacked parameters; any other is walked once."""
+        """Unrolls a loop over stacked parameters; walks any other once."""
         body = equation.params["jaxpr"].jaxpr
         consts, carries = equation.params["num_consts"], equation.params["num_carry"]
         stacked = operands[consts + carries :]
@@ -207,7 +209,7 @@ class _Walk:
     def _record(self, view: View, kernel: Kernel, feeds: tuple[str, ...]) -> Value:
         known = self.known.get(view.leaf)
         steps = "".join(f"[{step}]" for step in view.index)
-        # By name, attention's kernels could be those of convs, and are not known.
+        # Attention's kernels are not known by name: they could be those of convs.
         path = (known.path if known else view.leaf.removesuffix("/kernel")) + steps
         if path in self.layers:
             layer = self.layers[path]
@@ -235,17 +237,17 @@ class _Walk:
         return Value(active=True, feeds=(path,))
 
     def _bias(self, view: View, kernel: Kernel) -> list[tuple[str, str]]:
-        """The bias beside a kernel that was not known for one, as those of attention are."""
+        """The bias beside a kernel that is not known by name, such as attention's."""
         module, name = split_path(view.leaf)
         path = f"{module}/bias" if module else "bias"
-        # A kernel of another name may be one of several that stand beside one bias.
+        # Several kernels of other names may stand beside one bias.
         if name != "kernel" or path not in self.leaves:
             return []
         size = math.prod(self.leaves[path].shape[len(view.index) :])
         return [("bias", path)] if size == kernel.shape[-1] else []
 
     def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
-        """Arithmetic of an activation; with a norm's parameters it makes that norm a layer."""
+        """Arithmetic on an activation. With a norm's parameters it makes that norm a layer."""
         feeds = feeds_of(operands)
         statistics = self._statistics(equation.primitive.name, operands)
         norms = []
@@ -253,7 +255,7 @@ class _Walk:
             layer, is_scale = self.norms.get(path, (None, False))
             if layer is None or len(layer.index) != self.stacked.get(layer.weight, 0):
                 continue
-            # Met before where its statistics, not its input, are the first operand.
+            # The norm is met before where its statistics are the first operand.
             self._feed_norm(self.layers.get(layer.path, layer), feeds)
             if is_scale:
                 self._count_norm(layer.path)
@@ -266,7 +268,7 @@ class _Walk:
         return Value(active=True, feeds=feeds, statistics=statistics)
 
     def _statistics(self, name: str, operands: Sequence[Value]) -> tuple[tuple[str, str], ...]:
-        """What one activation was centred with, and divided by after that, of the parameters."""
+        """The parameters that one activation was centred with, and then divided by."""
         active = [value for value in operands if value.active]
         if len(active) > 1:
             return ()
@@ -277,7 +279,7 @@ class _Walk:
         if not vectors:
             return found
         if len(vectors) == 1 and name == "sub" and operands[0].active:
-            # An average that is debiased depends on the number of batches behind it, too.
+            # A debiased average also depends on the number of batches so far.
             counts = [("count", path) for path, leaf in arrays.items() if leaf.shape == ()]
             return (("mean", vectors[0]), *counts[:1])
         if len(vectors) == 1 and name in ("mul", "div") and found and found[-1][0] != "var":
@@ -285,7 +287,7 @@ class _Walk:
         return ()
 
     def _give_statistics(self, path: str, statistics: Sequence[tuple[str, str]]) -> None:
-        """Gives a norm running statistics that stand elsewhere, as in an Equinox `State`."""
+        """Gives a norm running statistics from elsewhere, such as an Equinox `State`."""
         norm, names = self.layers[path], dict(statistics)
         if "var" not in names or "mean" in dict(norm.vectors):
             return
@@ -299,7 +301,7 @@ class _Walk:
         self.layers[norm.path] = dataclasses.replace(norm, inputs=tuple(inputs))
 
     def _count_norm(self, path: str) -> None:
-        """Counts a call of a norm, which multiplies by its scale once."""
+        """Counts a call of a norm; it multiplies by its scale once."""
         calls = self.repeats + (self.layers[path].calls if path in self.scaled else 0)
         self.layers[path] = dataclasses.replace(self.layers[path], calls=calls)
         self.scaled.add(path)
@@ -307,14 +309,14 @@ class _Walk:
     def _inside_norm(self, operands: Sequence[Value], feeds: tuple[str, ...]) -> tuple[str, ...]:
         """Drops from `feeds` what enters a norm in the product of two activations.
 
-        A norm may multiply its scale by the deviation of the statistics first, and the activation
-        by both then. A sum of a norm's input and output, on the contrary, is a residual.
+        A norm may multiply its scale by the deviation first, and the activation by both after that.
+        A sum of a norm's input and output is a residual instead.
         """
         for factor, other in (operands, reversed(operands)):
             norm = self.layers.get(factor.feeds[0]) if len(factor.feeds) == 1 else None
             if norm is None or norm.kind != "norm" or norm.path in other.feeds:
                 continue
-            # Statistics that are arguments of the function come from no layer.
+            # Statistics may be arguments of the function: no layer feeds them.
             if not norm.inputs:
                 self._feed_norm(norm, other.feeds)
             if set(other.feeds) <= set(self.layers[norm.path].inputs):
@@ -323,7 +325,7 @@ class _Walk:
 
 
 def _combine(equation: Any, operands: list[Value]) -> Value:
-    """A value of parameters alone; it stays a view if the elements keep their identity."""
+    """A value of parameters only. It stays a view if its elements are still those of one."""
     leaves = tuple(dict.fromkeys(path for value in operands for path in value.leaves))
     shape = equation.outvars[0].aval.shape
     for variable, value in zip(equation.invars, operands, strict=True):
@@ -335,7 +337,7 @@ def _combine(equation: Any, operands: list[Value]) -> Value:
 
 
 def _merge(values: Sequence[Value]) -> Value:
-    """One value that may be any of several."""
+    """One value for several, any of which it may be."""
     return Value(
         active=any(value.active for value in values),
         leaves=tuple(dict.fromkeys(path for value in values for path in value.leaves)),
@@ -344,7 +346,7 @@ def _merge(values: Sequence[Value]) -> Value:
 
 
 def _inner_jaxpr(equation: Any) -> core.Jaxpr | None:
-    """The program that a call runs: `jit`, `remat`, custom derivatives and their like."""
+    """The program that a call runs: `jit`, `remat`, custom derivatives and the like."""
     for value in equation.params.values():
         if isinstance(value, core.ClosedJaxpr):
             return value.jaxpr
