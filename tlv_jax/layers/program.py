@@ -59,8 +59,8 @@ def walk_program(
     if not any(layer.kind != "norm" for layer in walk.layers.values()):
         raise ParameterTreeError(
             f"trace: the function convolves or multiplies with none of the {len(named)} arrays in "
-            f"params ({', '.join(list(named)[:3])}, ...). Pass the parameters as its first argument, "
-            "not inside a closure."
+            f"params ({', '.join(list(named)[:3])}, ...). Pass the parameters as the function's "
+            "first argument, not inside a closure."
         )
     graph = walk.channels.graph(walk.layers)
     layers = (
