@@ -239,6 +239,33 @@ def test_trees_of_the_zoo_and_traced_networks_are_not_warned_of():
     assert tlv_jax.plan_transfer(network, network).target_order == network.order
 
 
+@pytest.mark.parametrize(
+    ("tree", "path"),
+    [
+        ({"params": UNKNOWN, "opt_state": [{"trace": UNKNOWN}]}, "opt_state/0/trace/block2"),
+        ((UNKNOWN, {"count": np.int32(1), "mu": UNKNOWN, "nu": UNKNOWN}), "1/mu/block2"),
+    ],
+    ids=["by its name", "by its moments"],
+)
+def test_a_bare_tree_with_the_state_of_an_optimizer_is_refused(tree, path):
+    for src, dst, name in ((tree, UNKNOWN, "src"), (UNKNOWN, tree, "dst")):
+        with pytest.raises(tlv_jax.ParameterTreeError, match=f"{name}: '{path}'.*an optimizer"):
+            tlv_jax.plan_transfer(src, dst)
+
+
+def test_in_a_traced_tree_the_state_of_an_optimizer_is_left_alone():
+    state = {"params": ARRAYS.params, "opt_state": ARRAYS.params, "step": np.int32(3)}
+    network = tlv_jax.trace(lambda state, x: TRACED.fn(state["params"], x), state, IMAGES)
+    plan = tlv_jax.plan_transfer(network, network)
+    assert plan.pairs == (("params", "params"),)
+    assert {leaf.path for leaf in plan.untouched} == {"opt_state/w", "step"}
+
+
+def test_a_layer_may_be_called_as_a_moment_is():
+    with pytest.warns(tlv_jax.UnknownOrderWarning):
+        assert len(tlv_jax.plan_transfer(bare("mu", "sigma"), bare("mu", "sigma")).pairs) == 2
+
+
 def test_applying_and_reporting_do_not_warn():
     with pytest.warns(tlv_jax.UnknownOrderWarning):
         plan = tlv_jax.plan_transfer(UNKNOWN, UNKNOWN)

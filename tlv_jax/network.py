@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 from tlv_jax.errors import ParameterTreeError, UnknownOrderWarning
@@ -84,6 +84,7 @@ def as_networks(
         name = "dst" if number == len(sources) else "src"
         if not isinstance(network, Network):
             layers, family = find_layers(network, name=name)
+            _refuse_optimizer(layers, name)
             order = f"execution order of the {family} family"
             if family is None:
                 order = "natural order of the paths, not known to be that of execution"
@@ -99,6 +100,22 @@ def as_networks(
             stacklevel=3,
         )
     return tuple(networks[:-1]), networks[-1]
+
+
+def _refuse_optimizer(layers: Sequence[Layer], name: str) -> None:
+    """Refuses a tree that holds an optimizer's state, whose moments look like layers.
+
+    Raises:
+      ParameterTreeError: with the path of one of them.
+    """
+    paths = [layer.path.split("/") for layer in layers]
+    for path in paths:
+        moments = ["nu" if word == "mu" else word for word in path]
+        if "opt_state" in path or (moments != path and moments in paths):
+            raise ParameterTreeError(
+                f"{name}: {'/'.join(path)!r} belongs to the state of an optimizer, which cannot be "
+                "transferred. Pass the parameters alone, for example state.params."
+            )
 
 
 def is_mixture(src: Any) -> TypeGuard[list[Network]]:
