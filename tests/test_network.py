@@ -127,6 +127,29 @@ def test_a_parameter_used_twice_is_one_layer_with_two_calls():
     assert layer.calls == 2
 
 
+@pytest.mark.parametrize(
+    "normalize",
+    [
+        lambda x, mean, var, scale: (x - mean) / jnp.sqrt(var + 1e-5) * scale,
+        lambda x, mean, var, scale: (x - mean) * (jax.lax.rsqrt(var + 1e-5) * scale),
+        lambda x, mean, var, scale: (x - mean) * (scale / jnp.sqrt(var + 1e-5)),
+    ],
+    ids=["divided", "times both", "times the quotient"],
+)
+def test_running_statistics_are_found_by_their_use(normalize):
+    def fn(params, x):
+        vectors = (params["a"], params["b"], params["norm"]["scale"])
+        return normalize(conv(x, params["w"]), *(v.reshape(1, 1, 1, -1) for v in vectors))
+
+    params = {"w": kernel(1, 1, 4, 4), "norm": {"scale": kernel(4)}, "a": kernel(4), "b": kernel(4)}
+    _, norm = tlv_jax.trace(fn, params, IMAGES).layers
+    assert (norm.path, norm.vectors) == ("norm", (("mean", "a"), ("var", "b")))
+    # What no scale of a norm follows is no norm's.
+    params["norm"] = {"gain": kernel(4)}
+    fn_without = lambda params, x: fn({**params, "norm": {"scale": params["norm"]["gain"]}}, x)  # noqa: E731
+    assert len(tlv_jax.trace(fn_without, params, IMAGES).layers) == 1
+
+
 def test_branches_and_loops_are_entered():
     def fn(params, x):
         one, two = (lambda x, name=name: conv(x, params[name]) for name in "ab")
