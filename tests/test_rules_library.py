@@ -38,10 +38,11 @@ def test_every_rule_is_held_to_this():
 @pytest.mark.parametrize(("source", "target"), SHAPES, ids=str)
 def test_rules_give_the_same_under_jit(key, source, target):
     source, target = normal(0, *source), normal(1, *target)
-    traced = jax.jit(lambda *arguments: [rule(*arguments) for rule in RULES])(key, source, target)
-    for rule, kernel in zip(RULES, traced, strict=True):
-        fitted = rule(key, source, target)
-        np.testing.assert_allclose(kernel, fitted, rtol=1e-6, atol=1e-6, err_msg=str(rule))
+    # That of variance is held to the same elsewhere, on more shapes.
+    others = [rule for rule in RULES if not isinstance(rule, rules.Variance)]
+    traced = jax.jit(lambda *arguments: [rule(*arguments) for rule in others])(key, source, target)
+    for rule, kernel in zip(others, traced, strict=True):
+        np.testing.assert_array_equal(kernel, rule(key, source, target), err_msg=str(rule))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
