@@ -64,7 +64,7 @@ class AlexNet(Classifier):
 
     config: AlexNetConfig
     pool_size: int = 6
-    smallest: ClassVar[int] = 63  # leaves one pixel for the last pool
+    _smallest: ClassVar[int] = 63  # leaves one pixel for the last pool
 
     def setup(self) -> None:  # noqa: D102
         width = self.config.convs[-1].width
@@ -90,7 +90,7 @@ class AlexNet(Classifier):
         Raises:
           ImageError: for images of another channel count, or under 63 pixels a side.
         """
-        check_images(images, channels=self.in_channels, smallest=self.smallest)
+        check_images(images, channels=self.in_channels, smallest=self._smallest)
         pooled = adaptive_average_pool(self._maps(images, train=train), self.pool_size)
         return pooled.reshape(pooled.shape[0], -1)
 

@@ -73,7 +73,6 @@ class Classifier(TypedModule, kw_only=True):
       in_channels: of the images.
       dtype: of the computation. Softmaxes of attention are computed in float32 at least.
       param_dtype: of the parameters. Batch statistics are float32 in any case.
-      smallest: pixels a side of the smallest image that leaves something to pool.
     """
 
     config: Any
@@ -81,7 +80,7 @@ class Classifier(TypedModule, kw_only=True):
     in_channels: int = 3
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
-    smallest: ClassVar[int] = 1
+    _smallest: ClassVar[int] = 1  # pixels a side that leave something to pool
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> Any:
         """Classifies images. `[B, H, W, C] -> [B, N]`.
@@ -104,9 +103,9 @@ class Classifier(TypedModule, kw_only=True):
           train: as for `__call__`.
 
         Raises:
-          ImageError: for images of another channel count, or under `smallest` pixels a side.
+          ImageError: for images of another channel count, or too small for the network's pooling.
         """
-        check_images(images, channels=self.in_channels, smallest=self.smallest)
+        check_images(images, channels=self.in_channels, smallest=self._smallest)
         return self._maps(images, train=train).mean((1, 2))
 
     def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:

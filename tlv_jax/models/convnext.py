@@ -53,7 +53,7 @@ class ConvNeXt(Classifier):
     """A ConvNeXt whose parameters carry torchvision's names (`features.1.0/block.0`)."""
 
     config: ConvNeXtConfig
-    smallest: ClassVar[int] = 32
+    _smallest: ClassVar[int] = 32
 
     def setup(self) -> None:  # noqa: D102
         self.norm = _norm(name="classifier.0", **self.types)

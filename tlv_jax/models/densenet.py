@@ -58,7 +58,7 @@ class DenseNet(Classifier):
     """
 
     config: DenseNetConfig
-    smallest: ClassVar[int] = 29
+    _smallest: ClassVar[int] = 29
 
     def setup(self) -> None:  # noqa: D102
         self._make_last_layer("classifier", kernel_init=uniform_fan)

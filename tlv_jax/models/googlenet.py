@@ -104,7 +104,7 @@ class GoogLeNet(Classifier):
     config: GoogLeNetConfig
     aux_logits: bool = True
     transform_input: bool = False
-    smallest: ClassVar[int] = 15
+    _smallest: ClassVar[int] = 15
 
     def setup(self) -> None:  # noqa: D102
         if self.aux_logits:
@@ -146,7 +146,7 @@ class GoogLeNet(Classifier):
     @nn.compact
     def _trunk(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The features, and what the two auxiliary heads read."""
-        check_images(images, channels=self.in_channels, smallest=self.smallest)
+        check_images(images, channels=self.in_channels, smallest=self._smallest)
         outputs = from_imagenet_statistics(images) if self.transform_input else images
         outputs = _conv_norm(64, 7, stride=2, name="conv1", **self.types)(outputs, train=train)
         outputs = max_pool(outputs, 3, stride=2, ceil_mode=True)

@@ -193,7 +193,7 @@ class InceptionV3(Classifier):
     config: InceptionV3Config
     aux_logits: bool = True
     transform_input: bool = False
-    smallest: ClassVar[int] = 75
+    _smallest: ClassVar[int] = 75
 
     def setup(self) -> None:  # noqa: D102
         if self.aux_logits:
@@ -238,7 +238,7 @@ class InceptionV3(Classifier):
     @nn.compact
     def _trunk(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """The features, and what the auxiliary head reads."""
-        check_images(images, channels=self.in_channels, smallest=self.smallest)
+        check_images(images, channels=self.in_channels, smallest=self._smallest)
         types = self.types
         outputs = from_imagenet_statistics(images) if self.transform_input else images
         stem = (

@@ -83,7 +83,7 @@ class Swin(Classifier):
     """
 
     config: SwinConfig
-    smallest: ClassVar[int] = _PATCH
+    _smallest: ClassVar[int] = _PATCH
 
     def setup(self) -> None:  # noqa: D102
         self._make_last_layer("head", kernel_init=_normal)

@@ -65,7 +65,7 @@ class VGG(Classifier):
     config: VGGConfig
     pool_size: int = 7
     dropout: float = 0.5
-    smallest: ClassVar[int] = 32
+    _smallest: ClassVar[int] = 32
 
     def setup(self) -> None:  # noqa: D102
         self.hidden = (self._dense(4096, 0), self._dense(4096, 3))
@@ -80,7 +80,7 @@ class VGG(Classifier):
         Raises:
           ImageError: for images of another channel count, or under 32 pixels a side.
         """
-        check_images(images, channels=self.in_channels, smallest=self.smallest)
+        check_images(images, channels=self.in_channels, smallest=self._smallest)
         pooled = adaptive_average_pool(self._maps(images, train=train), self.pool_size)
         return pooled.reshape(pooled.shape[0], -1)
 
