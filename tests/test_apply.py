@@ -89,6 +89,27 @@ def test_sixteen_seeds_in_one_call(key):
         close(jax.tree.map(lambda leaf, n=number: leaf[n], many), apply(keys[number]))
 
 
+def test_a_whole_transfer_may_stand_in_a_jitted_function():
+    @jax.jit
+    def initial(source, target):
+        networks = (
+            dataclasses.replace(network, params=params)
+            for network, params in ((SOURCE, source), (TARGET, target))
+        )
+        return tlv_jax.transfer(*networks, method=methods.DPIAT)
+
+    expected = tlv_jax.transfer(SOURCE, TARGET, method=methods.DPIAT)
+    close(initial(SOURCE.params, TARGET.params), expected)
+
+
+def test_keys_of_the_older_form_draw_the_same(key):
+    plan = tlv_jax.plan_transfer(SOURCE, TARGET, methods.TLVFC)
+    expected = tlv_jax.apply_transfer(plan, key, SOURCE, TARGET)
+    for older in (jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0))):
+        new = tlv_jax.apply_transfer(plan, older, SOURCE, TARGET)
+        chex.assert_trees_all_equal(new, expected)
+
+
 @pytest.mark.filterwarnings("ignore::tlv_jax.UnknownOrderWarning")
 def test_seeds_without_jit(key):
     source, target = {"conv": trees.normal(0, 1, 1, 4, 5)}, {"conv": trees.normal(1, 1, 1, 6, 7)}
