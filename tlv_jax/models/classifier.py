@@ -18,11 +18,12 @@ __all__ = ["Classifier", "TypedModule"]
 
 
 class TypedModule(nn.Module, kw_only=True):
-    """A Linen module that is told its types.
+    """A network or a part of one, with the types that it computes in and keeps parameters in.
 
     Attributes:
-      dtype: of the computation. Softmaxes of attention are computed in float32 at least.
-      param_dtype: of the parameters. Batch statistics are float32 in any case.
+      dtype: of the computation. Batch norms and the softmax of attention compute in float32 at
+        least.
+      param_dtype: of the parameters. Running statistics are float32 in any case.
     """
 
     dtype: Any
@@ -71,8 +72,8 @@ class Classifier(TypedModule, kw_only=True):
       config: one of the family's `VARIANTS`.
       num_classes: size of the last layer.
       in_channels: of the images.
-      dtype: of the computation. Softmaxes of attention are computed in float32 at least.
-      param_dtype: of the parameters. Batch statistics are float32 in any case.
+      dtype: see `TypedModule`.
+      param_dtype: see `TypedModule`.
     """
 
     config: Any
@@ -119,7 +120,7 @@ class Classifier(TypedModule, kw_only=True):
 
     def _maps(self, images: jax.Array, *, train: bool) -> jax.Array:
         """The last feature maps. `[B, H, W, C] -> [B, H', W', D]`."""
-        raise NotImplementedError(f"{type(self).__name__} has no feature maps.")
+        raise NotImplementedError(f"{type(self).__name__} defines no _maps.")
 
     def _make_last_layer(
         self,

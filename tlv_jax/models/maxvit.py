@@ -41,8 +41,8 @@ class MaxViTConfig:
     """
 
     stem_width: int
-    widths: tuple[int, int, int, int]
-    depths: tuple[int, int, int, int]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
     stochastic_depth: float
     head_width: int = 32
     partition: int = 7

@@ -75,9 +75,9 @@ class SqueezeNet(Classifier):
         )
 
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Classifies every place, then averages: `torchvision`'s network. `[B, H, W, C] -> [B, N]`.
+        """Classifies every place, then averages, as torchvision does. `[B, H, W, C] -> [B, N]`.
 
-        This is not `head` of `features`, see there.
+        This is not `head` of `features`, which averages first.
 
         Raises:
           ImageError: as `features`.

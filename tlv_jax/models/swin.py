@@ -3,7 +3,7 @@
 "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (arXiv 2103.14030);
 "Swin Transformer V2: Scaling Up Capacity and Resolution" (arXiv 2111.09883).
 
-Shapes: images `[B, H, W, C]`; `D` is eight times the first stage's width; `N` is `num_classes`;
+Shapes: images `[B, H, W, C]`; `D` is the last stage's width; `N` is `num_classes`;
 `P` pixels of a window; `K` channels of a head of the attention.
 """
 
@@ -42,8 +42,8 @@ class SwinConfig:
     """
 
     width: int
-    depths: tuple[int, int, int, int]
-    heads: tuple[int, int, int, int]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
     stochastic_depth: float
     window: int = 7
     second: bool = False
