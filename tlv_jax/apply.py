@@ -153,9 +153,7 @@ def _fit_consistently(
     kept = kept_channels(channels, kernels, xp)
     chosen = {layer.target: layer for layer in channels.layers}
     for pair in plan.layer_pairs:
-        layer = chosen.get(pair.target.path)
-        if layer is None:  # a norm of no known activation: nothing is known of its channels
-            continue
+        layer = chosen[pair.target.path]
         own = take_kernel(pair.target, fitted)
         if pair.target.kind == "norm":
             given = take_kernel(pair.source, source)

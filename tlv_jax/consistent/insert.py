@@ -71,7 +71,7 @@ def plan_insertions(
       graph: the channels of the target network.
     """
     added = {layer.path: layer for layer in layers if layer.path not in matched}
-    reasons = {path: "inserted, but the trace did not meet it" for path in added}
+    reasons: dict[str, str] = {}
     users = {path: [user for user in graph if path in graph[user].inputs] for path in added}
     adding = _adding(added, graph)
     roles: dict[str, Inserted] = {}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from tlv_jax.errors import check_option
-from tlv_jax.layers.channels import ChannelGraph
+from tlv_jax.layers.channels import UNKNOWN, ChannelGraph
 from tlv_jax.types import LayerPair
 
 NONE = -1  # a place that no channel of the source comes to
@@ -122,7 +122,8 @@ def plan_channels(
     A target layer whose outputs no earlier layer shares opens a space: it is given the channels
     that its source writes. Whatever reads those outputs, or adds to them, looks its channels up
     there. Where the source layer does not know them, because the two graphs differ, the layer ranks
-    its own channels as a rule would.
+    its own channels as a rule would. Channels that no layer wrote, such as an image's, keep their
+    order where both layers have as many of them.
 
     Args:
       pairs: of the plan, in the target's order.
@@ -130,24 +131,25 @@ def plan_channels(
       source_graph: the channels of the source network.
       target_graph: the channels of the target network.
     """
-    places: dict[int, tuple[int, int]] = {}  # target label -> space, number
-    spaces: list[tuple[tuple[int, ...], int, list[str], tuple[str, str]]] = []
+    # Of each target label its space and its number there.
+    places: dict[int, tuple[int, int]] = {UNKNOWN: (0, 0)}
+    spaces: list[tuple[tuple[int, ...], int, list[str], tuple[str, str]]] = [
+        ((UNKNOWN,), 1, [], ("", ""))
+    ]
     writers: dict[tuple[int, ...], list[str]] = {}
     labelled = [
-        (pair, source_graph[pair.source.path], target_graph[pair.target.path])
-        for pair in pairs
-        if pair.source.path in source_graph and pair.target.path in target_graph
+        (pair, source_graph[pair.source.path], target_graph[pair.target.path]) for pair in pairs
     ]
     for pair, source, _ in labelled:
         if pair.source.kind != "norm" and pair.source.path not in writers.get(source.writes, ()):
             writers.setdefault(source.writes, []).append(pair.source.path)
     layers = []
     for pair, source, target in labelled:
-        if not any(label in places for label in target.writes):
-            unique = list(dict.fromkeys(target.writes))
-            places |= {label: (len(spaces), number) for number, label in enumerate(unique)}
+        given, wanted = _written(source.writes), dict.fromkeys(_written(target.writes))
+        if given and wanted and not any(label in places for label in wanted):
+            places |= {label: (len(spaces), number) for number, label in enumerate(wanted)}
             first = pair.source.path, pair.target.path
-            spaces.append((source.writes, len(unique), writers.get(source.writes, []), first))
+            spaces.append((given, len(wanted), writers.get(given, []), first))
         layers.append(
             LayerChannels(
                 pair.target.path,
@@ -169,6 +171,10 @@ def plan_channels(
     )
 
 
+def _written(labels: Sequence[int]) -> tuple[int, ...]:
+    return tuple(label for label in labels if label != UNKNOWN)
+
+
 def _axis(
     target: Sequence[int],
     source: Sequence[int],
@@ -178,7 +184,11 @@ def _axis(
     standing: dict[int, list[int]] = {}
     for place, label in enumerate(source):
         standing.setdefault(label, []).append(place)
-    known = [places.get(label, (NONE, NONE)) for label in target]
+    lost = target.count(UNKNOWN) != source.count(UNKNOWN)
+    nothing = NONE, NONE
+    known = [
+        nothing if lost and label == UNKNOWN else places.get(label, nothing) for label in target
+    ]
     seen: dict[int, int] = {}
     occurrence = []
     for label in target:
@@ -188,10 +198,7 @@ def _axis(
     columns = max((len(where) for where in standing.values()), default=1)
     nowhere = (NONE,) * columns
     tables = {
-        space: tuple(
-            (*standing.get(label, ()), *nowhere)[:columns] if label != NONE else nowhere
-            for label in spaces[space][0]
-        )
+        space: tuple((*standing.get(label, ()), *nowhere)[:columns] for label in spaces[space][0])
         for space in used
     }
     found = sum(any(row[0] != NONE for row in table) for table in tables.values())

@@ -68,9 +68,11 @@ class ChannelLabels:
         """What was found of each of these layers."""
         roots = np.array([self._root(label) for label in range(len(self.parents))] + [UNKNOWN])
         graph: dict[str, LayerLabels] = {}
-        for path, uses in self.found.items():
-            reads, writes, groups = uses[0]
-            inputs = layers[path].inputs
+        for path, layer in layers.items():
+            # A norm of the network's own input: no layer has written what it scales.
+            nowhere = np.full(layer.shape[-1], UNKNOWN)
+            reads, writes, groups = self.found.get(path, [(nowhere, nowhere, 1)])[0]
+            inputs = layer.inputs
             before = graph[inputs[0]].size if inputs and inputs[0] in graph else ()
             size, stays = self.windows.get(path, (before, False))
             graph[path] = LayerLabels(
