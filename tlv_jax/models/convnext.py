@@ -50,7 +50,10 @@ _norm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
 
 class ConvNeXt(Classifier):
-    """A ConvNeXt whose parameters carry torchvision's names (`features.1.0/block.0`)."""
+    """A ConvNeXt whose parameters carry torchvision's names (`features.1.0/block.0`).
+
+    With `train=True` residual branches are dropped at random, image by image.
+    """
 
     config: ConvNeXtConfig
     _smallest: ClassVar[int] = 32
