@@ -1,4 +1,4 @@
-"""Standardizations: layers as the matchers take them, flat or gathered into blocks.
+"""Standardizations: layers as matchers take them, flat or in blocks.
 
 A standardization is a function `(layers, kinds) -> layers and blocks`. A block is a tuple of layers
 and blocks. Blocks are matched with blocks, and then the layers within them.
@@ -35,12 +35,12 @@ def standardize_flat(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Lay
 def standardize_blocks(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer | Block, ...]:
     """Gathers layers into blocks by the nesting of their modules (DPIAT's `BlocksStandardization`).
 
-    From the innermost module outwards: a module whose parts are mostly single layers becomes one
-    block, one whose parts are mostly blocks becomes a sequence of them, and a block of a single
-    conv or dense layer dissolves into the one around it.
+    From the innermost module outwards: a module of mostly single layers becomes one block, a module
+    of mostly blocks becomes a sequence of blocks, and a block of a single conv or dense layer joins
+    the block around it.
 
     The published code also counts modules without parameters, such as activations. A parameter
-    tree does not know them, so that blocks can come out otherwise at the edges.
+    tree does not show them, so blocks can differ at the edges.
 
     Args:
       layers: all layers of a tree in execution order.
@@ -64,12 +64,12 @@ def standardize_blocks(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[L
 def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer | Block, ...]:
     """Gathers layers into blocks between the joins of the network's graph.
 
-    A layer belongs to the block before it if it reads one layer of that block, or what the block's
-    entry reads, as a parallel branch does. Any other layer, such as the first behind a residual add
-    or a concatenation, begins a new block.
+    A layer joins the block before it if it reads one layer of that block, or if it reads the same
+    as the block's first layer, as a parallel branch does. Any other layer starts a new block, such
+    as the first after a residual add or a concatenation.
 
-    The published code cuts torch's traced graph at its articulation points; ours needs no torch
-    and keeps branches together.
+    The published code cuts torch's traced graph at its articulation points. Ours keeps branches
+    together.
 
     Args:
       layers: of a traced network, in execution order.
@@ -79,13 +79,12 @@ def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[La
       Blocks in order of execution.
 
     Raises:
-      OptionError: for layers that were not traced, whose graph is not known.
+      OptionError: if the layers were not traced.
     """
     if len(layers) > 1 and not any(layer.inputs for layer in layers):
         raise OptionError(
-            "standardize_graph: the layers were found in a parameter tree, which does not tell "
-            "what feeds what. Pass networks from tlv_jax.trace(fn, params, images), or use "
-            "standardize_blocks."
+            "standardize_graph: needs to know which layer feeds which, but got a bare tree. Pass "
+            "networks from tlv_jax.trace(fn, params, images), or use standardize_blocks."
         )
     blocks: list[list[Layer]] = []
     members: set[str] = set()
@@ -107,7 +106,7 @@ def _blocks_of(tree: dict[str, Any], level: int) -> tuple[int, int, Layer | list
 
     Args:
       tree: parts of a module by name, each a layer or a tree.
-      level: how many modules with several parts are around this one.
+      level: how many modules with several parts stand around this one.
     """
     parts: list[Layer | Block] = []
     kernels = 0

@@ -1,4 +1,4 @@
-"""Name the leaves of any pytree by paths, and order those paths as a reader would."""
+"""Name the leaves of any pytree by paths, and sort paths as a reader would."""
 
 import operator
 import re
@@ -12,7 +12,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.types import PyTree
 
-# Boxes around one array, as NNX variables and Linen's partitioned parameters are, put these last.
+# Boxes around one array (NNX variables, Linen's partitioned parameters) end a key path with these.
 BOX_ATTRIBUTES = frozenset({"value", "raw_value", "get_value"})
 NAMES: Mapping[type, Callable[[Any], Any]] = MappingProxyType(
     {
@@ -40,8 +40,8 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
     """Returns the array leaves of a tree by path, in the tree's own order.
 
     Args:
-      tree: any pytree; leaves that are not arrays are passed over.
-      name: what to call the tree in an error, `src_params` for example.
+      tree: any pytree; leaves that are not arrays are skipped.
+      name: of the tree in errors, for example `src`.
 
     Raises:
       ParameterTreeError: if there is no array, if two leaves have one path, or if one module stands
@@ -94,7 +94,7 @@ def _refuse_shared(tree: PyTree, node: Any, path: str, name: str) -> None:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """Splits a leaf's path into its module's, empty for a bare leaf, and its own name."""
+    """Splits a leaf's path into its module's path (empty for a bare leaf) and its own name."""
     module, _, name = path.rpartition("/")
     return module, name
 

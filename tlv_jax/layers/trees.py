@@ -1,10 +1,9 @@
 """Find the layers of a bare parameter tree by the names and ranks of its leaves.
 
-Works on shapes alone. Kernels are told by their names and ranks: `kernel` and `w` hold
-`[*spatial, I, O]` (Flax, Haiku), `weight` holds `[O, I, *spatial]` (Equinox, torch); a leaf of
-another name counts as a layer by itself if it has two axes (dense) or four or five (conv), unless
-it is a table that is looked up.
-`tlv_jax.trace` needs no such conventions.
+Works on shapes alone. `kernel` and `w` hold `[*spatial, I, O]` (Flax, Haiku), `weight` holds
+`[O, I, *spatial]` (Equinox, torch). A leaf of another name is a layer by itself if it has two axes
+(dense), or four or five (conv), unless it is a lookup table. `tlv_jax.trace` needs no such
+conventions.
 """
 
 import math
@@ -18,15 +17,15 @@ from tlv_jax.layers.paths import array_leaves, natural_key, split_path
 from tlv_jax.layers.zoo_order import sort_modules
 from tlv_jax.types import Kind, Layer, PyTree
 
-# One module has leaves in several: of Linen's variables, or of `{"params": ..., "state": ...}`.
+# One module has leaves in several of these (Linen's variables, `{"params": ..., "state": ...}`).
 COLLECTIONS = ("params", "batch_stats", "state")
 CHANNELS_LAST = frozenset({"kernel", "w"})
 CHANNELS_FIRST = frozenset({"weight"})
-LOOKED_UP = frozenset({"embedding", "relative_position_bias_table"})  # rows of them, by index
+LOOKED_UP = frozenset({"embedding", "relative_position_bias_table"})  # rows by index
 NORM_SCALES = frozenset({"scale", "weight"})
 BIASES = frozenset({"bias", "b", "offset"})
 STATISTICS = frozenset({"mean", "var"})
-MOVING_AVERAGE = frozenset({"average", "hidden", "counter"})  # Haiku's, a module by itself
+MOVING_AVERAGE = frozenset({"average", "hidden", "counter"})  # in Haiku a module by itself
 # Attention projections [D, heads, D'] look like one-dimensional convs; only a trace can tell.
 ATTENTION = frozenset({"query", "key", "value", "out"})
 
@@ -36,11 +35,11 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str | No
 
     Args:
       tree: any pytree of arrays or `jax.ShapeDtypeStruct`s.
-      name: what to call the tree in an error.
+      name: of the tree in errors.
 
     Returns:
-      The layers in order, and the family of this project whose order of execution that is; None if
-      the tree is of no such family, and the order is the natural one of the paths.
+      The layers in order, and the family of this project whose order of execution it is; None if
+      it is the natural order of the paths.
 
     Raises:
       ParameterTreeError: if the tree holds no array, or a layer with an axis of size 0.
@@ -66,7 +65,7 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str | No
         if 0 in layer.shape:
             raise ParameterTreeError(
                 f"{name}: leaf {layer.weight!r} of shape {leaves[layer.weight].shape} is empty. "
-                "Leave it out of the tree."
+                "Remove it from the tree."
             )
     return tuple(layers), family
 
@@ -74,8 +73,8 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str | No
 def _join_averages(modules: dict[str, dict[str, str]]) -> None:
     """Gives a norm the running statistics that Haiku keeps at `norm/~/mean_ema/average`."""
     for module in [name for name, names in modules.items() if names.keys() >= MOVING_AVERAGE]:
-        # `hidden` and `counter` stay with the target: together they say how far its own average
-        # has come, and the average alone is what a norm reads.
+        # `hidden` and `counter` stay with the target: they say how far its own average has come.
+        # A norm reads only the average.
         average = modules.pop(module)["average"]
         norm, _, name = module.rpartition("/~/")
         statistic = name.removesuffix("_ema")
@@ -84,7 +83,7 @@ def _join_averages(modules: dict[str, dict[str, str]]) -> None:
 
 
 def _layers_of_module(module: str, names: dict[str, str], leaves: dict[str, Any]) -> list[Layer]:
-    """The layers that one module's own leaves make up: none, one, or one a bare kernel."""
+    """The layers made of one module's own leaves: none, one, or one for each bare kernel."""
     layers: list[Layer] = []
     vectors = _vectors(names, leaves)
     for name, path in names.items():
@@ -123,7 +122,7 @@ def _kind(module: str, name: str, shape: tuple[int, ...]) -> Kind | None:
     if name in NORM_SCALES and ndim == 1:
         return "norm"
     if name == "scale" and ndim > 1 and max(shape) == math.prod(shape):
-        return "norm"  # of Haiku, ready to broadcast: [1, 1, 1, C]
+        return "norm"  # Haiku's, ready to broadcast: [1, 1, 1, C]
     if name in CHANNELS_LAST | CHANNELS_FIRST:
         if ndim == 3 and module.rpartition("/")[2] in ATTENTION:
             return None
@@ -134,7 +133,7 @@ def _kind(module: str, name: str, shape: tuple[int, ...]) -> Kind | None:
 
 
 def _vectors(names: dict[str, str], leaves: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Bias and running statistics of a module, by one name each."""
+    """Bias and running statistics of a module, under common names."""
     found = []
     for name, path in names.items():
         shape = leaves[path].shape

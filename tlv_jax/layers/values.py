@@ -1,11 +1,11 @@
-"""What the walk through a program knows of each value, and how operations change it."""
+"""What the walk through a program knows about each value, and how operations change it."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# The value of a parameter's elements may change in these, their places do not.
+# These may change the elements of a parameter, but not their places.
 ELEMENTWISE = frozenset(
     {"abs", "add", "convert_element_type", "copy", "div", "exp", "max", "min", "mul", "neg"}
     | {"optimization_barrier", "reduce_precision", "sharding_constraint", "sqrt", "sub", "tanh"}
@@ -14,13 +14,13 @@ ELEMENTWISE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A parameter as a value of the program sees it.
+    """A value of the program that holds the elements of a parameter.
 
     Attributes:
       leaf: the parameter's path.
-      axes: for each axis of the value the axis of the unstacked leaf behind it, None for one of
-        size 1 that the leaf does not have.
-      index: position along the leading axes that `scan` has taken off.
+      axes: for each axis of the value the axis of the unstacked leaf; None for one of size 1 that
+        the leaf does not have.
+      index: position along the leading axes that `scan` loops over.
     """
 
     leaf: str
@@ -34,13 +34,13 @@ class Value:
 
     Attributes:
       active: whether it depends on the function's inputs.
-      leaves: paths of the parameters that it depends on, if it is not active; of one that `scan`
-        takes apart with the step behind it, `blocks/scale[0]`.
-      view: the parameter whose elements it holds, where that can still be told.
+      leaves: paths of the parameters that it depends on, if it is not active. One that `scan` loops
+        over has its step behind it: `blocks/scale[0]`.
+      view: the parameter whose elements it holds, where known.
       feeds: paths of the layers whose outputs reach it with no other layer between.
-      labels: the channel that each element belongs to, see `tlv_jax.layers.channels`.
-      statistics: what it was centred with, and divided by then, as `(name, leaf path)`: of a norm,
-        if that norm's scale follows.
+      labels: the channel of each element, see `tlv_jax.layers.channels`.
+      statistics: what it was centred and then divided with, as `(name, leaf path)`. They belong to
+        a norm if its scale follows.
     """
 
     active: bool = False
@@ -68,7 +68,7 @@ class Kernel:
 
 
 def conv_kernel(params: Mapping[str, Any], shape: tuple[int, ...]) -> Kernel | None:
-    """The kernel of a `conv_general_dilated` of these parameters; None within a gradient."""
+    """The kernel of a `conv_general_dilated` with these parameters; None inside a gradient."""
     if params["batch_group_count"] != 1:
         return None
     output, inputs, *spatial = params["dimension_numbers"].rhs_spec
@@ -83,7 +83,7 @@ def conv_kernel(params: Mapping[str, Any], shape: tuple[int, ...]) -> Kernel | N
 
 
 def dot_kernel(dimensions: Any, side: int, shape: tuple[int, ...]) -> Kernel | None:
-    """The kernel on one side of a `dot_general`; None if it is one of a batch."""
+    """The kernel on one side of a `dot_general`; None if it has a batch axis."""
     contracted, batched = (pair[side] for pair in dimensions)
     if batched:
         return None
@@ -98,7 +98,7 @@ def dot_kernel(dimensions: Any, side: int, shape: tuple[int, ...]) -> Kernel | N
 def axes_after(
     equation: Any, axes: tuple[int | None, ...], before: tuple[int, ...], after: tuple[int, ...]
 ) -> tuple[int | None, ...] | None:
-    """The leaf axes behind a view after one more operation, None where they are lost."""
+    """The leaf axes of a view after one more operation; None if they are lost."""
     name = equation.primitive.name
     if name == "transpose":
         return tuple(axes[axis] for axis in equation.params["permutation"])

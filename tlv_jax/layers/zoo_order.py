@@ -1,8 +1,8 @@
-"""The order in which the architectures of this project execute their layers, told by names alone.
+"""The order of execution of the project's own architectures, by names alone.
 
-A bare tree does not keep it: JAX sorts the keys of a dict. For the networks of `tlv_jax.models` it
-follows from the rank of each module among its siblings. Any other tree gets the natural order of its
-paths; `tlv_jax.trace` is exact.
+A bare tree does not keep this order: JAX sorts the keys of a dict. For the networks of
+`tlv_jax.models` it follows from the rank of each module among its siblings. Any other tree gets the
+natural order of its paths. `tlv_jax.trace` is exact.
 """
 
 import functools
@@ -11,9 +11,9 @@ from collections.abc import Collection
 
 from tlv_jax.layers.paths import natural_key, path_components
 
-# For each family a name that every tree of it has, and all names of its modules in an order that is
-# right among siblings everywhere. Entries of lists are left out, and so are numbers at the end:
-# `denselayer` stands for `denselayer12`.
+# For each family a name that all its trees have, and all names of its modules, in an order that is
+# right among any siblings. List indices are left out, and numbers at the end: `denselayer` stands
+# for `denselayer12`.
 ORDERS = {
     "squeezenet": ("squeeze", "features squeeze expand1x1 expand3x3 classifier"),
     "mobilenet_v2": ("conv", "features conv classifier"),
@@ -76,7 +76,7 @@ def sort_modules(modules: Collection[str]) -> tuple[list[str], str | None]:
       modules: paths such as `layer1.0/conv1`, without a leading collection's name.
 
     Returns:
-      The sorted paths, and the family whose order they have, None if it is not known.
+      The sorted paths, and the family whose order they have; None if no family fits.
     """
     words = {word for module in modules for word in path_components(module) if not word.isdigit()}
     for family, (marker, names) in ORDERS.items():
