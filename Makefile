@@ -9,8 +9,10 @@ FLOORS := .venv-floors
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo  ## Real ImageNet weights into ResNet18, trained on real photographs.
-	$(VENV)/bin/python -m train --source efficientnet_lite0 --target resnet18 --dataset elpv
+demo: $(VENV)/.demo  ## Real ImageNet weights into a network of no zoo, trained on real photographs.
+	$(VENV)/bin/python -m train --source efficientnet_lite0 \
+		--target examples.odd_mobilenet:OddMobileNet --dataset elpv \
+		--image-size 64 --epochs 3 --batch-size 32 --learning-rate 1e-3
 
 test: lint types  ## Lint, types and the default tests.
 	$(VENV)/bin/python -m pytest -m "not slow"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from train.__main__ import main
-from train.config import DATASETS, Config, resolve
+from train.config import DATASETS, Config, MethodOptions, resolve
 from train.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -23,12 +23,15 @@ def test_what_is_given_stays():
     assert (config.image_size, config.epochs) == (40, 3)
 
 
-def test_the_published_settings_are_the_defaults():
+def test_a_network_is_trained_as_published_by_default():
     config = Config()
     assert (config.learning_rate, config.weight_decay, config.batch_size) == (1e-4, 5e-4, 128)
-    assert dataclasses.astuple(config.transfer)[:5] == (
-        "interleaved", "random", "zero", "avg", True,
-    )  # fmt: skip
+    assert config.crossover_rate == 0.1
+
+
+def test_a_run_folder_is_named_after_the_class_of_a_user_s_own_network():
+    config = Config(target="examples.odd_mobilenet:OddMobileNet", seed=3)
+    assert config.folder.name == "efficientnet_lite0-OddMobileNet-elpv-3"
 
 
 @pytest.mark.parametrize(
@@ -59,11 +62,20 @@ def test_help_names_every_setting_without_waiting_for_jax():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     for field in dataclasses.fields(Config):
-        assert field.name.replace("_", "-") in shown
+        assert f"--{field.name.replace('_', '-')}" in shown
+    for part in dataclasses.fields(MethodOptions)[1:]:
+        assert f"--method.{part.name} " in shown
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--epochs", "many"], ["--dataset", "imagenet"], ["--unknown", "1"]]
+    "arguments",
+    [
+        ["--epochs", "many"],
+        ["--dataset", "imagenet"],
+        ["--unknown", "1"],
+        ["--method", "best"],
+        ["--method.rule", "average"],
+    ],
 )
 def test_wrong_flags_end_with_a_usage_error(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -77,7 +89,7 @@ def test_an_unreachable_source_is_one_sentence_and_no_traceback(capsys, monkeypa
     monkeypatch.setattr("importers.weights._TORCHVISION", "http://127.0.0.1:9/")
     assert main(["--source", "vgg16", "--dataset", "cifar10", "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: Could not get http://127.0.0.1:9/vgg16-397923af.pth")
+    assert error.startswith("error: Could not download http://127.0.0.1:9/vgg16-397923af.pth")
     assert "--source-weights PATH" in error
     assert "Traceback" not in error
 
@@ -86,9 +98,9 @@ def test_a_run_that_is_stopped_by_hand_says_how_to_go_on(capsys, monkeypatch):
     def stopped(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.loop.fit", stopped)
+    monkeypatch.setattr("train.loop.run", stopped)
     assert main(["--out", "somewhere"]) == 130
-    assert "--resume goes on with the run in somewhere" in capsys.readouterr().err
+    assert "add --resume to continue the run in somewhere" in capsys.readouterr().err
 
 
 def test_an_unknown_architecture_is_told_with_close_names(capsys, tmp_path):

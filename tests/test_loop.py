@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import chex
@@ -13,16 +14,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import trees
 from PIL import Image
 from rich.console import Console
 
+import importers
+import tlv_jax
 import train
-from tlv_jax import TransferPlan, models
+from tlv_jax import TransferPlan, methods, models, rules
 from train import loop
-from train.config import TransferOptions
+from train.__main__ import main
+from train.config import MatchOptions, MethodOptions, RuleOptions
 from train.errors import ConfigError, DataError, DivergedError
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +44,20 @@ def photographs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(photographs, tmp_path_factory):
+def checkpoint(tmp_path_factory):
+    """Weights of the smallest source, drawn at random."""
+    path = tmp_path_factory.mktemp("checkpoint") / "squeezenet.safetensors"
+    variables = trees.random_variables(trees.shapes("squeezenet1_1"), seed=0)
+    importers.write_safetensors(path, "squeezenet1_1", variables["params"], {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(photographs, checkpoint, tmp_path_factory):
     return train.Config(
+        source="squeezenet1_1",
+        source_weights=checkpoint,
+        target="small_network:Net",
         dataset="folder",
         data_dir=photographs,
         image_size=32,
@@ -53,7 +70,10 @@ def config(photographs, tmp_path_factory):
 
 def run(config):
     output = io.StringIO()
-    result = train.fit(config, console=Console(file=output, width=120))
+    with warnings.catch_warnings():
+        # The small network is like no pretrained one.
+        warnings.simplefilter("ignore", tlv_jax.SimilarityWarning)
+        result = train.run(config, console=Console(file=output, width=120))
     return result, output.getvalue()
 
 
@@ -101,10 +121,11 @@ def test_both_trainings_are_reported(finished):
     assert "transferred, epoch 2 of 2" in output
 
 
-def test_the_plan_carries_imagenet_weights_into_every_conv(finished):
+def test_the_default_method_carries_weights_into_every_conv(finished):
     result, _ = finished
-    assert len(result.plan.pairs) == 20
-    assert all(row.share > 0 for row in result.report.rows if row.source)
+    assert [target for _, target in result.plan.pairs] == ["params/conv"]
+    assert result.plan.rule == methods.DEFAULT.rule
+    assert [row.share > 0 for row in result.report.rows if row.source] == [True]
 
 
 def test_fixed_settings_give_bit_equal_results(finished, config):
@@ -143,15 +164,62 @@ def test_a_killed_run_resumes_to_the_same_result(finished, config, monkeypatch):
 
 
 def test_the_twin_and_the_support_can_be_left_out(config):
-    options = TransferOptions(keep="max", remove="min", shuffle=False, head="keep", norms=True)
+    options = MethodOptions(
+        "tlvfc", match=MatchOptions("score"), rule=RuleOptions(keep="max", shuffle=False)
+    )
     alone = dataclasses.replace(
-        config, baseline=False, crossover_rate=0.0, epochs=1, name="alone", transfer=options
+        config, baseline=False, crossover_rate=0.0, epochs=1, name="alone", method=options
     )
     result, _ = run(alone)
     assert [run.name for run in result.runs] == ["transferred"]
-    assert result.plan.drawn == ()
-    assert "keep='max'" in str(result.plan.rule)
-    assert ("_bn0", "bn1") in result.plan.pairs
+    assert result.plan.rule == rules.Variance(keep="max", shuffle=False)
+
+
+def test_running_statistics_are_carried_over_with_their_norms(config):
+    still = dataclasses.replace(
+        config,
+        source="efficientnet_lite0",
+        source_weights=None,
+        epochs=1,
+        batch_size=16,  # one step
+        crossover_rate=0.0,
+        learning_rate=0.0,
+        name="norms",
+        method=MethodOptions(kinds=("norm",)),
+    )
+    result, _ = run(still)
+    after, twin = (best_params(result, name)["batch_stats"] for name in ("transferred", "he"))
+    (path, _), *_ = result.plan.pairs
+    block, norm = path.split("/")[1:]
+    given = importers.load("efficientnet_lite0").batch_stats[block][norm]
+    # Both networks have the same convolution, and see one batch.
+    kept = (after["norm"]["mean"] - twin["norm"]["mean"]) / 0.9
+    assert np.abs(kept).max() > 0.1
+    assert all(np.isclose(given["mean"], value, atol=1e-5).any() for value in kept)
+
+
+def test_networks_that_are_unlike_are_warned_of(config):
+    unlike = dataclasses.replace(
+        config, epochs=1, crossover_rate=0.0, baseline=False, name="unlike", learning_rate=0.0
+    )
+    with pytest.warns(tlv_jax.SimilarityWarning, match="The two networks are unlike"):
+        train.run(unlike, console=Console(quiet=True))
+
+
+@pytest.mark.filterwarnings("default::tlv_jax.SimilarityWarning")
+def test_a_command_trains_and_prints_warnings_as_sentences(config, tmp_path, capsys):
+    paths = {"source-weights": config.source_weights, "data-dir": config.data_dir, "out": tmp_path}
+    arguments = [
+        *("--source", "squeezenet1_1", "--target", "small_network:Net", "--dataset", "folder"),
+        *(word for name, path in paths.items() for word in (f"--{name}", str(path))),
+        *("--image-size", "32", "--epochs", "1", "--batch-size", "16", "--crossover-rate", "0"),
+        *("--learning-rate", "0", "--no-baseline", "--method", "dpiat", "--method.kinds", "conv"),
+    ]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "small_network:Net on folder, test images" in printed.out
+    (warning,) = printed.err.splitlines()
+    assert warning.startswith("warning: The two networks are unlike: similarity 0.")
 
 
 @pytest.mark.parametrize(
@@ -178,14 +246,14 @@ def test_other_settings_cannot_resume_a_run(finished, config):
 
 def test_a_training_that_diverges_stops_and_says_so(config):
     wild = dataclasses.replace(config, learning_rate=1e30, name="wild", baseline=False)
-    with pytest.raises(DivergedError, match=r"'transferred' became nan in step 2\. .*=1e\+30"):
+    with pytest.raises(DivergedError, match=r"'transferred' became nan in step 3\. .*=1e\+30"):
         run(wild)
     assert not (config.out / "wild" / "transferred" / "metrics.jsonl").exists()
 
 
 def test_a_vgg_lends_the_features_that_are_pooled_globally(key):
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
-    for name, width in (("vgg11", 512), ("resnet18", 512), ("efficientnet_lite0", 1280)):
+    for name, width in (("vgg11", 512), ("squeezenet1_1", 512)):
         model = loop._features_only(models.create(name))
         variables = jax.eval_shape(model.init, key, images)
         features = functools.partial(model.apply, method="features")
@@ -197,9 +265,10 @@ import os, sys
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 from pathlib import Path
 import train
-photographs, out, port, rank = sys.argv[1:]
+photographs, weights, out, port, rank = sys.argv[1:]
 hosts = train.HostOptions(join=True, coordinator=f"127.0.0.1:{port}", count=2, rank=int(rank))
-result = train.fit(train.Config(
+result = train.run(train.Config(
+    source="squeezenet1_1", source_weights=Path(weights), target="small_network:Net",
     dataset="folder", data_dir=Path(photographs), image_size=32, epochs=2, batch_size=8,
     learning_rate=1e-3, out=Path(out), baseline=False, hosts=hosts,
 ))
@@ -212,9 +281,10 @@ def test_two_hosts_give_what_two_devices_give(finished, config, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", HOST, str(config.data_dir), str(tmp_path), str(port)]
+    paths = (config.data_dir, config.source_weights, tmp_path, port)
+    command = [sys.executable, "-c", HOST, *map(str, paths)]
     hosts = [
-        subprocess.Popen([*command, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank)], cwd=TESTS, stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     outputs = [host.communicate(timeout=300)[0] for host in hosts]

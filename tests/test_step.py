@@ -1,7 +1,6 @@
 import functools
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +8,10 @@ import optax
 import pytest
 import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from small_network import Net
 
-from tlv_jax.models import BatchNorm
+from tlv_jax import models
+from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.step import (
     Support,
@@ -21,26 +22,6 @@ from train.step import (
     make_optimizer,
     make_train_step,
 )
-
-
-class Net(nn.Module):
-    """A small network with the methods that every model of the zoo has."""
-
-    width: int = 8
-
-    def setup(self):
-        self.conv, self.norm = nn.Conv(self.width, (3, 3)), BatchNorm()
-        self.dense = nn.Dense(2)
-
-    def features(self, images, *, train=False):
-        return nn.relu(self.norm(self.conv(images), train=train)).mean((1, 2))
-
-    def head(self, features, *, train=False):
-        return self.dense(features)
-
-    def __call__(self, images, *, train=False):
-        return self.head(self.features(images, train=train), train=train)
-
 
 TASK = Task(Net(), (0.5,) * 3, (0.5,) * 3, jnp.dtype("float32"))
 STEPS = 40
@@ -71,6 +52,13 @@ def lender():
 
 def rows(step):
     return jnp.arange(16, dtype=jnp.int32) + 16 * (step % 2)
+
+
+def seen_images(key, images):
+    """What the first step sees of the first batch."""
+    key_augment, *_ = jax.random.split(jax.random.fold_in(key, 0), 3)
+    augmented = augment(key_augment, images.images[rows(0)])
+    return normalize(augmented, TASK.mean, TASK.std, TASK.dtype)
 
 
 def test_training_learns_a_learnable_task(key, images, start):
@@ -134,11 +122,7 @@ def test_the_support_network_sees_the_target_s_own_images(key, images, start):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     step = jax.jit(make_train_step(TASK, optimizer, Support(TASK.model, 1.0)))
     _, tally = step(state, key, rows(0), images, variables)
-    keys = jax.random.split(jax.random.fold_in(key, 0), 4)
-    from train.augment import augment, normalize
-
-    seen = normalize(augment(keys[0], images.images[rows(0)]), TASK.mean, TASK.std, TASK.dtype)
-    logits = TASK.model.apply(variables, seen)
+    logits = TASK.model.apply(variables, seen_images(key, images))
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, images.labels[rows(0)])
     assert float(tally.loss) == pytest.approx(float(expected.sum()), rel=1e-5)
 
@@ -153,6 +137,47 @@ def test_half_precision_computes_and_full_precision_keeps(key, images, start, le
     _, expected = full(state, key, rows(0), images, lender[1])
     assert float(tally.loss) != float(expected.loss)
     assert float(tally.loss) == pytest.approx(float(expected.loss), rel=0.02)
+
+
+def test_crossover_at_rate_0_is_the_plain_step(key, images, start, lender):
+    task = TASK._replace(model=Net(dropout=0.5))
+    state, optimizer = start
+    plain = jax.jit(make_train_step(task, optimizer, None))
+    crossed = jax.jit(make_train_step(task, optimizer, Support(lender[0], 0.0)))
+    expected, _ = plain(state, key, rows(0), images, None)
+    after, _ = crossed(state, key, rows(0), images, lender[1])
+    chex.assert_trees_all_close(after.opt_state[0].mu, expected.opt_state[0].mu, atol=1e-7)
+    chex.assert_trees_all_close(after.batch_stats, expected.batch_stats, atol=1e-7)
+
+
+class Unusual(Net):
+    """Its logits are not those of its head alone (SqueezeNet), and not alone (GoogLeNet)."""
+
+    def __call__(self, images, *, train=False):
+        logits = 3 * super().__call__(images, train=train)
+        return models.InceptionV3Outputs(logits, logits - 5) if train else logits
+
+
+def test_without_crossover_the_network_is_trained_as_it_is_evaluated(key, images, start):
+    state, optimizer = start
+    model = Unusual()
+    step = jax.jit(make_train_step(TASK._replace(model=model), optimizer, None))
+    _, tally = step(state, key, rows(0), images, None)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    (logits, _), _ = model.apply(
+        variables, seen_images(key, images), train=True, mutable=["batch_stats"]
+    )
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, images.labels[rows(0)])
+    assert float(tally.loss) == pytest.approx(float(expected.sum()), rel=1e-5)
+
+
+def test_with_crossover_it_is_trained_by_features_and_head(key, images, start, lender):
+    state, optimizer = start
+    losses = []
+    for model in (Net(), Unusual()):
+        step = make_train_step(TASK._replace(model=model), optimizer, Support(lender[0], 0.5))
+        losses.append(float(jax.jit(step)(state, key, rows(0), images, lender[1])[1].loss))
+    assert losses[0] == losses[1]
 
 
 def test_batch_statistics_are_updated(key, images, start):

@@ -1,23 +1,39 @@
-"""Transfer, then train with feature crossover: the main job.
+"""Transfer weights, then train with feature crossover.
 
-    result = train.fit(train.Config(source="efficientnet_lite0", target="resnet18"))
+    result = train.run(train.Config(source="efficientnet_lite0", target="resnet18"))
 
-or, from a shell, `python -m train --source efficientnet_lite0 --target resnet18`.
+or `python -m train --source efficientnet_lite0 --target resnet18` in a shell.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from train.config import Config, HostOptions, TransferOptions
+from train.config import (
+    ChannelOptions,
+    Config,
+    HostOptions,
+    MatchOptions,
+    MethodOptions,
+    RuleOptions,
+)
 
 if TYPE_CHECKING:
-    from train.loop import Result, fit
+    from train.loop import Result, run
 
-__all__ = ["Config", "HostOptions", "Result", "TransferOptions", "fit"]
+__all__ = [
+    "ChannelOptions",
+    "Config",
+    "HostOptions",
+    "MatchOptions",
+    "MethodOptions",
+    "Result",
+    "RuleOptions",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that `python -m train --help` does not wait for JAX, Flax and Orbax.
-    if name in ("Result", "fit"):
+    # Imported on first use: `python -m train --help` does not wait for JAX, Flax and Orbax.
+    if name in ("Result", "run"):
         from train import loop
 
         return getattr(loop, name)

@@ -4,23 +4,31 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+import tyro
 
 __all__ = [
     "DATASETS",
+    "ChannelOptions",
     "Config",
     "DatasetDefaults",
     "HostOptions",
-    "TransferOptions",
+    "MatchOptions",
+    "MethodOptions",
+    "RuleOptions",
     "resolve",
 ]
 
 Dataset = Literal["elpv", "cifar10", "cifar100", "fashion_mnist", "folder"]
-Choice = Literal["max", "min", "interleaved", "two_tailed", "random"]
+MethodName = Literal["default", "tlvfc", "dpiat", "weight_selection", "net2net"]
+Matcher = Literal["coverage", "score", "score_flat", "index", "bipartite", "random", "each_once"]
+Rule = Literal["variance", "clip", "full", "magnitude", "trace", "uniform"]
+Channels = Literal["off", "variance", "magnitude", "trace", "first"]
 
 
 class DatasetDefaults(NamedTuple):
-    """What a data set is trained with unless the settings say otherwise."""
+    """Settings that differ between data sets."""
 
     image_size: int
     epochs: int
@@ -28,8 +36,8 @@ class DatasetDefaults(NamedTuple):
 
 DATASETS: Mapping[str, DatasetDefaults] = MappingProxyType(
     {
-        # Two runs in a few minutes on two CPU cores. Not 64 pixels: XLA's CPU convolution is some
-        # forty times slower on the 2x2 activations that ResNet's last stage then has.
+        # Small enough for two CPU cores. 72 pixels, not 64: on the 2x2 activations that ResNet18
+        # ends with at 64, XLA's CPU convolutions are some forty times slower.
         "elpv": DatasetDefaults(image_size=72, epochs=4),
         "cifar10": DatasetDefaults(image_size=32, epochs=200),
         "cifar100": DatasetDefaults(image_size=32, epochs=200),
@@ -39,95 +47,141 @@ DATASETS: Mapping[str, DatasetDefaults] = MappingProxyType(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class TransferOptions:
-    """How weights are carried over; the defaults are TLVFC's published ones."""
+# An option called "" is spelled as the group that it is in: `--method tlvfc --method.head keep`.
+GROUP = tyro.conf.arg(name="")
 
-    keep: Choice = "interleaved"
-    """Source channels that stay where there are too many, by variance."""
-    remove: Choice = "random"
-    """Target channels that give way where the source has too few, by variance."""
-    pad: Literal["zero", "init"] = "zero"
-    """What surrounds a kernel that is too small."""
-    pool: Literal["avg", "max"] = "avg"
-    """How a kernel that is too large shrinks."""
-    shuffle: bool = True
-    """Permute the channels of every kernel at the end, as the published code does."""
-    head: Literal["statistics", "keep"] = "statistics"
-    """Draw dense layers from the source's statistics, or keep their initialization."""
-    norms: bool = False
-    """Carry batch norms over too."""
+
+@dataclasses.dataclass(frozen=True)
+class MatchOptions:
+    """Which source layer each target layer is given."""
+
+    name: Annotated[Matcher | None, GROUP] = None
+    """The matcher, see tlv_jax.matching."""
+    score: Literal["shape", "position"] | None = None
+    """How well two layers fit each other: by their shapes, or also by their places."""
+    seed: int | None = None
+    """Of random matching."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleOptions:
+    """How one kernel is fitted into another's shape."""
+
+    name: Annotated[Rule | None, GROUP] = None
+    """The rule, see tlv_jax.rules."""
+    keep: Literal["max", "min", "interleaved", "two_tailed", "random"] | None = None
+    """Source channels to keep where there are too many (variance; magnitude, trace: max, min)."""
+    remove: Literal["max", "min", "interleaved", "two_tailed", "random"] | None = None
+    """Target channels to replace where the source has too few (variance)."""
+    pad: Literal["zero", "init"] | None = None
+    """What surrounds a kernel that is too small (variance)."""
+    pool: Literal["avg", "max"] | None = None
+    """How a kernel that is too large shrinks (variance)."""
+    shuffle: bool | None = None
+    """Permute the channels of every kernel at the end (variance)."""
+    constrained: bool | None = None
+    """Rank inputs over the kept outputs only (magnitude)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelOptions:
+    """Choose channels once for all layers that share them."""
+
+    name: Annotated[Channels | None, GROUP] = None
+    """What ranks the channels; off: each kernel chooses its own."""
+    grow: Literal["init", "copy"] | None = None
+    """New channels: keep their own weights, or copy others (Net2Net)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodOptions:
+    """How to transfer: a method, and changes to it. None leaves a part as the method has it."""
+
+    name: Annotated[MethodName, GROUP] = "default"
+    """The method, see tlv_jax.methods."""
+    standardize: Literal["flat", "blocks", "graph"] | None = None
+    """What is matched: single layers, or blocks, by module names or by the traced graph."""
+    match: MatchOptions = dataclasses.field(default_factory=MatchOptions)
+    rule: RuleOptions = dataclasses.field(default_factory=RuleOptions)
+    channels: ChannelOptions = dataclasses.field(default_factory=ChannelOptions)
+    head: Literal["keep", "statistics"] | None = None
+    """The last layer: keep its own weights, or draw them from statistics of the source's."""
+    rescale: Literal["none", "he", "source"] | None = None
+    """Rescale each kernel to He's standard deviation, or to that of its source, or not."""
+    kinds: tuple[Literal["conv", "dense", "norm", "bias"], ...] | None = None
+    """Kinds of parameters to transfer."""
+    insert: Literal["init", "identity"] | None = None
+    """Layers without a source: keep their weights, or make them identities (needs channels)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HostOptions:
-    """Several hosts: one process on each, started with the same settings and a shared `out`."""
+    """Train on several hosts: start the same command on each, with a shared --out."""
 
     join: bool = False
-    """Join the other processes; where they are is found on Slurm, Open MPI and Cloud TPU."""
+    """Join the other processes. They are found by themselves on Slurm, Open MPI and Cloud TPU."""
     coordinator: str | None = None
-    """HOST:PORT at which process 0 can be reached, where that is not found."""
+    """HOST:PORT of process 0, where it is not found."""
     count: int | None = None
-    """How many processes there are, where that is not found."""
+    """Number of processes, where it is not found."""
     rank: int | None = None
-    """Which of them this is, from 0, where that is not found."""
+    """Number of this process, from 0, where it is not found."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment: a transfer, a training, and the same training from a He initialization."""
+    """One experiment: a transfer, a training, and the same training without the transfer."""
 
     source: str = "efficientnet_lite0"
-    """Architecture that gives its pretrained weights."""
+    """Architecture of the pretrained network; "python -m importers list" names them all."""
     target: str = "resnet18"
-    """Architecture that receives them and is trained."""
+    """Network to train: an architecture, or MODULE:CLASS of your own Flax Linen module."""
     dataset: Dataset = "elpv"
-    """elpv comes as a package; cifar10 and cifar100 are downloaded or read from --data-dir;
-    fashion_mnist (idx files) and folder (one sub-folder a class) are read from --data-dir."""
+    """Images. elpv: a package. cifar*: downloaded, or in --data-dir.
+    fashion_mnist: idx files in --data-dir. folder: one sub-folder a class in --data-dir."""
     source_weights: Path | None = None
-    """A .pth or .safetensors file of the source, instead of its published weights."""
+    """A .pth or .safetensors file of the source; by default its published weights."""
     data_dir: Path | None = None
-    """Where the data set lies."""
+    """Folder of the data set."""
     image_size: int | None = None
-    """Side in pixels that images are resized to; the data set's own default if left out."""
+    """Pixels a side, to which images are resized; by default the data set's own."""
     epochs: int | None = None
-    """Passes over the training images; the data set's own default if left out."""
+    """Passes over the training images; by default the data set's own number."""
     batch_size: int = 128
     """Images in a step, over all devices."""
     learning_rate: float = 1e-4
-    """AdamW's, times 0.1 at 60% and again at 80% of all steps."""
+    """Of AdamW; times 0.1 at 60% and again at 80% of all steps."""
     weight_decay: float = 5e-4
-    """AdamW's, decoupled from the gradient."""
+    """Of AdamW, decoupled from the gradient."""
     crossover_rate: float = 0.1
-    """Probability that a feature is replaced by the source's; 0 trains without the source."""
+    """Probability that the source replaces a feature in training; 0: no crossover."""
     baseline: bool = True
-    """Also train the He-initialized twin under the same seed and settings."""
+    """Also train the twin: the same network and settings, no transfer and no crossover."""
     best_by: Literal["balanced_accuracy", "accuracy"] = "balanced_accuracy"
-    """What of the validation images says which epoch's weights are tested."""
+    """Validation metric by which the epoch to test is chosen."""
     seed: int = 0
     """Of the split, the initialization, the transfer, the batches and the augmentation."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the computation: auto is bfloat16 on accelerators, float32 on CPU."""
+    """Of the computation; auto is float32 on CPUs and bfloat16 elsewhere."""
     out: Path = Path("runs")
-    """Folder that holds the run folders."""
+    """Folder of all run folders."""
     name: str | None = None
-    """Of the run folder; made from source, target, dataset and seed if left out."""
+    """Name of the run folder; by default of source, target, dataset and seed."""
     resume: bool = False
-    """Go on with the run folder of that name from its last checkpoint."""
-    transfer: TransferOptions = dataclasses.field(default_factory=TransferOptions)
-    """How weights are carried over."""
+    """Continue the run of that name from its last checkpoint."""
+    method: MethodOptions = dataclasses.field(default_factory=MethodOptions)
     hosts: HostOptions = dataclasses.field(default_factory=HostOptions)
-    """Training on several hosts."""
 
     @property
     def folder(self) -> Path:
         """The run folder."""
-        name = self.name or f"{self.source}-{self.target}-{self.dataset}-{self.seed}"
+        target = self.target.rpartition(":")[2]  # of MODULE:CLASS the class
+        name = self.name or f"{self.source}-{target}-{self.dataset}-{self.seed}"
         return self.out / name
 
 
 def resolve(config: Config) -> Config:
-    """Fills in the data set's defaults and checks the numbers.
+    """Fills in the data set's defaults and checks all numbers.
 
     Raises:
       ConfigError: naming the setting, its value and what it may be.

@@ -1,7 +1,6 @@
-"""Transfer, then train the target, and its He-initialized twin, and compare them."""
+"""Transfer, train the target and its twin without transfer, and compare them."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ import importers
 import tlv_jax
 from tlv_jax import models
 from train import checkpoints
-from train.config import Config, TransferOptions, resolve
+from train.config import Config, resolve
 from train.data import LabelledImages, Splits, eval_batches, train_order
 from train.datasets import load_dataset
 from train.devices import (
@@ -31,6 +30,7 @@ from train.devices import (
     shared_text,
 )
 from train.errors import DivergedError
+from train.method import method_of
 from train.metrics import Summary, merge, summarize
 from train.results import (
     RunResult,
@@ -50,21 +50,22 @@ from train.step import (
     make_optimizer,
     make_train_step,
 )
+from train.target import create_target, initialize
 
-__all__ = ["Result", "fit"]
+__all__ = ["Result", "run"]
 
-CHECK_EVERY = 50  # steps; to look at every loss at once would make an accelerator wait
+CHECK_EVERY = 50  # steps; an accelerator waits whenever a loss is looked at
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run leaves behind.
+    """What a run returns.
 
     Attributes:
       folder: the run folder, which holds all of this on disk as well.
       plan: of the transfer.
       report: of the transfer, layer by layer.
-      runs: the transferred training first, then its He-initialized twin.
+      runs: the training after the transfer, then that of its twin.
     """
 
     folder: Path
@@ -87,43 +88,48 @@ class _Setup:
     step_key: jax.Array
 
 
-def fit(config: Config, *, console: Console | None = None) -> Result:
-    """Runs one experiment: transfer, training with crossover, and the twin without either.
+def run(config: Config, *, console: Console | None = None) -> Result:
+    """Runs one experiment: a transfer, a training with crossover, and the twin without either.
 
-    Fixed settings give bit-equal results on CPU.
+    On CPU, the same settings give bit-equal results.
 
     Args:
       config: the settings.
       console: where to print; standard output if None.
 
     Raises:
-      TLVError: if a setting is wrong, weights or data cannot be had, or a training diverges.
+      TLVError: for a wrong setting, weights or images that cannot be had, or a loss that is not
+        finite.
+
+    Warns:
+      SimilarityWarning: where source and target are so unlike that transfers mostly hurt.
     """
     config = resolve(config)
+    method = method_of(config.method)
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
     pretrained = importers.load(config.source, config.source_weights, dtype=devices.dtype)
     splits = load_dataset(config)
-    model = models.create(config.target, num_classes=len(splits.classes), dtype=devices.dtype)
+    classes = len(splits.classes)
+    model = create_target(config.target, num_classes=classes, dtype=devices.dtype)
     key_init, key_transfer, key_training = jax.random.split(jax.random.key(config.seed), 3)
     images = jnp.zeros((1, config.image_size, config.image_size, 3), devices.dtype)
-    variables = jax.jit(model.init)(key_init, images)
+    variables = initialize(config.target, model, key_init, images, num_classes=classes)
     folder = Path(shared_text(str(open_run_folder(config)) if is_first_process() else ""))
-    plan, params, report = _transfer(
-        config.transfer, key_transfer, pretrained.params, variables["params"], folder
-    )
+    target = tlv_jax.trace(model.apply, variables, images)
+    plan, transferred, report = _transfer(method, key_transfer, pretrained.network, target, folder)
     console.print(str(plan), highlight=False, soft_wrap=True)
 
     setup = _prepare(config, devices, model, pretrained, splits, key_training)
     support = Support(_features_only(pretrained.model), config.crossover_rate)
-    starts = [("transferred", params, support if config.crossover_rate else None)]
+    starts = [("transferred", transferred, support if config.crossover_rate else None)]
     if config.baseline:
-        starts.append(("he", variables["params"], None))
+        starts.append(("he", variables, None))
     runs = []
     with _progress_bar(console) as bar:
         for name, start, lender in starts:
-            state = initial_state(start, variables.get("batch_stats", {}), setup.optimizer)
+            state = initial_state(start["params"], start.get("batch_stats", {}), setup.optimizer)
             lent = pretrained.variables if lender else None
             runs.append(_train(name, setup, state, lender, lent, folder, bar))
     if is_first_process():
@@ -135,25 +141,24 @@ def fit(config: Config, *, console: Console | None = None) -> Result:
 
 
 def _transfer(
-    options: TransferOptions, key: jax.Array, source: Any, target: Any, folder: Path
+    method: tlv_jax.Method,
+    key: jax.Array,
+    source: tlv_jax.Network,
+    target: tlv_jax.Network,
+    folder: Path,
 ) -> tuple[tlv_jax.TransferPlan, Any, tlv_jax.TransferReport]:
-    """Plans and applies the transfer, and writes both the plan and the report down."""
-    rule = functools.partial(
-        tlv_jax.rules.variance,
-        keep=options.keep,
-        remove=options.remove,
-        pad=options.pad,
-        pool=options.pool,
-        shuffle=options.shuffle,
-    )
-    kinds = ("conv", "norm") if options.norms else ("conv",)
-    settings = tlv_jax.presets.tlvfc() | {"rule": rule, "head": options.head, "kinds": kinds}
-    plan = tlv_jax.plan_transfer(source, target, **settings)
-    params = tlv_jax.apply_transfer(plan, key, source, target)
-    report = tlv_jax.report(plan, source, target, params)
+    """Transfers, and writes plan and report to the run folder.
+
+    Returns:
+      The plan, new variables of the target, and the report.
+    """
+    plan = tlv_jax.plan_transfer(source, target, method)
+    # Plans once more, in milliseconds, and warns if the two networks are unlike.
+    variables = tlv_jax.transfer(source, target, key=key, method=method)
+    report = tlv_jax.report(plan, source, target, variables)
     if is_first_process():
         write_transfer(folder, plan, report)
-    return plan, params, report
+    return plan, variables, report
 
 
 def _prepare(
@@ -188,7 +193,7 @@ def _prepare(
 
 
 def _features_only(model: nn.Module) -> nn.Module:
-    """The source as it lends features: of a VGG the 512 globally pooled ones, as published."""
+    """The source as it lends features. A VGG's are the 512 globally pooled ones, as published."""
     return model.clone(pool_size=1) if isinstance(model, models.VGG) else model
 
 
@@ -201,7 +206,7 @@ def _train(
     folder: Path,
     bar: Progress,
 ) -> RunResult:
-    """Trains from `state`, or from the last checkpoint, and tests the best weights."""
+    """Trains from `state`, or on from the last checkpoint, and tests the best weights."""
     config, devices = setup.config, setup.devices
     assert config.epochs is not None  # resolved
     step = jax.jit(
@@ -262,7 +267,7 @@ def _train_epoch(
         rows = place(rows, setup.devices.rows)
         state, counted = step(state, setup.step_key, rows, images, support_variables)
         if total is not None:
-            jax.block_until_ready(total)  # one step ahead at most, or the bar runs away
+            jax.block_until_ready(total)  # queues one step at most, so that the bar tells the truth
         total = counted if total is None else merge(total, counted)
         bar.advance(task)
         losses.append(counted.loss)
@@ -286,7 +291,7 @@ def _stop_if_diverged(name: str, config: Config, losses: list[jax.Array], last_s
 
 
 def _evaluate(setup: _Setup, state: State, images: LabelledImages) -> Summary:
-    """Classifies a split without the support network."""
+    """Classifies all images of a split."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     total = None
     for rows, real in eval_batches(len(images), setup.config.batch_size):
@@ -312,7 +317,7 @@ def _print_epoch(console: Console, name: str, epochs: int, record: dict[str, Any
 
 
 def _progress_bar(console: Console) -> Progress:
-    """A bar for the epoch that runs; what is done stands above it as a line."""
+    """A bar for the epoch that runs, below one line for each finished epoch."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 import tlv_jax
-from tlv_jax import plots
+from train import curves
 from train.config import Config
 from train.devices import is_first_process
 from train.errors import ConfigError
@@ -142,8 +142,8 @@ def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
         for run in runs
     ]
     (folder / "results.json").write_text(json.dumps(records, indent=1))
-    if plots.available():
-        plots.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
+    if curves.available():
+        curves.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
 
 
 def result_table(runs: Sequence[RunResult], title: str) -> Table:

@@ -37,7 +37,7 @@ class State(struct.PyTreeNode):
       step: `[]` int32, steps done.
       params: of the target.
       batch_stats: running statistics of the target; empty without batch norm.
-      opt_state: of the optimizer.
+      opt_state: the optimizer's.
     """
 
     step: jax.Array
@@ -51,7 +51,7 @@ class Support(NamedTuple):
 
     Attributes:
       model: has a method `features`.
-      rate: probability that a feature is replaced.
+      rate: probability that a feature of the target is replaced.
     """
 
     model: nn.Module
@@ -63,8 +63,8 @@ class Task(NamedTuple):
 
     Attributes:
       model: the target, with methods `features` and `head`.
-      mean: of each colour, as the pretrained network was trained with.
-      std: of each colour, likewise.
+      mean: of each colour, subtracted from images as the pretrained network expects.
+      std: of each colour, by which images are divided.
       dtype: of the computation.
     """
 
@@ -105,33 +105,43 @@ def make_train_step(
 ) -> Callable[..., tuple[State, Tally]]:
     """Builds `step(state, key, rows, images, support_variables) -> (state, tally)`.
 
-    `key` is the run's: a step draws from `fold_in(key, state.step)`, so that a resumed run draws
-    what it would have drawn. Without a support network `support_variables` is ignored.
+    `key` is the same for all steps of a run. A step draws from `fold_in(key, state.step)`, so a
+    resumed run draws what it would have drawn.
+
+    Args:
+      task: what is trained.
+      optimizer: from `make_optimizer`.
+      support: lends features; None to train without crossover, where `support_variables` is
+        ignored.
     """
     apply: Any = task.model.apply  # its type tells what `mutable` decides
 
     def step(
         state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
     ) -> tuple[State, Tally]:
-        keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
+        keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
         images, labels = data.images[rows], data.labels[rows]
         images = normalize(augment(keys[0], images), task.mean, task.std, task.dtype)
         lent: Any = None
         if support is not None:
             lent = support.model.apply(support_variables, images, method="features")
             lent = jax.lax.stop_gradient(lent)
+        # Linen folds the path of a module into the key, so that the two calls with crossover may
+        # have the same key. They drop what the one call without crossover drops.
+        training: Any = {"train": True, "rngs": {"dropout": keys[1]}}
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            features, updated = apply(
-                variables, images, train=True, method="features",
-                mutable=["batch_stats"], rngs={"dropout": keys[1]},
-            )  # fmt: skip
-            if support is not None:
+            if support is None:
+                logits, updated = apply(variables, images, mutable=["batch_stats"], **training)
+                # GoogLeNet and InceptionV3 also return those of auxiliary heads.
+                logits = getattr(logits, "logits", logits)
+            else:
+                features, updated = apply(
+                    variables, images, method="features", mutable=["batch_stats"], **training
+                )
                 features = tlv_jax.crossover(keys[2], features, lent, support.rate)
-            logits = apply(
-                variables, features, train=True, method="head", rngs={"dropout": keys[3]}
-            )
+                logits = apply(variables, features, method="head", **training)
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits.astype(jnp.float32), labels
             )
@@ -147,7 +157,7 @@ def make_train_step(
 
 
 def make_eval_step(task: Task) -> Callable[..., Tally]:
-    """Builds `step(variables, rows, real, images) -> tally`. The support network takes no part."""
+    """Builds `step(variables, rows, real, images) -> tally`, always by plain `apply`."""
     apply: Any = task.model.apply
 
     def step(variables: Any, rows: jax.Array, real: jax.Array, data: LabelledImages) -> Tally:

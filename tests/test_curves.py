@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from tlv_jax import plots
+from train import curves
 
 METRICS = ("loss", "accuracy", "balanced_accuracy")
 
@@ -14,16 +14,16 @@ def records(epochs):
 @pytest.mark.parametrize("epochs", [1, 5])
 def test_curves_are_drawn(tmp_path, epochs):
     path = tmp_path / "curves.png"
-    plots.save_curves({"transferred": records(epochs), "he": records(epochs)}, path)
+    curves.save_curves({"transferred": records(epochs), "he": records(epochs)}, path)
     with Image.open(path) as image:
         assert image.size == (1800, 540)
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10
 
 
 def test_matplotlib_is_found():
-    assert plots.available()
+    assert curves.available()
 
 
 def test_a_record_without_its_metrics_is_refused(tmp_path):
     with pytest.raises(KeyError, match="train_loss"):
-        plots.save_curves({"he": [{"epoch": 1}]}, tmp_path / "curves.png")
+        curves.save_curves({"he": [{"epoch": 1}]}, tmp_path / "curves.png")

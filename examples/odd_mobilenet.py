@@ -1,0 +1,81 @@
+"""A small mobile network that is in no zoo: nobody has pretrained weights for it.
+
+It stands for the network that you design yourself: its widths, depths and kernel sizes are those of
+no published architecture. The code is plain Flax Linen and knows nothing of tlv_jax. `make demo`
+starts it from the weights of EfficientNet-Lite0.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Of each stage: blocks, width, kernel size, stride of the first block, expansion inside a block.
+STAGES = ((1, 20, 3, 1, 2), (2, 28, 5, 2, 4), (3, 52, 3, 2, 5), (4, 92, 7, 2, 4), (2, 172, 3, 1, 6))
+STEM, FEATURES = 28, 900
+
+
+class ConvNorm(nn.Module):
+    """A convolution and a batch norm. `[B, H, W, C] -> [B, H / stride, W / stride, width]`."""
+
+    width: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:  # noqa: D102
+        x = nn.Conv(
+            self.width, (self.kernel, self.kernel), self.stride, feature_group_count=self.groups,
+            use_bias=False, kernel_init=nn.initializers.he_normal(), dtype=self.dtype,
+        )(x)  # fmt: skip
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+
+
+class Block(nn.Module):
+    """Widens, filters each channel on its own, and narrows. Shapes as of `ConvNorm`."""
+
+    width: int
+    kernel: int
+    stride: int
+    expansion: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:  # noqa: D102
+        wide = self.expansion * x.shape[-1]
+        y = nn.relu6(ConvNorm(wide, dtype=self.dtype)(x, train))
+        y = ConvNorm(wide, self.kernel, self.stride, groups=wide, dtype=self.dtype)(y, train)
+        y = ConvNorm(self.width, dtype=self.dtype)(nn.relu6(y), train)
+        return x + y if x.shape == y.shape else y
+
+
+class OddMobileNet(nn.Module):
+    """The network. `python -m train` asks for `features` and `head`, the transfer for neither."""
+
+    num_classes: int = 2
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:  # noqa: D102
+        self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
+
+    @nn.compact
+    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """The last feature maps, averaged over all places. `[B, H, W, 3] -> [B, 900]`."""
+        x = nn.relu6(ConvNorm(STEM, 3, 2, dtype=self.dtype)(images, train))
+        for blocks, width, kernel, stride, expansion in STAGES:
+            for number in range(blocks):
+                first = stride if number == 0 else 1
+                x = Block(width, kernel, first, expansion, self.dtype)(x, train)
+        return nn.relu6(ConvNorm(FEATURES, dtype=self.dtype)(x, train)).mean((1, 2))
+
+    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
+        """The last layer. `[B, 900] -> [B, num_classes]`."""
+        del train
+        return self.classifier(features)
+
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Both. `[B, H, W, 3] -> [B, num_classes]`."""
+        return self.head(self.features(images, train=train), train=train)
