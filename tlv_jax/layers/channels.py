@@ -1,9 +1,9 @@
 """Follow every channel of a network from the layer that writes it to the layers that read it.
 
 The network's program is walked once with labels in place of activations. A convolution or dense
-layer gives each of its outputs a new label; norms, activations, poolings, reshapes, slices and
-concatenations carry labels along; a residual add says that two labels are one channel, and so does
-a gate; a depthwise convolution hands its inputs' labels on. Nothing is computed.
+layer gives each of its outputs a new label. Norms, activations, poolings, reshapes, slices,
+concatenations and depthwise convolutions pass labels on. A residual add or a gate makes two labels
+one channel. Nothing is computed.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", 
 
 @dataclasses.dataclass(frozen=True)
 class LayerLabels:
-    """The channels of one layer. Equal labels are one channel, whichever layer they stand at.
+    """The channels of one layer. Equal labels, in any layers, are one channel.
 
     Attributes:
-      reads: labels of all inputs, `[I * groups]`; -1 where it cannot be told.
+      reads: labels of all inputs, `[I * groups]`; -1 where unknown.
       writes: labels of the outputs, `[O]`. A norm writes what it reads.
       groups: the number of feature groups.
       inputs: paths of the layers whose outputs reach this one with no other layer between.
-      size: the spatial size of what it writes, of a norm that of the layer before it; empty where
-        there is none.
-      stays: whether each output stands where the middle of its window stands in the input: stride
-        1, an odd window, as much padding on both sides as keeps the size.
-      gated: whether what it writes is multiplied with what another layer writes.
+      size: the spatial size of what it writes (of a norm: that of the layer before); empty if there
+        is none.
+      stays: whether each output stands where the middle of its window does: stride 1, an odd window,
+        and equal padding on both sides that keeps the size.
+      gated: whether its output is multiplied with that of another layer.
     """
 
     reads: tuple[int, ...]
@@ -53,23 +53,23 @@ ChannelGraph = Mapping[str, LayerLabels]
 class ChannelLabels:
     """Numbers the channels of a network, and says which of them are one.
 
-    The labels of an activation are an array of its rank, an axis along which they do not change
-    having length 1.
+    The labels of an activation are an array of its rank. An axis along which they do not change has
+    length 1.
     """
 
     def __init__(self) -> None:
-        """Knows no channel yet."""
+        """Starts without channels."""
         self.parents: list[int] = []
         self.found: dict[str, list[tuple[np.ndarray, np.ndarray, int]]] = {}
         self.windows: dict[str, tuple[tuple[int, ...], bool]] = {}  # size and stays
         self.gated: set[str] = set()
 
     def graph(self, layers: Mapping[str, Layer]) -> ChannelGraph:
-        """What was found of each of these layers."""
+        """The labels found for each of these layers."""
         roots = np.array([self._root(label) for label in range(len(self.parents))] + [UNKNOWN])
         graph: dict[str, LayerLabels] = {}
         for path, layer in layers.items():
-            # A norm of the network's own input: no layer has written what it scales.
+            # A norm of the network's input scales what no layer has written.
             nowhere = np.full(layer.shape[-1], UNKNOWN)
             reads, writes, groups = self.found.get(path, [(nowhere, nowhere, 1)])[0]
             inputs = layer.inputs
@@ -100,7 +100,7 @@ class ChannelLabels:
     def written(
         self, equation: Any, kernel: Kernel, path: str, activation: Value, side: int
     ) -> np.ndarray:
-        """Labels what a layer with a kernel writes; notes what it reads."""
+        """Labels the outputs of a layer with a kernel; notes what it reads."""
         shape, outputs = equation.outvars[0].aval.shape, kernel.shape[-1]
         sizes = equation.invars[side].aval.shape
         numbers = equation.params["dimension_numbers"]
@@ -195,7 +195,7 @@ class ChannelLabels:
     def _gathered(
         self, labels: np.ndarray, sizes: Sequence[int], params: Mapping[str, Any], rank: int
     ) -> np.ndarray:
-        """Channels of the axes that are taken whole by a gather; others go where indices say."""
+        """Labels along the axes that a gather takes whole; along others they must not change."""
         taken, numbers = params["slice_sizes"], params["dimension_numbers"]
         moved = tuple(axis for axis, size in enumerate(sizes) if taken[axis] != size)
         labels = self._constant(labels, moved).max(moved, keepdims=True)
@@ -207,7 +207,7 @@ class ChannelLabels:
         return labels.reshape(shape)
 
     def _mixed(self, equation: Any, given: Sequence[np.ndarray | None]) -> np.ndarray | None:
-        """A product of two activations, such as attention: channels that are not summed over."""
+        """The labels of a product of two activations (attention) that are not summed over."""
         contracted, batched = equation.params["dimension_numbers"]
         shapes = [variable.aval.shape for variable in equation.invars]
         free = [
@@ -232,7 +232,7 @@ class ChannelLabels:
         return None
 
     def _along(self, labels: np.ndarray | None, axes: Sequence[int], *sizes: int) -> np.ndarray:
-        """The labels along some axes, flattened; those must not change along the others."""
+        """The labels along some axes, flattened; they must not change along the others."""
         count = int(np.prod(sizes))
         if labels is None:
             return np.full(count, UNKNOWN)
@@ -242,7 +242,7 @@ class ChannelLabels:
         return np.broadcast_to(kept.transpose(order), sizes).reshape(-1)
 
     def _constant(self, labels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-        """Makes labels unknown that change along some axes; padding may stand among them."""
+        """Makes labels unknown that change along some axes; padding among them does not count."""
         for axis in axes:
             if labels.shape[axis] == 1:
                 continue
@@ -253,7 +253,7 @@ class ChannelLabels:
         return labels
 
     def _union(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Says that two activations added to each other have the same channels."""
+        """Makes the channels of two added activations the same."""
         first, second = np.broadcast_arrays(first, second)
         if first is not second:
             self._unite(first.reshape(-1), second.reshape(-1))
@@ -263,7 +263,7 @@ class ChannelLabels:
         known = (first != UNKNOWN) & (second != UNKNOWN) & (first != second)
         first, second = first[known], second[known]
         while len(first):
-            # One partner of each label at a time: mostly there is but one, met at many places.
+            # One partner for each label at a time: most have just one, met at many places.
             partner = np.full(len(self.parents), UNKNOWN)
             partner[first] = second
             for label in np.flatnonzero(partner != UNKNOWN).tolist():
@@ -291,7 +291,7 @@ def _differ(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _stays(equation: Any, kernel: Kernel) -> bool:
-    """Whether the outputs of a convolution stand where the middles of its windows stand."""
+    """Whether each output of a convolution stands where the middle of its window does."""
     params = equation.params
     dilated = zip(kernel.shape[:-2], params["rhs_dilation"], strict=True)
     kept = tuple((dilation * (size // 2),) * 2 for size, dilation in dilated)
@@ -309,7 +309,7 @@ def _placed(labels: np.ndarray, rank: int, axis: int) -> np.ndarray:
 
 
 def _compressed(labels: np.ndarray) -> np.ndarray:
-    """Gives an axis along which nothing changes the length 1."""
+    """Shortens every axis along which labels do not change to length 1."""
     for axis in range(labels.ndim):
         first = labels[(slice(None),) * axis + (slice(1),)]
         if labels.strides[axis] == 0 or (labels == first).all():
@@ -318,12 +318,12 @@ def _compressed(labels: np.ndarray) -> np.ndarray:
 
 
 def _reshaped(labels: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
-    """The labels after a reshape; only axes that mix with some of which they change are written."""
+    """The labels after a reshape. Axes along which they do not change stay short where possible."""
     extents: list[int] = []
     shape: list[int] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        # The next few axes of the same size together, which become each other.
+        # The next axes before and after that have the same total size.
         first, second, size, other = i, j, 1, 1
         while size != other or (i, j) == (first, second):
             if i < len(before) and (size <= other or j == len(after)):
@@ -339,7 +339,7 @@ def _reshaped(labels: np.ndarray, before: Sequence[int], after: Sequence[int]) -
 def _concatenated(
     parts: Sequence[np.ndarray | None], shapes: Sequence[Sequence[int]], axis: int
 ) -> np.ndarray:
-    """The labels of activations side by side; only the joined axis is written out."""
+    """The labels of concatenated activations; only the joined axis is written out."""
     known = [np.full([1] * len(shapes[0]), UNKNOWN) if part is None else part for part in parts]
     # The largest extent along each axis, over all parts.
     common = np.max([part.shape for part in known], axis=0)
