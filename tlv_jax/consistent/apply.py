@@ -1,6 +1,6 @@
-"""Carry a channel plan out on arrays, in NumPy or `jax.numpy`.
+"""Apply a channel plan to arrays, in NumPy or `jax.numpy`.
 
-A place is a number along an axis of the source; NONE where an entry of the target is given nothing.
+A place is a position along an axis of the source; NONE where an entry of the target gets nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from tlv_jax.consistent.plan import NONE, Axis, ChannelPlan, LayerChannels
 
 
 def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType) -> list[Any]:
-    """For each space the source channel of each of its target channels, NONE for none. `[wanted]`.
+    """For each space the source channel of each target channel, NONE for none. `[wanted]`.
 
     Args:
       plan: of the channels.
-      kernels: source kernels `[*spatial, I, O]` by the paths of their layers.
+      kernels: source kernels `[*spatial, I, O]` by the path of the layer.
       xp: NumPy or `jax.numpy`.
     """
     kept: list[Any] = []
@@ -30,7 +30,7 @@ def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType)
             kept.append(np.where(numbers < space.size, numbers, copies))
         elif space.wanted < space.size and plan.rank != "first" and space.writers:
             source, target = space.first
-            if plan.rank == "trace" and source in kernels:  # else it is a norm that comes first
+            if plan.rank == "trace" and source in kernels:  # not so if a norm comes first
                 worth = _traced_worth(kernels[source], layers[target], kept, xp)
             else:
                 worth = sum(_worth(kernels[path], plan.rank, xp) for path in space.writers)
@@ -41,7 +41,7 @@ def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType)
 
 
 def _worth(kernel: Any, rank: str, xp: ModuleType) -> Any:
-    """What each output channel counts in one layer, as a share of the layer. `[O]`."""
+    """The worth of each output channel in one layer, as a share of the layer. `[O]`."""
     wide = kernel.astype(np.float32, copy=False)
     axes = tuple(range(kernel.ndim - 1))
     worth = xp.var(wide, axis=axes) if rank == "variance" else xp.abs(wide).sum(axis=axes)
@@ -49,10 +49,10 @@ def _worth(kernel: Any, rank: str, xp: ModuleType) -> Any:
 
 
 def _traced_worth(kernel: Any, layer: LayerChannels, kept: Sequence[Any], xp: ModuleType) -> Any:
-    """What each output channel counts over the inputs that are kept before it. `[O]`.
+    """The worth of each output channel over the inputs that are kept. `[O]`.
 
-    All inputs count in a grouped kernel, which has others in each group, and in one that adds to
-    what it reads, as its own outputs are not chosen yet.
+    All inputs count in a grouped kernel, whose groups read different ones, and in a kernel that
+    adds to what it reads: those channels are not chosen yet.
     """
     decided = all(number < len(kept) for number, _ in layer.reads.places)
     if decided and not layer.reads.own and layer.source_groups == 1:
@@ -70,25 +70,25 @@ def choose_kernel(
     shape: tuple[int, ...],
     xp: ModuleType,
 ) -> tuple[Any, Any, Any]:
-    """Takes the channels that were chosen out of a source kernel.
+    """Takes the chosen channels of a source kernel.
 
     Args:
       plan: of the channels.
-      layer: whose kernel it is.
-      kept: of `kept_channels`.
+      layer: the kernel's.
+      kept: from `kept_channels`.
       source: `[*spatial, I, O]`.
       shape: of the target, `[*spatial', I', O']`.
       xp: NumPy or `jax.numpy`.
 
     Returns:
-      `[*spatial, I', O']`, which of its entries are the source's, `[I', O']`, and the places of the
-      outputs along the source's, `[O']`.
+      `[*spatial, I', O']`; which of its entries come from the source, `[I', O']`; and the places of
+      the outputs, `[O']`.
     """
     inputs, outputs = shape[-2:]
     weight = xp.abs(source.astype(np.float32, copy=False)).sum(
         axis=tuple(range(source.ndim - 2))
     )  # [I, O]
-    # The inputs of a grouped kernel are counted anew in each group: ranking them says nothing.
+    # Each group of a kernel numbers its inputs from 0: ranking those numbers says nothing.
     rank = "first" if layer.source_groups > 1 else plan.rank
     worth = xp.tile(weight.sum(axis=1), layer.source_groups)
     own_reads = _own_places(worth, inputs * layer.target_groups, rank, xp)
@@ -106,24 +106,24 @@ def choose_kernel(
 def norm_places(
     layer: LayerChannels, kept: Sequence[Any], size: int, count: int, xp: ModuleType
 ) -> Any:
-    """Where each channel of a norm stands among the `size` of the source. `[count]`."""
+    """The place of each channel of a norm among the `size` of the source. `[count]`."""
     own = _own_places(np.ones(size, np.float32), count, "first", xp)
     return _axis_places(layer.writes, kept, own, xp)
 
 
 def take_places(source: Any, places: Any, target: Any, xp: ModuleType) -> Any:
-    """The entries of a vector that were chosen, and the target's own elsewhere. `[n]`."""
+    """The chosen entries of a vector, and the target's own elsewhere. `[n]`."""
     taken = source[xp.maximum(places, 0)].astype(target.dtype)
     return xp.where(places == NONE, target, taken)
 
 
 def _axis_places(axis: Axis, kept: Sequence[Any], own: Any, xp: ModuleType) -> Any:
-    """Where along the source's axis each entry of the target's stands. `[n]`.
+    """The place of each entry of a target axis. `[n]`.
 
     Args:
       axis: of the plan.
-      kept: of `kept_channels`.
-      own: what to use where the layer ranks its own channels, `[n]`.
+      kept: from `kept_channels`.
+      own: the places if the layer ranks its own channels, `[n]`.
       xp: NumPy or `jax.numpy`.
     """
     if axis.own:
@@ -139,7 +139,7 @@ def _axis_places(axis: Axis, kept: Sequence[Any], own: Any, xp: ModuleType) -> A
 
 
 def _own_places(worth: Any, count: int, rank: str, xp: ModuleType) -> Any:
-    """The worthiest entries in their order, or all and NONE for the rest. `[n] -> [count]`."""
+    """The worthiest entries in their order, or all, then NONE. `[n] -> [count]`."""
     size = len(worth)
     if count >= size or rank == "first":
         numbers = np.arange(count)
@@ -158,7 +158,7 @@ def _gather(
     """Takes inputs `reads [I' * groups']` and outputs `writes [O']` out of `[*spatial, I, O]`.
 
     Returns:
-      `[*spatial, I', O']`, and which of its entries are the source's, `[I', O']`.
+      `[*spatial, I', O']`, and which of its entries come from the source, `[I', O']`.
     """
     inputs, outputs = shape
     per_group = source.shape[-2]
@@ -166,7 +166,7 @@ def _gather(
         taken = xp.take(source, xp.maximum(reads, 0), axis=-2)
         taken = xp.take(taken, xp.maximum(writes, 0), axis=-1)
         return taken, (reads != NONE)[:, None] & (writes != NONE)[None, :]
-    # An input is there for an output only if both stand in one group of the source.
+    # The source has a weight only where input and output are in one of its groups.
     group = np.arange(outputs) // (outputs // layer.target_groups)
     reads = reads[group[None, :] * inputs + np.arange(inputs)[:, None]]
     source_group = writes // (source.shape[-1] // layer.source_groups)
@@ -177,16 +177,16 @@ def _gather(
 
 
 def _copies_of(places: Any, size: int, xp: ModuleType) -> Any:
-    """How many entries of the target were given the same entry of the source. `[n] -> [n]`."""
+    """How many entries of the target get the same entry of the source. `[n] -> [n]`."""
     counts = (places[:, None] == np.arange(size)[None, :]).sum(axis=0).astype(np.float32)
     return xp.where(places == NONE, np.float32(1), counts[xp.maximum(places, 0)])
 
 
 def identity_kernel(shape: tuple[int, ...]) -> np.ndarray:
-    """The kernel that hands each channel on: 1 in the middle of its window. `[*spatial, I, O]`.
+    """The kernel that passes each channel on: 1 in the middle of its window. `[*spatial, I, O]`.
 
     Args:
-      shape: of the kernel, its spatial sizes odd. `O` is `I` times the number of groups.
+      shape: of the kernel, with odd spatial sizes. `O` is `I` times the number of groups.
     """
     *spatial, inputs, outputs = shape
     kernel = np.zeros(shape, np.float32)

@@ -1,8 +1,8 @@
 """Give a deeper network the function of a shallower one (Net2Net, arXiv 1511.05641, section 2.3).
 
-The matcher uses each source layer once and in order. What is left over of the target was inserted,
-and is initialized so that it changes nothing: in a plain network as an identity, in a residual one
-so that its branch adds zero.
+The matcher uses each source layer once and in order. The target layers left over are inserted ones.
+They are initialized so that they change nothing: in a plain network as identities, in a residual
+network so that their branch adds zero.
 
 Words: a *kernel layer* is a conv or dense layer. A *branch* is what a residual add joins with the
 layers before it.
@@ -25,9 +25,9 @@ class Inserted:
 
     Attributes:
       layer: of the target.
-      role: `identity` hands its inputs on; `zero` ends a branch that adds nothing.
-      constants: `(leaf path, value)` of each leaf that is filled. The kernel of an identity is not
-        among them: see `tlv_jax.consistent.apply.identity_kernel`.
+      role: `identity` passes its inputs on; `zero` ends a branch that adds nothing.
+      constants: `(leaf path, value)` of each leaf that is filled. For the kernel of an identity see
+        `tlv_jax.consistent.apply.identity_kernel`.
     """
 
     layer: Layer
@@ -37,12 +37,12 @@ class Inserted:
 
 @dataclasses.dataclass(frozen=True)
 class Insertions:
-    """What becomes of the target layers that have no source.
+    """What happens to target layers without a source.
 
     Attributes:
       inserted: those that are made to change nothing, in order of execution.
-      reasons: of all others, by path: why they stay as they are.
-      graph: the target's channels, those that an identity writes being those that it reads.
+      reasons: by path, why the others stay as they are.
+      graph: the target's channels. What an identity writes is what it reads.
     """
 
     inserted: tuple[Inserted, ...]
@@ -53,21 +53,21 @@ class Insertions:
 def plan_insertions(
     layers: Sequence[Layer], matched: Collection[str], graph: ChannelGraph
 ) -> Insertions:
-    """Decides how the target layers that have no source can leave the function as it is.
+    """Decides how target layers without a source can leave the function as it is.
 
-    From the end of the network: a layer whose outputs only reach branches that add nothing stays as
-    it is, so that it can learn. Of one that adds to a matched layer, the norm behind it (else its
-    kernel) becomes zero. Any other becomes an identity, with the norm behind it.
+    From the end of the network to its start: a layer whose outputs only reach branches that add
+    nothing stays as it is, so that it can learn. Where a layer adds to a matched layer, its norm
+    (or else its kernel) becomes zero. Any other becomes an identity, together with its norm.
 
-    An identity is exact where its inputs went through the activation that follows it and that
-    changes them no more, such as ReLU; this cannot be told from shapes. A norm divides by
-    sqrt(1 + epsilon), an error of 5e-6 for the usual 1e-5; where it takes the statistics of its
-    batch while training, it is no identity (the paper would estimate them from data). Branches
-    that add nothing are exact in either mode.
+    An identity is exact if its inputs went through the same activation as its outputs, and that
+    activation, such as ReLU, changes them only once. Shapes do not show this. A norm divides by
+    sqrt(1 + epsilon), an error of 5e-6 for the usual 1e-5. In training it uses the statistics of
+    its batch and is no identity (the paper would estimate them from data). Branches that add
+    nothing are exact in both modes.
 
     Args:
-      layers: of the target, those of the kinds that are carried over.
-      matched: paths of those that have a source.
+      layers: target layers of the kinds that are transferred.
+      matched: paths of those with a source.
       graph: the channels of the target network.
     """
     added = {layer.path: layer for layer in layers if layer.path not in matched}
@@ -75,7 +75,7 @@ def plan_insertions(
     users = {path: [user for user in graph if path in graph[user].inputs] for path in added}
     adding = _adding(added, graph)
     roles: dict[str, Inserted] = {}
-    quiet: set[str] = set()  # what these write reaches nobody
+    quiet: set[str] = set()  # their outputs reach nothing
     for path in reversed([path for path in graph if path in added]):
         layer, labels = added[path], graph[path]
         norms = [
@@ -103,7 +103,7 @@ def plan_insertions(
 
 
 def _adding(added: Mapping[str, Layer], graph: ChannelGraph) -> set[str]:
-    """The inserted kernel layers that add to what matched ones wrote, and the norms behind them."""
+    """The inserted kernel layers that add to outputs of matched ones, and the norms after them."""
     written: set[int] = set()
     adding: set[str] = set()
     for path, labels in graph.items():
@@ -114,7 +114,7 @@ def _adding(added: Mapping[str, Layer], graph: ChannelGraph) -> set[str]:
             if len(labels.inputs) == 1 and adding.issuperset(labels.inputs):
                 adding.add(path)
         elif labels.groups < len(labels.reads) and written.issuperset(labels.writes):
-            adding.add(path)  # a depthwise conv writes what it reads, and adds nothing to it
+            adding.add(path)  # a depthwise conv writes the channels that it reads, but adds nothing
     return adding
 
 
@@ -130,32 +130,32 @@ def _identity(layer: Layer) -> Inserted:
 
 
 def inserted_leaves(entry: Inserted) -> tuple[str, ...]:
-    """The leaves that making a layer change nothing replaces."""
+    """The leaves that are replaced so that a layer changes nothing."""
     return tuple(dict.fromkeys((entry.layer.weight, *(path for path, _ in entry.constants))))
 
 
 def _not_identity(
     layer: Layer, labels: LayerLabels, roles: Collection[str], norms: Sequence[str]
 ) -> str | None:
-    """Why a layer cannot hand its inputs on; None if it can."""
+    """Why a layer cannot pass its inputs on; None if it can."""
     if layer.kind == "norm":
         known = {"mean", "var"} <= dict(layer.vectors).keys()
-        return None if known else "it normalizes by what it is given, so it cannot be an identity"
+        return None if known else "it normalizes by its own input, so it cannot be an identity"
     if layer.index:
-        return "its kernel is one of a stack, which cannot be filled by itself"
+        return "its kernel is one of a stack and cannot be filled alone"
     if len(labels.reads) != len(labels.writes):
         return "it changes the number of channels"
     if not labels.stays:
-        return "its stride, padding or even kernel moves what it is given"
+        return "its stride, padding or even kernel shifts its input"
     if UNKNOWN in labels.reads:
-        return "it is not known which channels it reads"
-    return None if set(norms) <= set(roles) else "the norm behind it cannot be one"
+        return "its input channels are not known"
+    return None if set(norms) <= set(roles) else "the norm behind it cannot be an identity"
 
 
 def _passed_on(graph: ChannelGraph, passing: Sequence[str]) -> ChannelGraph:
-    """The graph with each channel that an identity writes called as the one that it reads."""
+    """The graph where each channel that an identity writes is the one that it reads."""
     names: dict[int, int] = {}
-    for path in passing:  # in order of execution, so that what one reads has its name already
+    for path in passing:  # in order of execution: what one reads is already renamed
         for read, write in zip(graph[path].reads, graph[path].writes, strict=True):
             names[write] = names.get(read, read)
 

@@ -1,12 +1,12 @@
 """Choose channels once for all layers that share them.
 
-A rule that fits kernels one by one keeps other inputs of a layer than the outputs that the layer
-before it kept: what the source had learned to combine comes apart. Here each channel of the target
-is given one channel of the source, and every kernel, bias, norm and running statistic follows it:
-through residual adds, concatenations, gates, grouped and depthwise convolutions, and flattening.
+A rule fits kernels one by one. A layer may then keep other inputs than the outputs that the layer
+before it keeps, which breaks what the source has learned. Here each target channel gets one source
+channel, and every kernel, bias, norm and running statistic follows it: through residual adds,
+concatenations, gates, grouped and depthwise convolutions, and flattening.
 
-Words: a *space* is a set of source channels that some target layer's outputs are chosen from. The
-target's channels are numbered within it: its q-th channel is given the q-th kept one.
+Words: a *space* is a set of source channels from which the outputs of some target layer are chosen.
+Target channels are numbered within it: the q-th one gets the q-th kept source channel.
 """
 
 import dataclasses
@@ -17,29 +17,29 @@ from tlv_jax.errors import check_option
 from tlv_jax.layers.channels import UNKNOWN, ChannelGraph
 from tlv_jax.types import LayerPair
 
-NONE = -1  # a place that no channel of the source comes to
+NONE = -1  # a place that gets no channel of the source
 
 
 @dataclasses.dataclass(frozen=True)
 class ConsistentChannels:
-    """Has a method choose channels once for all layers that share them.
+    """Makes a method choose channels once for all layers that share them.
 
     Attributes:
-      rank: which source channels are kept where there are too many: those whose weights have the
-        largest `variance` or absolute sum (`magnitude`) over all layers that write them; those with
-        the largest absolute sum in the first such layer, over the inputs that it keeps (`trace`, as
-        DPIAT's rule of that name); or the `first`.
-      grow: what target channels are given where the source has too few: `init` leaves them their
-        initial weights; `copy` gives them the source's channels once more, and divides the weights
-        that read a channel by the number of its copies, so that the function stays (Net2Net,
-        arXiv 1511.05641).
+      rank: which source channels are kept where there are too many: those with the largest
+        `variance` or absolute sum (`magnitude`) of weights over all layers that write them; those
+        with the largest absolute sum in the first such layer, over the inputs that it keeps
+        (`trace`, as DPIAT's rule of that name); or the `first`.
+      grow: what target channels get where the source has too few. `init` leaves them their initial
+        weights. `copy` gives them the source's channels again, and divides the weights that read a
+        channel by the number of its copies, so that the function stays the same (Net2Net, arXiv
+        1511.05641).
     """
 
     rank: Literal["variance", "magnitude", "trace", "first"] = "variance"
     grow: Literal["init", "copy"] = "init"
 
     def __post_init__(self) -> None:
-        """Refuses unknown values with an `OptionError`."""
+        """Raises an `OptionError` for unknown values."""
         check_option("rank", self.rank, ("variance", "magnitude", "trace", "first"))
         check_option("grow", self.grow, ("init", "copy"))
 
@@ -51,8 +51,8 @@ class Space:
     Attributes:
       size: number of source channels.
       wanted: number of target channels.
-      writers: paths of the source layers by whose kernels they are ranked.
-      first: paths of the source and the target layer that are the first to write them.
+      writers: paths of the source layers whose kernels rank them.
+      first: paths of the first source and target layer that write them.
     """
 
     size: int
@@ -63,15 +63,15 @@ class Space:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Which entry of a source axis each entry of a target axis is given.
+    """Which entry of a source axis each entry of a target axis gets.
 
     Attributes:
-      space: number of the space, per entry; -1 where the target's entry is none of any space.
+      space: number of the space, per entry; -1 for an entry in no space.
       channel: number within the space, per entry.
-      places: for each space used, where each of its channels stands along the source axis, one
-        column for each time that it stands there; -1 for nowhere.
+      places: for each space used, the places of its channels along the source axis, with one column
+        for each time that a channel occurs; -1 for nowhere.
       occurrence: which of these columns, per entry.
-      own: whether the layer ranks its own channels, since those of its neighbours do not lead here.
+      own: whether the layer ranks its own channels, because its neighbours' do not lead here.
     """
 
     space: tuple[int, ...]
@@ -83,7 +83,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class LayerChannels:
-    """The two channel axes of one pair of layers; of a norm both are the same."""
+    """The two channel axes of one pair of layers; both are the same for a norm."""
 
     target: str
     reads: Axis
@@ -119,11 +119,11 @@ def plan_channels(
 ) -> ChannelPlan:
     """Follows the channels of both networks along the matched pairs.
 
-    A target layer whose outputs no earlier layer shares opens a space: it is given the channels
+    A target layer that shares its outputs with no earlier layer opens a space: it gets the channels
     that its source writes. Whatever reads those outputs, or adds to them, looks its channels up
-    there. Where the source layer does not know them, because the two graphs differ, the layer ranks
-    its own channels as a rule would. Channels that no layer wrote, such as an image's, keep their
-    order where both layers have as many of them.
+    there. Where the two graphs differ, and the source layer lacks these channels, the layer ranks
+    its own as a rule would. Channels that no layer wrote, such as an image's, keep their order if
+    both layers have equally many.
 
     Args:
       pairs: of the plan, in the target's order.
@@ -131,7 +131,7 @@ def plan_channels(
       source_graph: the channels of the source network.
       target_graph: the channels of the target network.
     """
-    # Of each target label its space and its number there.
+    # For each target label its space, and its number there.
     places: dict[int, tuple[int, int]] = {UNKNOWN: (0, 0)}
     spaces: list[tuple[tuple[int, ...], int, list[str], tuple[str, str]]] = [
         ((UNKNOWN,), 1, [], ("", ""))

@@ -32,7 +32,7 @@ class LayerLabels:
       inputs: paths of the layers whose outputs reach this one with no other layer between.
       size: the spatial size of what it writes (of a norm: that of the layer before); empty if there
         is none.
-      stays: whether each output stands where the middle of its window does: stride 1, an odd window,
+      stays: whether each output stands where the middle of its window does: stride 1, odd windows,
         and equal padding on both sides that keeps the size.
       gated: whether its output is multiplied with that of another layer.
     """
