@@ -239,8 +239,10 @@ def test_other_settings_cannot_resume_a_run(finished, config):
     result, _ = finished
     folder = result.folder.with_name("other")
     shutil.copytree(result.folder, folder)
-    changed = dataclasses.replace(config, name="other", resume=True, seed=5)
-    with pytest.raises(ConfigError, match="started with seed=0"):
+    method = MethodOptions("tlvfc", rule=RuleOptions(shuffle=False))
+    changed = dataclasses.replace(config, name="other", resume=True, seed=5, method=method)
+    match = r"with seed=0, method='default', method\.rule\.shuffle=None\. Resume"
+    with pytest.raises(ConfigError, match=match):
         run(changed)
 
 

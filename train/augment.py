@@ -13,13 +13,13 @@ PAD = 4  # pixels on every side before the random crop
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Crops each image at random from its padded self and mirrors half of them.
+    """Pads each image, crops it at random, and mirrors half of them.
 
     Zero padding by 4 pixels and a crop of the original size, as in TLVFC and common for CIFAR.
 
     Args:
       key: consumed.
-      images: `[B, H, W, C]` of any dtype, which stays.
+      images: `[B, H, W, C]` of any dtype, which is kept.
     """
     key_offsets, key_flips = jax.random.split(key)
     offsets = jax.random.randint(key_offsets, (len(images), 2), 0, 2 * PAD + 1)
@@ -28,7 +28,7 @@ def augment(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def crop_and_flip(image: jax.Array, offset: jax.Array, flip: jax.Array) -> jax.Array:
-    """Crops one image `[H, W, C]` at `offset [2]` of its padded self; mirrors it if `flip []`."""
+    """Pads an image `[H, W, C]` and crops it at `offset [2]`; mirrors it if `flip []`."""
     padded = jnp.pad(image, ((PAD, PAD), (PAD, PAD), (0, 0)))
     cropped = lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
     return jnp.where(flip, cropped[:, ::-1], cropped)
@@ -39,7 +39,7 @@ def normalize(
 ) -> jax.Array:
     """Scales uint8 to [0, 1], subtracts `mean` and divides by `std`, each `[3]`.
 
-    Grey images `[B, H, W, 1]` become three equal channels before.
+    Grey images `[B, H, W, 1]` become three equal channels.
     """
     scaled = images.astype(jnp.float32) / 255
     shape = (1, 1, 1, 3)

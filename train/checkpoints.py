@@ -1,7 +1,7 @@
-"""Save and restore training states; the best and the last are kept.
+"""Save and restore training states: the best and the last are kept.
 
-Orbax writes to a temporary folder and renames it, so a run that is killed at any moment leaves
-whole checkpoints only.
+Orbax writes to a temporary folder and renames it, so a run that is killed leaves no half-written
+checkpoint.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManag
     """Opens the checkpoints of one training.
 
     Args:
-      folder: that holds them; made if it is not there.
-      best_by: which of the metrics that are saved along is highest in the best.
+      folder: of the checkpoints; created if it is missing.
+      best_by: name of the saved metric that is highest in the best checkpoint.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every part of every save
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(
             [
@@ -40,7 +40,7 @@ def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManag
         best_fn=itemgetter(best_by),
         best_mode="max",
         cleanup_tmp_directories=True,
-        # The next step is donated the very arrays that would still be being written.
+        # The next training step overwrites these arrays, so they must be on disk before it.
         enable_async_checkpointing=False,
     )
     names = ("state", "progress")
@@ -59,8 +59,8 @@ def save(
     Args:
       manager: from `open_checkpoints`.
       state: what to save.
-      progress: JSON values that go with it.
-      metrics: of the validation images, `best_by` among them.
+      progress: JSON values to save with it.
+      metrics: of the validation images, with that of `best_by`.
     """
     arguments = ocp.args.Composite(
         state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
@@ -71,13 +71,13 @@ def save(
 def restore(
     manager: ocp.CheckpointManager, like: State, sharding: Sharding, *, best: bool = False
 ) -> tuple[State, dict[str, Any]] | None:
-    """Restores the last state, or the best, with its progress; None if there is none yet.
+    """Restores the last or the best state and its progress; returns None if there is none yet.
 
     Args:
       manager: from `open_checkpoints`.
       like: a state of the same structure, shapes and dtypes.
       sharding: where to put the arrays.
-      best: the best instead of the last.
+      best: restore the best state instead of the last.
     """
     step = manager.best_step() if best else manager.latest_step()
     if step is None:

@@ -143,7 +143,7 @@ def _images(batch: Mapping[str, Any], archive: Archive) -> LabelledImages:
     numbers = isinstance(labels, list) and all(type(label) is int for label in labels)
     if not numbers or len(labels) != len(data):
         raise DataError(
-            "A file of CIFAR has other labels than one whole number for each of its "
+            "A file of CIFAR has wrong labels, expected one whole number for each of its "
             f"{len(data)} images. {REMEDY}"
         )
     # Stored colour by colour.
@@ -157,23 +157,23 @@ def _value(batch: Mapping[str, Any], key: str) -> Any:
     except KeyError:
         raise DataError(
             f"A file of CIFAR has the keys {sorted(map(str, batch))}, expected {key!r} among them. "
-            "Give the folder of the data set that is asked for."
+            "Its folder may be that of another data set."
         ) from None
 
 
 class _Dtype:
-    """Stands for the dtype of an array, of which there is only one."""
+    """Stands in for `numpy.dtype`, of which images need one only: bytes."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if code != "u1":
             raise DataError(f"the file makes an array of {code!r}, expected bytes. {REMEDY}")
 
     def __setstate__(self, state: Any) -> None:
-        """Drops the byte order, which bytes do not have."""
+        """Ignores the byte order, which bytes do not have."""
 
 
 class _Array:
-    """Stands for an array of bytes, so that NumPy itself unpickles nothing of the file."""
+    """Stands in for `numpy.ndarray`, so that NumPy unpickles nothing of the file."""
 
     def __init__(self, *_: Any) -> None:
         self.array = np.zeros(0, np.uint8)
@@ -187,7 +187,7 @@ class _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes where Python 2 shall be able to read them."""
+    """What Python 3 pickles bytes as, so that Python 2 can read them."""
     return str(text).encode(str(encoding))
 
 
@@ -201,14 +201,14 @@ ALLOWED = MappingProxyType(
     }
 )
 
-_PythonUnpickler: Any = pickle._Unpickler  # type stubs know the C one alone
+_PythonUnpickler: Any = pickle._Unpickler  # type stubs know only the C one
 
 
 class _Unpickler(_PythonUnpickler):
     """Makes arrays of bytes and plain containers; refuses every other name.
 
-    Built on the pure-Python implementation: the C one may be made to allocate gigabytes by a
-    single instruction that numbers a memo slot.
+    Built on the pure-Python implementation: a single instruction with a large memo number can make
+    the C one allocate gigabytes.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -223,7 +223,7 @@ class _Unpickler(_PythonUnpickler):
 
 def _unpickle(data: bytes, name: str) -> dict[str, Any]:
     try:
-        # The authors wrote them with Python 2, whose strings are bytes.
+        # Written with Python 2, whose strings are bytes.
         loaded = _Unpickler(io.BytesIO(data), encoding="latin1").load()
     except DataError as error:
         raise DataError(f"{name}: {error}") from error

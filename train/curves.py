@@ -1,4 +1,4 @@
-"""Draw learning curves. Needs matplotlib, which is optional and imported late."""
+"""Draw learning curves with matplotlib, which is optional and imported late."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ def available() -> bool:
 
 
 def save_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draws loss, accuracy and balanced accuracy over epochs, and saves them as an image.
+    """Draws loss, accuracy and balanced accuracy over epochs into an image file.
 
     Args:
-      runs: for each run one record an epoch, with the keys `epoch`, and `train_` and `validation_`
+      runs: for each run one record per epoch, with the keys `epoch`, and `train_` and `validation_`
         before each of `loss`, `accuracy` and `balanced_accuracy`.
-      path: of the image; its suffix gives the format.
+      path: of the image; its suffix is the format.
 
     Raises:
       ImportError: if matplotlib is not installed.
@@ -32,7 +32,7 @@ def save_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    # The figure is made without pyplot, which would keep it alive and may want a display.
+    # Without pyplot, which would keep the figure alive and may need a display.
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(PANELS))

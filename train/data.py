@@ -1,4 +1,4 @@
-"""Labelled images in memory, and how they are split and batched.
+"""Labelled images in memory, their splits and their batches.
 
 Shapes: `N` images, `[N, H, W, C]` uint8 with one size for all; labels `[N]` int32.
 """
@@ -24,7 +24,7 @@ __all__ = [
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """A set of images that all fit into memory; a pytree, in NumPy or on the devices.
+    """Images and their labels; a pytree of NumPy or JAX arrays.
 
     Attributes:
       images: uint8 `[N, H, W, C]`; C is 1 for grey images, which a network sees as three equal
@@ -76,9 +76,9 @@ def stratified_split(
 
 
 def train_order(key: jax.Array, epoch: int, size: int, batch_size: int) -> np.ndarray:
-    """The rows of every batch of one epoch, `[steps, batch_size]`; a last short batch is left out.
+    """The rows of every batch of one epoch, `[steps, batch_size]`, without a last short batch.
 
-    Depends on the key and the epoch alone, so a resumed run sees the batches it would have seen.
+    Depends only on the key and the epoch, so a resumed run sees the batches it would have seen.
 
     Raises:
       DataError: if there are fewer images than a batch holds.

@@ -27,12 +27,12 @@ FASHION_MNIST = (
 def load_dataset(config: Config) -> Splits:
     """Loads what `config.dataset` names at `config.image_size`.
 
-    Where a data set comes with a test set, validation images are taken from its training images;
-    else all three parts are. Splits are stratified and depend on `config.seed` alone.
+    A data set with test images of its own gives some training images for validation; any other is
+    split in three. Splits are stratified and depend only on `config.seed`.
 
     Raises:
-      DataError: if the data set is not where it should be, with how to get it, or is damaged, or
-        so small that a part would be empty.
+      DataError: if the data set is missing (the message says how to get it), damaged, or so small
+        that a part would be empty.
       DownloadError: if it could not be downloaded.
     """
     size = config.image_size
@@ -45,12 +45,12 @@ def load_dataset(config: Config) -> Splits:
         splits = _two_ways(config, size)
     sizes = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
     if not all(sizes.values()):
-        raise DataError(f"{config.dataset} is too small to be split: it gave {sizes}.")
+        raise DataError(f"{config.dataset} is too small to be split in three: {sizes}.")
     return splits
 
 
 def _two_ways(config: Config, size: int) -> Splits:
-    """A data set that brings its own test images."""
+    """A data set that has its own test images."""
     if config.dataset == "fashion_mnist":
         train, test = _fashion_mnist(_data_dir(config))
         classes = FASHION_MNIST
@@ -83,7 +83,7 @@ def _elpv(size: int) -> tuple[LabelledImages, tuple[str, ...]]:
     """Photographs of solar cells (Deitsch et al., 2019), from the package `elpv-dataset`.
 
     Each has a probability of being defective, of 0, 1/3, 2/3 or 1; above one half counts as
-    defective. The package's files are read, not its code, which decodes all of them at full size.
+    defective. Only the package's files are read: its code would decode all of them at full size.
     """
     spec = importlib.util.find_spec("elpv_dataset")
     if spec is None or not spec.submodule_search_locations:
@@ -97,7 +97,7 @@ def _elpv(size: int) -> tuple[LabelledImages, tuple[str, ...]]:
 
 
 def _folder(folder: Path, size: int) -> tuple[LabelledImages, tuple[str, ...]]:
-    """One sub-folder a class. Files that are no images are counted and named, not trained on."""
+    """One sub-folder a class. Files that are not images are skipped and counted."""
     classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
     images, labels, unreadable = [], [], []
     for label, name in enumerate(classes):
@@ -168,7 +168,7 @@ def _resize(image: Image.Image, size: int) -> np.ndarray:
 def _data_dir(config: Config) -> Path:
     if config.data_dir is None or not config.data_dir.is_dir():
         raise DataError(
-            f"The data set {config.dataset} is read from a folder: give it with --data-dir (it is "
-            f"{config.data_dir})."
+            f"The data set {config.dataset} is read from a folder, but --data-dir is "
+            f"{config.data_dir}. Give a folder that exists."
         )
     return config.data_dir

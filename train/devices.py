@@ -1,6 +1,6 @@
-"""Which devices a run uses, and how arrays are laid over them.
+"""The devices of a run, and how arrays are placed on them.
 
-With several hosts every process runs the same program on the same data; the first one alone writes
+With several hosts every process runs the same program on the same data; only the first one writes
 and prints.
 """
 
@@ -37,7 +37,7 @@ class Devices:
 
 
 def join_hosts(options: HostOptions) -> None:
-    """Joins the other processes, if asked to; before anything else touches a device.
+    """Joins the other processes if asked to. Call it before anything else touches a device.
 
     Raises:
       ConfigError: if the others cannot be found or reached.
@@ -59,7 +59,7 @@ def is_first_process() -> bool:
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Lays arrays, which every process has whole, over the devices of all."""
+    """Places arrays, of which every process has all values, on the devices of all processes."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
@@ -79,7 +79,7 @@ def shared_text(text: str) -> str:
 
 
 def find_devices(config: Config) -> Devices:
-    """Lays a one-dimensional mesh over all devices.
+    """Puts all devices into a one-dimensional mesh.
 
     Raises:
       ConfigError: if the batch cannot be split evenly over them.

@@ -1,4 +1,4 @@
-"""What can go wrong with a run, as its user can mend it."""
+"""Errors of a run, which its user can fix."""
 
 from tlv_jax.errors import TLVError
 
@@ -6,7 +6,7 @@ __all__ = ["ConfigError", "DataError", "DivergedError"]
 
 
 class ConfigError(TLVError, ValueError):
-    """A setting has a value with which a run cannot start."""
+    """A run cannot start with this setting."""
 
 
 class DataError(TLVError, ValueError):
@@ -14,4 +14,4 @@ class DataError(TLVError, ValueError):
 
 
 class DivergedError(TLVError):
-    """The loss of a training is no longer finite."""
+    """The loss of a training became NaN or infinite."""

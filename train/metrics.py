@@ -1,4 +1,4 @@
-"""Metrics as sums that can be merged, so that short batches and several devices stay exact."""
+"""Metrics as sums, which can be merged: short batches and several devices stay exact."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Tally(NamedTuple):
 
     Attributes:
       loss: `[]` float32, summed cross-entropy in nats.
-      correct: `[K]` int32, rightly classified examples of each class.
+      correct: `[K]` int32, correctly classified examples of each class.
       examples: `[K]` int32, of each class.
     """
 
@@ -29,8 +29,8 @@ class Summary(NamedTuple):
 
     Attributes:
       loss: mean cross-entropy in nats.
-      accuracy: share of examples that are classified rightly.
-      balanced_accuracy: the same for each class on its own, averaged over the classes that occur.
+      accuracy: share of correctly classified examples.
+      balanced_accuracy: mean of the accuracies of each class that occurs.
     """
 
     loss: float
@@ -44,7 +44,7 @@ def tally(logits: jax.Array, labels: jax.Array, real: jax.Array | None = None) -
     Args:
       logits: `[B, K]`.
       labels: int `[B]`.
-      real: bool `[B]`, False for examples that only fill up the batch.
+      real: bool `[B]`, False for examples that only fill up the batch; all True if None.
     """
     real = jnp.ones(labels.shape, bool) if real is None else real
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
@@ -63,7 +63,7 @@ def merge(first: Tally, second: Tally) -> Tally:
 
 
 def summarize(total: Tally) -> Summary:
-    """Takes the means; blocks until the sums are there. NaN where there is no example."""
+    """Divides the sums, and waits for them. All NaN if there is no example."""
     loss, correct, count = (np.asarray(part, np.float64) for part in jax.device_get(total))
     there = count > 0
     if not there.any():

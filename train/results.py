@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
-# A run may be moved, or go on with other hosts, and resuming it is no change.
+# May differ when a run is resumed: it may have been moved, and may continue on other hosts.
 NOT_COMPARED = ("resume", "out", "name", "hosts")
 
 
@@ -37,11 +37,12 @@ class RunResult:
     """How one training went.
 
     Attributes:
-      name: `transferred` or `he`.
-      test: of the test images, with the weights that were best on the validation images.
-      best_epoch: whose weights these are, counted from 1.
-      seconds: wall-clock time of training and validation, compilation included.
-      epochs: one record an epoch, as in `metrics.jsonl`.
+      name: `transferred`, or `he` for the twin. The twin starts from its own initialization, which
+        is He's or close to it in every architecture of the zoo.
+      test: of the test images, with the weights of the best epoch.
+      best_epoch: the epoch that was best on the validation images, from 1.
+      seconds: wall-clock time of training and validation, with compilation.
+      epochs: one record per epoch, as in `metrics.jsonl`.
     """
 
     name: str
@@ -54,21 +55,25 @@ class RunResult:
 def open_run_folder(config: Config) -> Path:
     """Creates the run folder, or finds the one to resume.
 
-    A folder that is there already is not written to without `config.resume`: the new one gets a
-    number behind its name.
+    Without `config.resume` an existing folder is left alone: the new one gets a number after its
+    name.
 
     Raises:
-      ConfigError: if there is nothing to resume, or it was started with other settings.
+      ConfigError: if there is no run to resume, or it was started with other settings.
     """
     folder = config.folder
     settings = _settings(config)
     if config.resume:
         if not (folder / CONFIG_FILE).is_file():
             raise ConfigError(f"There is no run to resume in {folder}. Leave --resume out.")
-        started = json.loads((folder / CONFIG_FILE).read_text())
-        changed = [name for name in settings if settings[name] != started.get(name)]
-        if changed := [name for name in changed if name not in NOT_COMPARED]:
-            was = ", ".join(f"{name}={started.get(name)!r}" for name in changed)
+        started = _named(json.loads((folder / CONFIG_FILE).read_text()))
+        changed = {
+            name: started.get(name)
+            for name, value in _named(settings).items()
+            if started.get(name) != value and name.partition(".")[0] not in NOT_COMPARED
+        }
+        if changed:
+            was = ", ".join(f"{name}={value!r}" for name, value in changed.items())
             raise ConfigError(
                 f"The run in {folder} was started with {was}. Resume it with the same settings, or "
                 "start another with --name."
@@ -86,7 +91,7 @@ def open_run_folder(config: Config) -> Path:
 def write_transfer(
     folder: Path, plan: tlv_jax.TransferPlan, report: tlv_jax.TransferReport
 ) -> None:
-    """Writes plan and report of a transfer, each as JSON and as the table that it prints."""
+    """Writes the plan and the report of a transfer, each as JSON and as a table."""
     (folder / "plan.json").write_text(plan.to_json())
     (folder / "plan.txt").write_text(f"{plan}\n")
     (folder / "report.json").write_text(report.to_json())
@@ -95,9 +100,9 @@ def write_transfer(
 
 @contextlib.contextmanager
 def open_tensorboard(folder: Path, first_epoch: int) -> Iterator[Any]:
-    """A writer of TensorBoard events, in the first process and where tensorboardX is installed.
+    """A writer of TensorBoard events; None in other processes, or without tensorboardX.
 
-    What an earlier try wrote of `first_epoch` and later is dropped by whoever reads the events.
+    TensorBoard ignores what an interrupted run wrote for `first_epoch` and later.
     """
     if not is_first_process() or importlib.util.find_spec("tensorboardX") is None:
         yield None
@@ -112,13 +117,13 @@ def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]], writer: Any)
     """Writes `metrics.jsonl`, one record a line, and the last record as TensorBoard events.
 
     Args:
-      folder: that holds them.
+      folder: of the run.
       epochs: all records so far.
       writer: from `open_tensorboard`; None to write no events.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Written whole each time: a run that was killed between this and its checkpoint repeats an
-    # epoch, which would otherwise stand here twice.
+    # Rewritten each time: a run that is killed between this and its checkpoint repeats an epoch,
+    # which would otherwise be listed twice.
     lines = "".join(json.dumps(record) + "\n" for record in epochs)
     (folder / "metrics.jsonl").write_text(lines)
     if writer is None:
@@ -147,7 +152,7 @@ def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
 
 
 def result_table(runs: Sequence[RunResult], title: str) -> Table:
-    """The runs side by side, as a table for the console."""
+    """The test metrics of all runs as a table."""
     table = Table(title=title)
     table.add_column("initialization")
     for column in ("accuracy", "balanced accuracy", "loss", "best epoch", "seconds"):
@@ -166,3 +171,16 @@ def result_table(runs: Sequence[RunResult], title: str) -> Table:
 
 def _settings(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _named(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their names on the command line: `method`, `method.rule.keep`."""
+    named: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            named |= _named(value, f"{prefix}{name}.")
+        elif prefix and name == "name":
+            named[prefix.removesuffix(".")] = value
+        else:
+            named[prefix + name] = value
+    return named
