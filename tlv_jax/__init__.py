@@ -2,7 +2,7 @@
 
     new_params = tlv_jax.transfer(src, dst)
 
-The core: pure functions over parameter pytrees, on jax, numpy and scipy alone.
+The core: pure functions over parameter pytrees, on jax, numpy and scipy only.
 """
 
 from tlv_jax import layers, matching, methods, rules

@@ -1,10 +1,14 @@
-"""Carry a plan out on leaves by path: the same code in NumPy and in `jax.numpy`."""
+"""Apply a plan to leaves by path: the same code in NumPy and in `jax.numpy`.
 
+Leaves are arrays by path. A layer's kernel may be stored with other axes, or as one of a stack.
+"""
+
+import dataclasses
 import functools
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax import rules
+from tlv_jax.arrays import replace
 from tlv_jax.consistent.apply import (
     choose_kernel,
     identity_kernel,
@@ -22,12 +27,33 @@ from tlv_jax.consistent.apply import (
 )
 from tlv_jax.consistent.insert import IDENTITY
 from tlv_jax.consistent.plan import ChannelPlan
-from tlv_jax.leaves import Leaves, put_kernel, put_vector, take_kernel, take_vector
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors, settled_counts
 from tlv_jax.rules.copying import paste
 from tlv_jax.rules.dense import draw_dense, pooled_statistics
-from tlv_jax.types import LayerPair, Rule
+from tlv_jax.types import Layer, LayerPair
+
+Leaves = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitting:
+    """One application of a plan; `fitted` begins as the target's leaves and is filled in."""
+
+    plan: TransferPlan
+    key: Any
+    source: Mapping[str, Any]
+    fitted: Leaves
+    xp: ModuleType  # NumPy, if all leaves are NumPy arrays, or `jax.numpy`
+
+    def key_of(self, layer: Layer) -> Any:
+        """The layer's own random key, whichever other layers the plan has."""
+        # Python's own hash differs between processes.
+        return jax.random.fold_in(self.key, np.uint32(zlib.crc32(layer.path.encode())))
+
+    def kernels(self, pair: LayerPair) -> tuple[Any, Any]:
+        """The source's kernel and the target's own."""
+        return take_kernel(pair.source, self.source), take_kernel(pair.target, self.fitted)
 
 
 def fit_leaves(
@@ -37,78 +63,59 @@ def fit_leaves(
     target: Mapping[str, Any],
     xp: ModuleType,
 ) -> Leaves:
-    """Fits all that a plan carries over.
-
-    Args:
-      plan: for trees of these leaves.
-      key: random key, consumed. Each layer draws from a key folded with a hash of its path.
-      source: the leaves that the plan reads, by path.
-      target: the leaves that it replaces, by path; not written to.
-      xp: NumPy, of which all leaves are then, or `jax.numpy`.
-
-    Returns:
-      The replaced leaves of the target by path.
-    """
-    fitted = dict(target)
-
-    def key_of(path: str) -> Any:
-        # A hash that is the same in every process, which Python's own is not.
-        return jax.random.fold_in(key, np.uint32(zlib.crc32(path.encode())))
-
-    _settle_averages(plan, fitted, xp)
+    """Fits all leaves that a plan replaces, and returns them by path; writes to none."""
+    job = _Fitting(plan, key, source, dict(target), xp)
+    _settle_averages(job)
     if plan.channels is None:
-        _fit_kernels(plan, key_of, source, fitted, xp)
-        _fit_vectors(plan, source, fitted)
+        _fit_kernels(job)
+        _fit_vectors(job)
     else:
-        _fit_consistently(plan, plan.channels, key_of, source, fitted, xp)
-    _draw_heads(plan, key_of, source, fitted, xp)
-    _fill_inserted(plan, fitted, xp)
-    return fitted
+        _fit_consistently(job, plan.channels)
+    _draw_heads(job)
+    _fill_inserted(job)
+    return job.fitted
 
 
-def _settle_averages(plan: TransferPlan, fitted: Leaves, xp: ModuleType) -> None:
-    """Lets averages that a counter debiases count as those of many batches, as the source's are."""
-    for pair in plan.layer_pairs:
+def _settle_averages(job: _Fitting) -> None:
+    """Makes debiased averages count as averages of many batches, as the source's are."""
+    for pair in job.plan.layer_pairs:
         for path in settled_counts(pair):
             var = dict(pair.target.vectors)["var"]
-            # Of no batches yet it is zero, by which the channels without a source would be divided.
-            fitted[var] = xp.where(fitted[path] == 0, xp.ones_like(fitted[var]), fitted[var])
-            fitted[path] = xp.full_like(fitted[path], IDENTITY["count"])
+            # Without batches it is zero, and channels without a source would divide by it.
+            job.fitted[var] = job.xp.where(
+                job.fitted[path] == 0, job.xp.ones_like(job.fitted[var]), job.fitted[var]
+            )
+            job.fitted[path] = job.xp.full_like(job.fitted[path], IDENTITY["count"])
 
 
-def _fit_kernels(
-    plan: TransferPlan,
-    key_of: Callable[[str], Any],
-    source: Mapping[str, Any],
-    fitted: Leaves,
-    xp: ModuleType,
-) -> None:
+def _fit_kernels(job: _Fitting) -> None:
     """Fits the kernels of all pairs, each by itself."""
-    pairs = [pair for pair in plan.layer_pairs if pair.target.kind != "norm"]
-    if xp is np:
+    pairs = [pair for pair in job.plan.layer_pairs if pair.target.kind != "norm"]
+    if job.xp is np:
         for pair in pairs:
-            kernels = take_kernel(pair.source, source), take_kernel(pair.target, fitted)
-            kernel = _fit(plan.rule, plan.rescale, xp, key_of(pair.target.path), *kernels)
-            put_kernel(pair.target, kernel, fitted)
+            kernels = take_kernel(pair.source, job.source), take_kernel(pair.target, job.fitted)
+            kernel = _fit(job, job.key_of(pair.target), *kernels)
+            put_kernel(pair.target, kernel, job.fitted)
         return
-    # Traced, pairs of equal shapes are one operation: a program of a tenth of the size.
+    # When traced, pairs of equal shapes are one operation: the program is ten times smaller.
     alike: dict[Any, list[LayerPair]] = defaultdict(list)
     for pair in pairs:
-        types = source[pair.source.weight].dtype, fitted[pair.target.weight].dtype
+        types = job.source[pair.source.weight].dtype, job.fitted[pair.target.weight].dtype
         alike[pair.source.shape, pair.target.shape, types].append(pair)
     for group in alike.values():
-        keys = jnp.stack([key_of(pair.target.path) for pair in group])
-        given = jnp.stack([take_kernel(pair.source, source) for pair in group])
-        own = jnp.stack([take_kernel(pair.target, fitted) for pair in group])
-        fit = jax.vmap(functools.partial(_fit, plan.rule, plan.rescale, xp))
+        keys = jnp.stack([job.key_of(pair.target) for pair in group])
+        given = jnp.stack([take_kernel(pair.source, job.source) for pair in group])
+        own = jnp.stack([take_kernel(pair.target, job.fitted) for pair in group])
+        fit = jax.vmap(functools.partial(_fit, job))
         for pair, kernel in zip(group, fit(keys, given, own), strict=True):
-            put_kernel(pair.target, kernel, fitted)
+            put_kernel(pair.target, kernel, job.fitted)
 
 
-def _fit(rule: Rule, rescale: str, xp: ModuleType, key: Any, source: Any, target: Any) -> Any:
-    """One kernel by a rule, at the scale that the plan asks for."""
+def _fit(job: _Fitting, key: Any, source: Any, target: Any) -> Any:
+    """Fits one kernel by the rule, and rescales it."""
+    rule, rescale, xp = job.plan.rule, job.plan.rescale, job.xp
     if xp is np and type(rule) not in rules.LIBRARY:
-        # A user's rule is written for JAX's arrays.
+        # A user's rule is written for JAX arrays.
         kernel = np.asarray(rule(key, jnp.asarray(source), jnp.asarray(target)))
     else:
         kernel = rule(key, source, target)
@@ -118,83 +125,101 @@ def _fit(rule: Rule, rescale: str, xp: ModuleType, key: Any, source: Any, target
     if rescale == "source":
         wanted = xp.std(source.astype(np.float32, copy=False))
     spread = xp.std(kernel.astype(np.float32, copy=False))
-    # A kernel of equal weights has no spread that could be changed, whatever the rounding says.
+    # A kernel of equal weights has no spread to change, whatever rounding says.
     varies = (spread > 0) & (kernel.max() > kernel.min())
     factor = xp.where(varies, wanted / xp.where(varies, spread, 1.0), 1.0)
     return (kernel * factor).astype(kernel.dtype)
 
 
-def _fit_vectors(plan: TransferPlan, source: Mapping[str, Any], fitted: Leaves) -> None:
-    """Fits norms, and the vectors of all layers, by clipping."""
-    for pair in plan.layer_pairs:
+def _fit_vectors(job: _Fitting) -> None:
+    """Clips norms, and the vectors of all layers, into shape."""
+    for pair in job.plan.layer_pairs:
         if pair.target.kind == "norm":
-            given, own = take_kernel(pair.source, source), take_kernel(pair.target, fitted)
-            put_kernel(pair.target, paste(given, own, [True]), fitted)
-        for source_path, path in fitted_vectors(pair, plan.biases):
-            given = take_vector(pair.source, source_path, source)
-            own = take_vector(pair.target, path, fitted)
-            put_vector(pair.target, path, paste(given, own, [True]), fitted)
+            given, own = take_kernel(pair.source, job.source), take_kernel(pair.target, job.fitted)
+            put_kernel(pair.target, paste(given, own, [True]), job.fitted)
+        for source_path, path in fitted_vectors(pair, job.plan.biases):
+            given = take_vector(pair.source, source_path, job.source)
+            own = take_vector(pair.target, path, job.fitted)
+            put_vector(pair.target, path, paste(given, own, [True]), job.fitted)
 
 
-def _fit_consistently(
-    plan: TransferPlan,
-    channels: ChannelPlan,
-    key_of: Callable[[str], Any],
-    source: Mapping[str, Any],
-    fitted: Leaves,
-    xp: ModuleType,
-) -> None:
-    """Fits all pairs with the channels that were chosen for all of them together."""
+def _fit_consistently(job: _Fitting, channels: ChannelPlan) -> None:
+    """Fits all pairs, with channels chosen for all of them together."""
     kernels = {
-        pair.source.path: take_kernel(pair.source, source)
-        for pair in plan.layer_pairs
+        pair.source.path: take_kernel(pair.source, job.source)
+        for pair in job.plan.layer_pairs
         if pair.source.kind != "norm"
     }
-    kept = kept_channels(channels, kernels, xp)
+    kept = kept_channels(channels, kernels, job.xp)
     chosen = {layer.target: layer for layer in channels.layers}
-    for pair in plan.layer_pairs:
+    for pair in job.plan.layer_pairs:
         layer = chosen[pair.target.path]
-        own = take_kernel(pair.target, fitted)
+        own = take_kernel(pair.target, job.fitted)
         if pair.target.kind == "norm":
-            given = take_kernel(pair.source, source)
-            writes = norm_places(layer, kept, len(given), len(own), xp)
-            put_kernel(pair.target, take_places(given, writes, own, xp), fitted)
+            given = take_kernel(pair.source, job.source)
+            writes = norm_places(layer, kept, len(given), len(own), job.xp)
+            put_kernel(pair.target, take_places(given, writes, own, job.xp), job.fitted)
         else:
             kernel = kernels[pair.source.path]
-            given, inside, writes = choose_kernel(channels, layer, kept, kernel, own.shape, xp)
-            key = key_of(pair.target.path)
-            new = _fit(plan.rule, plan.rescale, xp, key, given, own)
-            put_kernel(pair.target, xp.where(inside, new, own), fitted)
-        for source_path, path in fitted_vectors(pair, plan.biases):
-            given = take_vector(pair.source, source_path, source)
-            own = take_vector(pair.target, path, fitted)
-            put_vector(pair.target, path, take_places(given, writes, own, xp), fitted)
+            given, inside, writes = choose_kernel(channels, layer, kept, kernel, own.shape, job.xp)
+            key = job.key_of(pair.target)
+            new = _fit(job, key, given, own)
+            put_kernel(pair.target, job.xp.where(inside, new, own), job.fitted)
+        for source_path, path in fitted_vectors(pair, job.plan.biases):
+            given = take_vector(pair.source, source_path, job.source)
+            own = take_vector(pair.target, path, job.fitted)
+            put_vector(pair.target, path, take_places(given, writes, own, job.xp), job.fitted)
 
 
-def _draw_heads(
-    plan: TransferPlan,
-    key_of: Callable[[str], Any],
-    source: Mapping[str, Any],
-    fitted: Leaves,
-    xp: ModuleType,
-) -> None:
-    """Draws the dense layers that the plan gives the source's statistics."""
-    if not plan.drawn:
+def _draw_heads(job: _Fitting) -> None:
+    """Draws dense layers from the statistics of the source's."""
+    if not job.plan.drawn:
         return
-    pooled: Sequence[Any] = [take_kernel(layer, source) for layer in plan.drawn_from]
-    mean, spread = pooled_statistics(pooled, len(plan.drawn), xp)
-    for layer in plan.drawn:
-        kernel = take_kernel(layer, fitted)
-        put_kernel(layer, draw_dense(key_of(layer.path), kernel, mean, spread, xp), fitted)
+    pooled: Sequence[Any] = [take_kernel(layer, job.source) for layer in job.plan.drawn_from]
+    mean, spread = pooled_statistics(pooled, len(job.plan.drawn), job.xp)
+    for layer in job.plan.drawn:
+        kernel = take_kernel(layer, job.fitted)
+        put_kernel(layer, draw_dense(job.key_of(layer), kernel, mean, spread, job.xp), job.fitted)
         for name, path in layer.vectors:
             if name == "bias":
-                put_vector(layer, path, xp.zeros_like(take_vector(layer, path, fitted)), fitted)
+                put_vector(
+                    layer, path, job.xp.zeros_like(take_vector(layer, path, job.fitted)), job.fitted
+                )
 
 
-def _fill_inserted(plan: TransferPlan, fitted: Leaves, xp: ModuleType) -> None:
-    """Makes layers without a source change nothing."""
-    for entry in plan.inserted:
+def _fill_inserted(job: _Fitting) -> None:
+    """Makes inserted layers change nothing."""
+    for entry in job.plan.inserted:
         if entry.role == "identity" and entry.layer.kind != "norm":
-            put_kernel(entry.layer, xp.asarray(identity_kernel(entry.layer.shape)), fitted)
+            put_kernel(entry.layer, job.xp.asarray(identity_kernel(entry.layer.shape)), job.fitted)
         for path, value in entry.constants:
-            fitted[path] = xp.full_like(fitted[path], value)
+            job.fitted[path] = job.xp.full_like(job.fitted[path], value)
+
+
+def take_kernel(layer: Layer, leaves: Mapping[str, Any]) -> Any:
+    """Takes a kernel `[*spatial, I, O]`, or the scale `[C]` of a norm, out of its leaf."""
+    stored = leaves[layer.weight]
+    stored = stored[layer.index] if layer.index else stored
+    return stored.transpose(layer.axes).reshape(layer.shape)
+
+
+def put_kernel(layer: Layer, kernel: Any, leaves: Leaves) -> None:
+    """Puts a kernel back into its leaf; the inverse of `take_kernel`."""
+    leaf = leaves[layer.weight]
+    shape = leaf.shape[len(layer.index) :]
+    kernel = kernel.reshape([shape[axis] for axis in layer.axes])
+    kernel = kernel.transpose(np.argsort(layer.axes)).astype(leaf.dtype)
+    leaves[layer.weight] = replace(leaf, layer.index, kernel) if layer.index else kernel
+
+
+def take_vector(layer: Layer, path: str, leaves: Mapping[str, Any]) -> Any:
+    """Takes a vector out of its leaf; Equinox stores a bias as `[O, 1, 1]`."""
+    stored = leaves[path]
+    return (stored[layer.index] if layer.index else stored).reshape(-1)
+
+
+def put_vector(layer: Layer, path: str, vector: Any, leaves: Leaves) -> None:
+    """Puts a vector back; the inverse of `take_vector`."""
+    leaf = leaves[path]
+    vector = vector.reshape(leaf.shape[len(layer.index) :]).astype(leaf.dtype)
+    leaves[path] = replace(leaf, layer.index, vector) if layer.index else vector

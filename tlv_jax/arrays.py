@@ -1,6 +1,6 @@
 """One engine over two libraries: NumPy where all arrays are concrete, `jax.numpy` elsewhere.
 
-A transfer is made once, so compiling it takes longer than computing it. NumPy compiles nothing.
+A transfer is made once, so compiling would take longer than computing. NumPy compiles nothing.
 """
 
 import functools
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-BLOCK = 1 << 15  # random words that are drawn by one call; one size, so that one program serves all
+BLOCK = 1 << 15  # random words in one draw: one size, so that one program serves all
 
 
 def namespace(key: Any, *arrays: Any) -> ModuleType:
-    """NumPy if all arrays are NumPy's and the key is concrete, `jax.numpy` otherwise."""
+    """NumPy if all arrays are NumPy's and the key is concrete, else `jax.numpy`."""
     concrete = all(isinstance(array, np.ndarray) for array in arrays)
     return np if concrete and not isinstance(key, Tracer) else jnp
 
@@ -32,15 +32,15 @@ def replace(array: Any, index: Any, values: Any) -> Any:
 
 
 def ascending(values: Any) -> Any:
-    """The stable order of the last axis: positions of the smallest first. `[..., N] -> [..., N]`.
+    """The stable order of the last axis, smallest first. `[..., N] -> positions [..., N]`.
 
     Args:
       values: float32 or uint32, none negative.
     """
     if not isinstance(values, np.ndarray):
         return jnp.argsort(values, axis=-1, stable=True)
-    # The bits of floats that are not negative sort as the floats do. Packed with their positions
-    # into one integer they need no stable sort, which is five times slower.
+    # The bits of non-negative floats sort as the floats do. Packed into one integer with their
+    # positions, they need no stable sort, which is five times slower.
     packed = values.view(np.uint32).astype(np.uint64) << np.uint64(32)
     packed |= np.arange(values.shape[-1], dtype=np.uint64)
     packed.sort(axis=-1)
@@ -49,14 +49,14 @@ def ascending(values: Any) -> Any:
 
 def largest(worth: Any, count: int, xp: ModuleType) -> Any:
     """The positions of the `count` largest values, in their own order. `[N] -> [count]`."""
-    # Stable: of equal values the earlier ones are kept.
+    # Stable: the first of equal values are kept.
     return xp.sort(xp.argsort(-worth, stable=True)[:count])
 
 
 def noise(key: Any, shape: tuple[int, ...], xp: ModuleType) -> Any:
     """Random words, the same in NumPy and under `jit`. uint32 `[*shape]`.
 
-    Drawn in blocks of one size: `jax.random` compiles a program for each size that it is asked for.
+    Drawn in blocks of one size: `jax.random` compiles a program for each size.
     """
     count = math.prod(shape)
     blocks = np.arange(-(-count // BLOCK), dtype=np.uint32)

@@ -12,10 +12,9 @@ def crossover(
 ) -> Array:
     """Replaces each feature, with probability `rate`, by the same feature of the support network.
 
-    Source: TLVFC (2024), `uniform_crossover` in its published code. Departs from it by drawing for
-    each example on its own, where the published code draws one mask for the whole batch, and by
-    returning a new array where it writes into the forward pass's. No gradient reaches the support
-    features.
+    Source: TLVFC (2024), `uniform_crossover` in its published code. That code draws one mask for
+    the whole batch and writes into the features; ours draws one for each example and returns a new
+    array. No gradient reaches the support features.
 
     Args:
       key: random key, consumed.

@@ -23,22 +23,18 @@ class NonFiniteSourceError(TLVError, ValueError):
 
 
 class OptionError(TLVError, ValueError):
-    """An option has a value that the function does not know."""
+    """An option has a value that is not allowed."""
 
 
 class PlanMismatchError(TLVError, ValueError):
-    """A plan is applied to trees that it was not made for."""
+    """A plan does not fit the trees that it is applied to."""
 
 
 class UnknownOrderWarning(UserWarning):
-    """A bare tree does not tell in which order its layers are executed."""
+    """A bare tree does not say in which order its layers are executed."""
 
 
 def check_option(option: str, value: str, allowed: Collection[str]) -> None:
-    """Refuses a value that an option does not have.
-
-    Raises:
-      OptionError: naming those that it has.
-    """
+    """Raises an `OptionError` that lists the allowed values, unless `value` is one of them."""
     if value not in allowed:
         raise OptionError(f"{option}={value!r} is not known; expected one of {', '.join(allowed)}.")

@@ -1,4 +1,4 @@
-"""Take what belongs to a layer out of the leaves that store it, and put it back.
+"""Take the parameters of a layer out of the leaves that store them, and put them back.
 
 Leaves are arrays by path. A layer's kernel may be stored with other axes, or as one of a stack.
 """
@@ -15,14 +15,14 @@ Leaves = dict[str, Any]
 
 
 def take_kernel(layer: Layer, leaves: Mapping[str, Any]) -> Any:
-    """A layer's kernel out of its leaf, `[*spatial, I, O]`, of a norm its scale `[C]`."""
+    """Takes a kernel `[*spatial, I, O]`, or the scale `[C]` of a norm, out of its leaf."""
     stored = leaves[layer.weight]
     stored = stored[layer.index] if layer.index else stored
     return stored.transpose(layer.axes).reshape(layer.shape)
 
 
 def put_kernel(layer: Layer, kernel: Any, leaves: Leaves) -> None:
-    """Puts a kernel back as its leaf stores it; the inverse of `take_kernel`."""
+    """Puts a kernel back into its leaf; the inverse of `take_kernel`."""
     leaf = leaves[layer.weight]
     shape = leaf.shape[len(layer.index) :]
     kernel = kernel.reshape([shape[axis] for axis in layer.axes])
@@ -31,7 +31,7 @@ def put_kernel(layer: Layer, kernel: Any, leaves: Leaves) -> None:
 
 
 def take_vector(layer: Layer, path: str, leaves: Mapping[str, Any]) -> Any:
-    """A vector of a layer out of its leaf; Equinox keeps a bias as `[O, 1, 1]`."""
+    """Takes a vector out of its leaf; Equinox stores a bias as `[O, 1, 1]`."""
     stored = leaves[path]
     return (stored[layer.index] if layer.index else stored).reshape(-1)
 

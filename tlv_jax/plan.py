@@ -20,24 +20,21 @@ SHOWN = 3  # leaves listed for one reason before the rest is only counted
 class TransferPlan:
     """Who gives what to whom. Made by `plan_transfer`, consumed by `apply_transfer`.
 
-    Hashable and compared by value, so it can be a static argument of `jax.jit`; `print` shows it as
-    a table.
+    Hashable and compared by value, so it can be a static argument of `jax.jit`. Prints as a table.
 
     Attributes:
       layer_pairs: the matched layers, in the target's order.
       rule: fits one kernel into another's shape.
-      rescale: to what standard deviation each fitted kernel is brought: `none` (as it comes), `he`
-        or `source`.
+      rescale: the standard deviation of each fitted kernel: `none` (as it is), `he` or `source`.
       biases: whether the biases of matched layers are fitted too.
       drawn: target dense layers that are drawn from the source's pooled statistics.
-      drawn_from: the source dense layers that are pooled for it.
+      drawn_from: the source dense layers that are pooled.
       untouched: every other leaf of the target, with the reason.
       source_leaves: `(path, shape)` of each source leaf that the plan reads.
       target_leaves: `(path, shape)` of each target leaf that the plan replaces.
       source_order: how the order of the source's layers was found.
       target_order: how the order of the target's layers was found.
-      channels: how channels are chosen for all layers together; None if each kernel is fitted by
-        itself.
+      channels: how channels are chosen for all layers together; None to fit each kernel by itself.
       inserted: layers without a source that are made to change nothing.
     """
 
@@ -82,7 +79,7 @@ class TransferPlan:
 
 
 def _plan_table(plan: TransferPlan) -> str:
-    """The plan as text: one row a target layer, then what is drawn and what stays."""
+    """The plan as text: one row for each target layer, then what is drawn and what stays."""
     rows = [
         (
             pair.target.path,
@@ -122,7 +119,7 @@ def _channels_line(channels: ChannelPlan | None) -> list[str]:
 
 
 def untouched_table(untouched: tuple[Untouched, ...]) -> str:
-    """The leaves that stay as they are, gathered by reason."""
+    """The leaves that stay as they are, by reason."""
     by_reason = defaultdict(list)
     for leaf in untouched:
         by_reason[leaf.reason].append(leaf.path)
@@ -142,7 +139,7 @@ def _describe_kernel(layer: Layer) -> str:
     return f"{size}, {inputs} -> {outputs}" if size else f"{inputs} -> {outputs}"
 
 
-# Every record that a plan is made of, by the name under which JSON holds it.
+# Every record in a plan, by its name in JSON.
 _RECORDS = {
     record.__name__: record
     for record in (
@@ -157,8 +154,8 @@ def _plan_to_json(plan: TransferPlan) -> str:
     if type(plan.rule) not in rules.LIBRARY:
         names = ", ".join(rule.__name__ for rule in rules.LIBRARY)
         raise OptionError(
-            f"rule {plan.rule} is not one of tlv_jax.rules ({names}), so it has no name that JSON "
-            "could hold. Keep the code that makes the plan instead."
+            f"rule {plan.rule} is not one of tlv_jax.rules ({names}), so JSON has no name for it. "
+            "Keep the code that makes the plan instead."
         )
     return json.dumps({"format": FORMAT, **_fields(plan)})
 
@@ -195,5 +192,5 @@ def _from_json(value: Any) -> Any:
     if isinstance(value, dict):
         fields = {name: _from_json(entry) for name, entry in value.items() if name != "record"}
         return _RECORDS[value["record"]](**fields)
-    # JSON has lists only, a plan has tuples only.
+    # JSON has only lists, a plan only tuples.
     return tuple(map(_from_json, value)) if isinstance(value, list) else value

@@ -1,8 +1,8 @@
 """The records that networks and plans are made of.
 
-All are frozen and hashable and hold Python values alone, never an array, so that a plan can be a
-static argument of `jax.jit`. Letters: `I` input channels, `O` output channels, `C` channels of a
-norm; `*spatial` stands for any number of spatial axes, none for a dense layer.
+All are frozen and hashable, and hold no arrays, so that a plan can be a static argument of
+`jax.jit`. Letters: `I` input channels, `O` output channels, `C` channels of a norm. `*spatial`
+stands for any number of spatial axes; a dense layer has none.
 """
 
 import dataclasses
@@ -23,19 +23,18 @@ class Layer:
     """One conv, dense or norm of a network.
 
     Attributes:
-      path: where the layer stands, its components joined by `/`: `layer1.0/conv1`.
+      path: the layer's place in the tree, joined by `/`: `layer1.0/conv1`.
       kind: `conv`, `dense` or `norm`.
-      weight: path of the leaf that holds the kernel, of a norm its scale.
-      shape: the kernel's shape as `[*spatial, I, O]`, of a norm `[C]`. `I` counts the inputs of one
-        filter, so it is 1 for a depthwise conv.
+      weight: path of the leaf that holds the kernel, or the scale of a norm.
+      shape: the kernel's shape `[*spatial, I, O]`, or `[C]` for a norm. `I` counts the inputs of
+        one filter: 1 for a depthwise conv.
       axes: the permutation that takes the stored leaf to `shape`'s order.
-      index: position along the leading axes of a parameter that `jax.lax.scan` stacks; `()` for one
-        that is stored by itself.
+      index: position along the leading axes of a parameter stacked for `jax.lax.scan`; else `()`.
       vectors: the layer's other parameters `[O]` or `[C]` as `(name, leaf path)`, sorted by name:
-        `bias` and, of a norm, the running `mean` and `var` if the tree holds them, with the `count`
-        `[]` of batches behind averages that are debiased (found by tracing only).
+        `bias`, and for a norm the running `mean` and `var` if the tree holds them. Tracing also
+        finds the `count` `[]` of batches behind debiased averages.
       groups: the number of feature groups of a conv. Known after tracing only; 1 otherwise.
-      strides: the window strides of a conv, one a spatial axis. Known after tracing only.
+      strides: the window strides of a conv, per spatial axis. Known after tracing only.
       size: the spatial size of what the layer writes. Known after tracing only.
       inputs: paths of the layers whose outputs reach this one with no other layer between; empty
         for the first layer. Known after tracing only.
@@ -62,7 +61,7 @@ Block = tuple["Layer | Block", ...]
 
 @dataclasses.dataclass(frozen=True)
 class LayerPair:
-    """One edge of a plan: `source`'s parameters are fitted into `target`'s place."""
+    """One edge of a plan: the parameters of `source` are fitted into `target`."""
 
     source: Layer
     target: Layer
@@ -70,7 +69,7 @@ class LayerPair:
 
 @dataclasses.dataclass(frozen=True)
 class Untouched:
-    """A target leaf that keeps its own value, and why."""
+    """A target leaf that keeps its value, and why."""
 
     path: str
     reason: str
