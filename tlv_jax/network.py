@@ -51,7 +51,7 @@ def trace(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Network:
         so that norms use their running statistics.
       params: any pytree of parameters, with batch statistics if they are to be transferred. Leaves
         that are not arrays stay as they are.
-      *inputs: the function's other arguments, batch axis included, likewise.
+      *inputs: the function's other arguments, batch axis included; the same holds for them.
 
     Returns:
       The network. Parameters that `jax.lax.scan` loops over are one layer for each step. Layers
@@ -103,18 +103,14 @@ def as_networks(
 
 
 def _refuse_optimizer(layers: Sequence[Layer], name: str) -> None:
-    """Refuses a tree that holds an optimizer's state, whose moments look like layers.
-
-    Raises:
-      ParameterTreeError: with the path of one of them.
-    """
+    """Raises a `ParameterTreeError` for an optimizer's state, whose moments look like layers."""
     paths = [layer.path.split("/") for layer in layers]
     for path in paths:
         moments = ["nu" if word == "mu" else word for word in path]
         if "opt_state" in path or (moments != path and moments in paths):
             raise ParameterTreeError(
                 f"{name}: {'/'.join(path)!r} belongs to the state of an optimizer, which cannot be "
-                "transferred. Pass the parameters alone, for example state.params."
+                "transferred. Pass only the parameters, for example state.params."
             )
 
 

@@ -44,11 +44,11 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
       name: of the tree in errors, for example `src`.
 
     Raises:
-      ParameterTreeError: if there is no array, if two leaves have one path, or if one module stands
-        at two places.
+      ParameterTreeError: if there is no array, two leaves have one path, or one module has two
+        places.
     """
     leaves: dict[str, Any] = {}
-    met: dict[int, Any] = {}  # keeps what it holds alive, so that no id means two things
+    met: dict[int, Any] = {}  # holds the nodes too: else an id could be used again
 
     def is_met_again(node: Any) -> bool:
         again = id(node) in met and not isinstance(node, dict | list | tuple)
@@ -77,11 +77,7 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
 
 
 def _refuse_shared(tree: PyTree, node: Any, path: str, name: str) -> None:
-    """Refuses a module that stands at two places, unless it holds no arrays.
-
-    Raises:
-      ParameterTreeError: with both places.
-    """
+    """Raises a `ParameterTreeError` for a module at two places, unless it holds no arrays."""
     if not any(is_array(leaf) for leaf in jax.tree.leaves(node)):
         return
     others = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda other: other is node)

@@ -337,7 +337,7 @@ def _combine(equation: Any, operands: list[Value]) -> Value:
 
 
 def _merge(values: Sequence[Value]) -> Value:
-    """One value for several, any of which it may be."""
+    """One value in place of several branches or steps."""
     return Value(
         active=any(value.active for value in values),
         leaves=tuple(dict.fromkeys(path for value in values for path in value.leaves)),
