@@ -65,6 +65,15 @@ def test_an_unknown_tree_has_the_natural_order_and_no_family():
     assert family is None
 
 
+def test_bare_kernels_have_the_natural_order_too_and_belong_to_no_family():
+    kernel = shape(3, 3, 4, 4)
+    tree = {"w1": kernel, "w2": kernel, "w10": kernel}
+    assert paths(tree) == ["w1", "w2", "w10"]
+    tree = {"block": {"a2": kernel, "a10": kernel}, "stem": kernel, "a": {"kernel": kernel}}
+    assert paths(tree) == ["a", "block/a2", "block/a10", "stem"]
+    assert find_layers({"block": {"a": kernel}}, name="t")[1] is None  # EfficientNet's word
+
+
 def test_linen_variables_join_a_norm_with_its_statistics():
     norm = next(layer for layer in layers_of(trees.shapes("resnet18")) if layer.kind == "norm")
     assert norm.path == "params/bn1"

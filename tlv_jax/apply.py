@@ -8,7 +8,7 @@ import functools
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -68,7 +68,8 @@ def fit_leaves(
     _settle_averages(job)
     if plan.channels is None:
         _fit_kernels(job)
-        _fit_vectors(job)
+        for pair in plan.layer_pairs:
+            _fit_vectors(job, pair, functools.partial(paste, centred=[True]))
     else:
         _fit_consistently(job, plan.channels)
     _draw_heads(job)
@@ -82,9 +83,8 @@ def _settle_averages(job: _Fitting) -> None:
         for path in settled_counts(pair):
             var = dict(pair.target.vectors)["var"]
             # Without batches it is zero, and channels without a source would divide by it.
-            job.fitted[var] = job.xp.where(
-                job.fitted[path] == 0, job.xp.ones_like(job.fitted[var]), job.fitted[var]
-            )
+            ones = job.xp.ones_like(job.fitted[var])
+            job.fitted[var] = job.xp.where(job.fitted[path] == 0, ones, job.fitted[var])
             job.fitted[path] = job.xp.full_like(job.fitted[path], IDENTITY["count"])
 
 
@@ -93,8 +93,7 @@ def _fit_kernels(job: _Fitting) -> None:
     pairs = [pair for pair in job.plan.layer_pairs if pair.target.kind != "norm"]
     if job.xp is np:
         for pair in pairs:
-            kernels = take_kernel(pair.source, job.source), take_kernel(pair.target, job.fitted)
-            kernel = _fit(job, job.key_of(pair.target), *kernels)
+            kernel = _fit(job, job.key_of(pair.target), *job.kernels(pair))
             put_kernel(pair.target, kernel, job.fitted)
         return
     # When traced, pairs of equal shapes are one operation: the program is ten times smaller.
@@ -104,10 +103,9 @@ def _fit_kernels(job: _Fitting) -> None:
         alike[pair.source.shape, pair.target.shape, types].append(pair)
     for group in alike.values():
         keys = jnp.stack([job.key_of(pair.target) for pair in group])
-        given = jnp.stack([take_kernel(pair.source, job.source) for pair in group])
-        own = jnp.stack([take_kernel(pair.target, job.fitted) for pair in group])
-        fit = jax.vmap(functools.partial(_fit, job))
-        for pair, kernel in zip(group, fit(keys, given, own), strict=True):
+        given, own = map(jnp.stack, zip(*(job.kernels(pair) for pair in group), strict=True))
+        kernels = jax.vmap(functools.partial(_fit, job))(keys, given, own)
+        for pair, kernel in zip(group, kernels, strict=True):
             put_kernel(pair.target, kernel, job.fitted)
 
 
@@ -131,60 +129,47 @@ def _fit(job: _Fitting, key: Any, source: Any, target: Any) -> Any:
     return (kernel * factor).astype(kernel.dtype)
 
 
-def _fit_vectors(job: _Fitting) -> None:
-    """Clips norms, and the vectors of all layers, into shape."""
-    for pair in job.plan.layer_pairs:
-        if pair.target.kind == "norm":
-            given, own = take_kernel(pair.source, job.source), take_kernel(pair.target, job.fitted)
-            put_kernel(pair.target, paste(given, own, [True]), job.fitted)
-        for source_path, path in fitted_vectors(pair, job.plan.biases):
-            given = take_vector(pair.source, source_path, job.source)
-            own = take_vector(pair.target, path, job.fitted)
-            put_vector(pair.target, path, paste(given, own, [True]), job.fitted)
+def _fit_vectors(job: _Fitting, pair: LayerPair, place: Callable[[Any, Any], Any]) -> None:
+    """Fits the scale of a norm, and the vectors of any layer, by `place(given, own)`."""
+    if pair.target.kind == "norm":
+        put_kernel(pair.target, place(*job.kernels(pair)), job.fitted)
+    for source_path, path in fitted_vectors(pair, job.plan.biases):
+        given = take_vector(pair.source, source_path, job.source)
+        own = take_vector(pair.target, path, job.fitted)
+        put_vector(pair.target, path, place(given, own), job.fitted)
 
 
 def _fit_consistently(job: _Fitting, channels: ChannelPlan) -> None:
     """Fits all pairs, with channels chosen for all of them together."""
-    kernels = {
-        pair.source.path: take_kernel(pair.source, job.source)
-        for pair in job.plan.layer_pairs
-        if pair.source.kind != "norm"
-    }
-    kept = kept_channels(channels, kernels, job.xp)
+    xp, pairs = job.xp, job.plan.layer_pairs
+    sources = [pair.source for pair in pairs if pair.source.kind != "norm"]
+    kernels = {layer.path: take_kernel(layer, job.source) for layer in sources}
+    kept = kept_channels(channels, kernels, xp)
     chosen = {layer.target: layer for layer in channels.layers}
-    for pair in job.plan.layer_pairs:
+    for pair in pairs:
         layer = chosen[pair.target.path]
-        own = take_kernel(pair.target, job.fitted)
+        given, own = job.kernels(pair)
         if pair.target.kind == "norm":
-            given = take_kernel(pair.source, job.source)
-            writes = norm_places(layer, kept, len(given), len(own), job.xp)
-            put_kernel(pair.target, take_places(given, writes, own, job.xp), job.fitted)
+            writes = norm_places(layer, kept, len(given), len(own), xp)
         else:
-            kernel = kernels[pair.source.path]
-            given, inside, writes = choose_kernel(channels, layer, kept, kernel, own.shape, job.xp)
-            key = job.key_of(pair.target)
-            new = _fit(job, key, given, own)
-            put_kernel(pair.target, job.xp.where(inside, new, own), job.fitted)
-        for source_path, path in fitted_vectors(pair, job.plan.biases):
-            given = take_vector(pair.source, source_path, job.source)
-            own = take_vector(pair.target, path, job.fitted)
-            put_vector(pair.target, path, take_places(given, writes, own, job.xp), job.fitted)
+            given, inside, writes = choose_kernel(channels, layer, kept, given, own.shape, xp)
+            new = _fit(job, job.key_of(pair.target), given, own)
+            put_kernel(pair.target, xp.where(inside, new, own), job.fitted)
+        _fit_vectors(job, pair, functools.partial(take_places, xp=xp, places=writes))
 
 
 def _draw_heads(job: _Fitting) -> None:
     """Draws dense layers from the statistics of the source's."""
     if not job.plan.drawn:
         return
-    pooled: Sequence[Any] = [take_kernel(layer, job.source) for layer in job.plan.drawn_from]
+    pooled = [take_kernel(layer, job.source) for layer in job.plan.drawn_from]
     mean, spread = pooled_statistics(pooled, len(job.plan.drawn), job.xp)
     for layer in job.plan.drawn:
         kernel = take_kernel(layer, job.fitted)
         put_kernel(layer, draw_dense(job.key_of(layer), kernel, mean, spread, job.xp), job.fitted)
-        for name, path in layer.vectors:
-            if name == "bias":
-                put_vector(
-                    layer, path, job.xp.zeros_like(take_vector(layer, path, job.fitted)), job.fitted
-                )
+        if "bias" in (vectors := dict(layer.vectors)):
+            zeros = job.xp.zeros(layer.shape[-1])
+            put_vector(layer, vectors["bias"], zeros, job.fitted)
 
 
 def _fill_inserted(job: _Fitting) -> None:

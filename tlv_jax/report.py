@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tlv_jax.apply import take_kernel
 from tlv_jax.layers.paths import array_leaves, is_array
-from tlv_jax.leaves import take_kernel
 from tlv_jax.network import Network, is_mixture, params_of
 from tlv_jax.plan import TransferPlan, untouched_table
 from tlv_jax.tables import format_table

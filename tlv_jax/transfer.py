@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tlv_jax.apply import fit_leaves
+from tlv_jax.apply import Leaves, fit_leaves
 from tlv_jax.consistent.insert import inserted_leaves
 from tlv_jax.consistent.plan import plan_channels
 from tlv_jax.errors import NonFiniteSourceError, OptionError, PlanMismatchError
 from tlv_jax.layers.blocks import flatten_blocks, standardize_blocks, standardize_graph
 from tlv_jax.layers.paths import array_leaves, is_array
-from tlv_jax.leaves import Leaves
 from tlv_jax.methods import DEFAULT, Method
 from tlv_jax.network import Network, as_networks, is_mixture, params_of
 from tlv_jax.plan import TransferPlan

@@ -111,7 +111,7 @@ def norm_places(
     return _axis_places(layer.writes, kept, own, xp)
 
 
-def take_places(source: Any, places: Any, target: Any, xp: ModuleType) -> Any:
+def take_places(source: Any, target: Any, places: Any, xp: ModuleType) -> Any:
     """The chosen entries of a vector, and the target's own elsewhere. `[n]`."""
     taken = source[xp.maximum(places, 0)].astype(target.dtype)
     return xp.where(places == NONE, target, taken)
