@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -87,16 +86,30 @@ def report(
     before = _fetched(params_of(dst), "dst")
     after = _fetched(new_params, "new_params")
     shares = _shares(plan, src, dst)
-    rows = [
-        _row(pair.target, pair.source, shares[pair.target.path], plan, before, after)
+    given = [
+        (pair.target, pair.source, "Clip()" if pair.target.kind == "norm" else str(plan.rule))
         for pair in plan.layer_pairs
     ]
-    rows += [_row(layer, None, 0.0, plan, before, after) for layer in plan.drawn]
-    rows += [
-        dataclasses.replace(_row(entry.layer, None, 0.0, plan, before, after), rule=entry.role)
-        for entry in plan.inserted
-    ]
+    given += [(layer, None, "statistics") for layer in plan.drawn]
+    given += [(entry.layer, None, entry.role) for entry in plan.inserted]
+    rows = (
+        LayerReport(
+            target=target.path,
+            source=source and source.path,
+            target_shape=target.shape,
+            source_shape=source and source.shape,
+            rule=rule,
+            share=shares.get(target.path, 0.0),
+            std_before=_spread(target, before),
+            std_after=_spread(target, after),
+        )
+        for target, source, rule in given
+    )
     return TransferReport(tuple(rows), plan.untouched)
+
+
+def _spread(layer: Layer, leaves: dict[str, np.ndarray]) -> float:
+    return float(np.std(take_kernel(layer, leaves).astype(np.float32)))
 
 
 def _fetched(tree: PyTree, name: str) -> dict[str, np.ndarray]:
@@ -119,10 +132,8 @@ def _shares(plan: TransferPlan, src: Network | PyTree, dst: Network | PyTree) ->
     def marked(network: Network | PyTree) -> PyTree:
         return jax.tree.map(mark, params_of(network))
 
-    if is_mixture(src):
-        source: Any = [dataclasses.replace(one, params=marked(one)) for one in src]
-    else:
-        source = marked(src)
+    mixture = is_mixture(src)
+    source = [dataclasses.replace(n, params=marked(n)) for n in src] if mixture else marked(src)
     with jax.debug_nans(False):
         new = apply_transfer(plan, jax.random.key(0), source, dst, check_finite=False)
     leaves = _fetched(new, "dst")
@@ -130,28 +141,6 @@ def _shares(plan: TransferPlan, src: Network | PyTree, dst: Network | PyTree) ->
         pair.target.path: float(np.isnan(take_kernel(pair.target, leaves)).mean())
         for pair in plan.layer_pairs
     }
-
-
-def _row(
-    target: Layer,
-    source: Layer | None,
-    share: float,
-    plan: TransferPlan,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-) -> LayerReport:
-    rule = str(plan.rule) if source else "statistics"
-    old, new = take_kernel(target, before), take_kernel(target, after)
-    return LayerReport(
-        target=target.path,
-        source=source.path if source else None,
-        target_shape=target.shape,
-        source_shape=source.shape if source else None,
-        rule="Clip()" if target.kind == "norm" else rule,
-        share=share,
-        std_before=float(np.std(old.astype(np.float32))),
-        std_after=float(np.std(new.astype(np.float32))),
-    )
 
 
 def _shape(shape: tuple[int, ...]) -> str:
