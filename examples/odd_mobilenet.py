@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 # Of each stage: blocks, width, kernel size, stride of the first block, expansion inside a block.
-STAGES = ((1, 20, 3, 1, 2), (2, 28, 5, 2, 4), (3, 52, 3, 2, 5), (4, 92, 7, 2, 4), (2, 172, 3, 1, 6))
+STAGES = ((1, 20, 3, 1, 2), (2, 28, 3, 2, 5), (3, 52, 4, 2, 5), (5, 92, 5, 2, 4), (2, 172, 4, 1, 6))
 STEM, FEATURES = 28, 900
 
 
