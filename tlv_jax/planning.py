@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 
 from tlv_jax import rules
-from tlv_jax.consistent.insert import Insertions, plan_insertions
+from tlv_jax.consistent.insert import Inserted, inserted_leaves
 from tlv_jax.errors import NoSourceLayerError, OptionError, ParameterTreeError
-from tlv_jax.layers.channels import UNKNOWN, ChannelGraph
+from tlv_jax.layers.channels import UNKNOWN, ChannelGraph, LayerLabels
 from tlv_jax.matching.scores import shape_scores
 from tlv_jax.methods import Method
 from tlv_jax.network import Network
@@ -26,22 +26,21 @@ def joined(sources: Sequence[Network]) -> tuple[tuple[tuple[Layer, ...], ...], C
         tuple(_within(layer, f"{number}/") for layer in source.layers)
         for number, source in enumerate(sources)
     )
-    graph: ChannelGraph | None = {}
+    graph: dict[str, LayerLabels] = {}
     first = 0  # label of the next source's first channel
     for number, source in enumerate(sources):
         if source.channels is None:
             return layers, None
+        largest = UNKNOWN
         for path, labels in source.channels.items():
+            largest = max(largest, *labels.reads, *labels.writes)
             graph[f"{number}/{path}"] = dataclasses.replace(
                 labels,
                 reads=tuple(n if n == UNKNOWN else n + first for n in labels.reads),
                 writes=tuple(n if n == UNKNOWN else n + first for n in labels.writes),
                 inputs=tuple(f"{number}/{path}" for path in labels.inputs),
             )
-        known = (
-            label for labels in source.channels.values() for label in labels.reads + labels.writes
-        )
-        first += max(known, default=0) + 1
+        first += largest + 1
     return layers, graph
 
 
@@ -81,15 +80,6 @@ def settled_counts(pair: LayerPair) -> list[str]:
     """The target's counter of batches, if it debiases averages that the source replaces."""
     names, given = dict(pair.target.vectors), dict(pair.source.vectors)
     return [names["count"]] if "count" in names and "mean" in given else []
-
-
-def insertions(
-    method: Method, layers: Sequence[Layer], matched: set[str], graph: ChannelGraph | None
-) -> Insertions:
-    """What happens to target layers without a source, and which channels they pass on."""
-    if method.insert == "init" or graph is None:
-        return Insertions((), {}, graph or {})
-    return plan_insertions(layers, matched, graph)
 
 
 def check_rule(rule: Rule, pairs: Iterable[LayerPair]) -> None:
@@ -147,6 +137,25 @@ def raise_no_pairs(
 def _count_kinds(layers: Sequence[Layer]) -> str:
     kinds = [layer.kind for layer in layers]
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))) or "no layers"
+
+
+def touched_leaves(
+    pairs: Sequence[LayerPair],
+    biases: bool,
+    drawn: Sequence[Layer],
+    drawn_from: Sequence[Layer],
+    inserted: Sequence[Inserted],
+) -> tuple[list[str], list[str]]:
+    """The paths of the source's leaves that a plan reads, and of the target's that it replaces."""
+    read = [layer.weight for layer in drawn_from]
+    replaced = [path for entry in inserted for path in inserted_leaves(entry)]
+    for pair in pairs:
+        vectors = fitted_vectors(pair, biases)
+        read += [pair.source.weight, *(given for given, _ in vectors)]
+        replaced += [pair.target.weight, *(own for _, own in vectors), *settled_counts(pair)]
+    for layer in drawn:
+        replaced += [layer.weight, *(path for name, path in layer.vectors if name == "bias")]
+    return list(dict.fromkeys(read)), list(dict.fromkeys(replaced))
 
 
 def reasons_to_stay(

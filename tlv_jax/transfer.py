@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from tlv_jax.apply import Leaves, fit_leaves
-from tlv_jax.consistent.insert import inserted_leaves
+from tlv_jax.consistent.insert import Insertions, plan_insertions
 from tlv_jax.consistent.plan import plan_channels
 from tlv_jax.errors import NonFiniteSourceError, OptionError, PlanMismatchError
 from tlv_jax.layers.blocks import flatten_blocks, standardize_blocks, standardize_graph
@@ -24,12 +24,10 @@ from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import (
     best_pairs,
     check_rule,
-    fitted_vectors,
-    insertions,
     joined,
     raise_no_pairs,
     reasons_to_stay,
-    settled_counts,
+    touched_leaves,
 )
 from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.types import Array, PyTree, Untouched
@@ -127,7 +125,9 @@ def plan_transfer(
             f"channels={method.channels}: needs to know the channels of both networks, but got a "
             "bare tree. Pass networks from tlv_jax.trace(fn, params, images)."
         )
-    added = insertions(method, flatten_blocks(wanted), matched, target.channels)
+    added = Insertions((), {}, target.channels or {})
+    if method.insert == "identity":
+        added = plan_insertions(flatten_blocks(wanted), matched, added.graph)
     channels = None
     if method.channels is not None and source_graph is not None:
         channels = plan_channels(pairs, method.channels, source_graph, added.graph)
@@ -139,16 +139,8 @@ def plan_transfer(
     if method.head == "keep" or not (drawn and drawn_from):
         drawn, drawn_from = (), ()
 
-    # Which leaves are read and replaced.
     biases = "bias" in method.kinds
-    read = [layer.weight for layer in drawn_from]
-    replaced = [path for entry in added.inserted for path in inserted_leaves(entry)]
-    for pair in pairs:
-        vectors = fitted_vectors(pair, biases)
-        read += [pair.source.weight, *(given for given, _ in vectors)]
-        replaced += [pair.target.weight, *(own for _, own in vectors), *settled_counts(pair)]
-    for layer in drawn:
-        replaced += [layer.weight, *(path for name, path in layer.vectors if name == "bias")]
+    read, replaced = touched_leaves(pairs, biases, drawn, drawn_from, added.inserted)
     source_leaves = array_leaves(_tree_of(src), name="src")
     target_leaves = array_leaves(target.params, name="dst")
     kinds = {layer.kind for offer in offered for layer in flatten_blocks(offer)}
@@ -163,7 +155,7 @@ def plan_transfer(
         untouched=tuple(
             Untouched(path, reasons.get(path, "not a kernel, norm or bias of a layer"))
             for path in target_leaves
-            if path not in set(replaced)
+            if path not in replaced
         ),
         source_leaves=_shapes(source_leaves, read),
         target_leaves=_shapes(target_leaves, replaced),
@@ -288,4 +280,4 @@ def _named(
 def _shapes(
     leaves: Mapping[str, Any], paths: Iterable[str]
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((path, tuple(leaves[path].shape)) for path in dict.fromkeys(paths))
+    return tuple((path, tuple(leaves[path].shape)) for path in paths)
