@@ -1,5 +1,6 @@
 """Channels that `trace` follows through reshapes and the like, whatever the size of the batch."""
 
+import functools
 import math
 import tracemalloc
 
@@ -66,7 +67,13 @@ def joined(x, xp):
         joined,
         lambda x, xp: x.reshape(len(x), -1),
         lambda x, xp: xp.transpose(x, (0, 3, 1, 2)).reshape(len(x), -1),
-        lambda x, xp: x[:, ::2, ::2, 1::2],
+        lambda x, xp: x[:, 1:3, 2:5, 1:6],
+        pytest.param(
+            lambda x, xp: x[:, ::2, ::2, 1::2],
+            marks=pytest.mark.skipif(
+                jax.__version_info__ < (0, 8), reason="JAX gathers by computed indices: unknown"
+            ),
+        ),
         lambda x, xp: xp.stack([x, x], axis=-1).reshape(*x.shape[:3], -1),
         lambda x, xp: xp.transpose(x, (0, 3, 1, 2)).reshape(-1, *x.shape[1:3]),
         lambda x, xp: xp.concatenate([x, x[..., ::-1]], axis=1),
@@ -75,8 +82,8 @@ def joined(x, xp):
         lambda x, xp: x[np.arange(2), [1, 0], [2, 3]],
     ],
     ids=["windows", "shuffle", "unshuffle", "split and join", "flatten", "flatten channels first",
-         "slice", "stack", "channels into the batch", "unlike along an axis", "rows", "column",
-         "points"],
+         "slice", "strided slice", "stack", "channels into the batch", "unlike along an axis",
+         "rows", "column", "points"],
 )  # fmt: skip
 def test_channels_are_followed(function):
     found, expected = reads_behind(function, (2, 4, 6, 8))
@@ -99,6 +106,13 @@ def test_channels_that_values_or_neighbours_decide_are_unknown(function, known):
     assert found == (list(range(8)) if known else [-1] * 8)
 
 
+def sliced(x, xp, start, axis):
+    # Older versions of JAX index by gathers, behind which channels are unknown.
+    if xp is jnp:
+        return jax.lax.slice_in_dim(x, start, None, axis=axis)
+    return x[(slice(None),) * axis + (slice(start, None),)]
+
+
 @st.composite
 def moves(draw):
     """The shape of an activation, and a few reshapes, transposes and slices of it."""
@@ -111,8 +125,8 @@ def moves(draw):
             steps.append(lambda x, xp, order=order: xp.transpose(x, order))
         elif kind == "slice":
             axis = draw(st.integers(0, len(size) - 1))
-            window = (*[slice(None)] * axis, slice(draw(st.integers(0, size[axis] - 1)), None))
-            steps.append(lambda x, xp, window=window: x[window])
+            start = draw(st.integers(0, size[axis] - 1))
+            steps.append(functools.partial(sliced, start=start, axis=axis))
         else:
             left, sizes = math.prod(size), []
             while left > 1:
