@@ -445,3 +445,46 @@ def test_the_trace_rule_keeps_along_a_sequence_what_was_recorded(case):
     method = dataclasses.replace(BY_INDEX, rule=rules.Trace())
     _, new = carried(source, target, ConsistentChannels(rank="trace"), method)
     jax.tree.map(np.testing.assert_array_equal, new, expected.params)
+
+
+@pytest.mark.parametrize("rank", ["variance", "first"])
+def test_a_depthwise_kernel_reads_what_it_writes_where_the_graphs_disagree(rank):
+    def fn(params, images):
+        def conv(name, inputs, groups=1):
+            return jax.lax.conv_general_dilated(
+                inputs,
+                params[name],
+                (1, 1),
+                "SAME",
+                dimension_numbers=NHWC,
+                feature_group_count=groups,
+            )
+
+        hidden = conv("stem", images)
+        hidden = conv("depthwise", hidden, hidden.shape[-1])
+        return hidden.sum() + (conv("side", images).sum() if "side" in params else 0)
+
+    def network(seed, **widths):
+        inputs = {"depthwise": 1, "stem": 3, "side": 3}
+        params = {
+            name: trees.normal(seed + number, 3, 3, inputs[name], width)
+            for number, (name, width) in enumerate(widths.items())
+        }
+        return tlv_jax.trace(fn, params, IMAGES)
+
+    def match(source, target):
+        """The stem's source is not what the source's depthwise kernel reads."""
+        given = {layer.path: layer for layer in source}
+        return tuple(
+            tlv_jax.LayerPair(given["side" if own.path == "stem" else own.path], own)
+            for own in target
+        )
+
+    source = network(0, stem=9, depthwise=9, side=8)
+    target = network(10, stem=5, depthwise=5)
+    method = Method(standardize=layers.standardize_flat, match=match)
+    _, new = carried(source, target, ConsistentChannels(rank=rank), method)
+    kernel = source.params["depthwise"]
+    largest = np.sort(np.argsort(np.abs(kernel).sum((0, 1, 2)))[4:])
+    kept = np.arange(5) if rank == "first" else largest
+    np.testing.assert_array_equal(new["depthwise"], kernel[..., kept])

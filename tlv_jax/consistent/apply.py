@@ -88,13 +88,16 @@ def choose_kernel(
     weight = xp.abs(source.astype(np.float32, copy=False)).sum(
         axis=tuple(range(source.ndim - 2))
     )  # [I, O]
-    # Each group of a kernel numbers its inputs from 0: ranking those numbers says nothing.
-    rank = "first" if layer.source_groups > 1 else plan.rank
-    worth = xp.tile(weight.sum(axis=1), layer.source_groups)
-    own_reads = _own_places(worth, inputs * layer.target_groups, rank, xp)
-    reads = _axis_places(layer.reads, kept, own_reads, xp)
     own_writes = _own_places(weight.sum(axis=0), outputs, plan.rank, xp)
     writes = _axis_places(layer.writes, kept, own_writes, xp)
+    if layer.source_groups == source.shape[-1] and inputs * layer.target_groups == outputs:
+        own_reads = writes  # a filter of a depthwise kernel reads the channel that it writes
+    else:
+        # Each group of a kernel numbers its inputs from 0: ranking those numbers says nothing.
+        rank = "first" if layer.source_groups > 1 else plan.rank
+        worth = xp.tile(weight.sum(axis=1), layer.source_groups)
+        own_reads = _own_places(worth, inputs * layer.target_groups, rank, xp)
+    reads = _axis_places(layer.reads, kept, own_reads, xp)
     given, inside = _gather(layer, reads, writes, source, (inputs, outputs), xp)
     if plan.grow == "copy" and layer.target_groups == 1:
         copies = _copies_of(reads, source.shape[-2] * layer.source_groups, xp)
