@@ -18,7 +18,7 @@ def network_of(name, seed=None):
     if seed is not None:
         return dataclasses.replace(network_of(name), params=variables_of(name, seed))
     model = models.create(name, num_classes=10)
-    side = getattr(model, "image_size", max(64, getattr(model, "smallest", 0)))
+    side = getattr(model, "image_size", max(64, model._smallest))
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     return tlv_jax.trace(model.apply, trees.shapes(name), images)
 
