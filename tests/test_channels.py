@@ -152,6 +152,14 @@ def test_channels_are_followed_through_any_reshapes_transposes_and_slices(drawn)
     assert found == expected
 
 
+def test_channels_that_change_along_several_axes_are_unknown():
+    def function(x, xp):
+        return xp.transpose(xp.reshape(xp.transpose(x, (0, 3, 2, 1)), (1, 4, 2, 3)), (0, 2, 3, 1))
+
+    found, expected = reads_behind(function, (1, 2, 4, 3))
+    assert found == expected == [0, -1, -1, 2]
+
+
 def conv(x, kernel):
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

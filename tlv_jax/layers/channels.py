@@ -243,14 +243,11 @@ class ChannelLabels:
 
     def _constant(self, labels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
         """Makes labels unknown that change along some axes; padding among them does not count."""
-        for axis in axes:
-            if labels.shape[axis] == 1:
-                continue
-            highest = labels.max(axis, keepdims=True)
-            known = np.where(labels == UNKNOWN, highest, labels)
-            same = (known == highest).all(axis, keepdims=True)
-            labels = np.where(same, highest, UNKNOWN)
-        return labels
+        axes = tuple(axes)
+        highest = labels.max(axes, keepdims=True)
+        # All axes at once: what is unknown since it changes along one is no padding of the next.
+        same = ((labels == highest) | (labels == UNKNOWN)).all(axes, keepdims=True)
+        return np.where(same, highest, UNKNOWN)
 
     def _union(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Makes the channels of two added activations the same."""
