@@ -3,6 +3,11 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 FLOORS_PYTHON ?= python3.13
 FLOORS := .venv-floors
+# What needs neither torch nor real weights.
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
+  alignment apply arrays blocks channels consistent crossover each_once insert matchers methods \
+  mixture network network_libraries network_loops network_modules paths plan planning recipes \
+  report rules_copying rules_library similarity transfer trees variance zoo_order))
 
 .PHONY: help demo test test-all test-floors parity fuzz lint types format clean
 
@@ -21,7 +26,7 @@ test-all: lint types  ## As test, with the slow sweeps.
 	$(VENV)/bin/python -m pytest
 
 test-floors: $(FLOORS)/.test  ## The core's tests on the oldest versions supported, those of Colab.
-	$(FLOORS)/bin/python -m pytest -m "not slow and not zoo" $(CORE_TESTS)
+	$(FLOORS)/bin/python -m pytest -m "not slow" $(CORE_TESTS)
 
 parity: $(VENV)/.test  ## Every architecture against torchvision; rewrites docs/parity.md.
 	$(VENV)/bin/python -m pytest -rP -m slow tests/test_parity_sweep.py --parity-table docs/parity.md
