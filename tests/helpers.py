@@ -9,7 +9,6 @@ from types import ModuleType
 import jax
 import numpy as np
 
-
 counting: list[Counter] = []
 
 
