@@ -11,7 +11,8 @@ from tlv_jax.layers.blocks import flatten_blocks
 from tlv_jax.matching.scores import shape_scores
 from tlv_jax.types import Block, Layer, LayerPair
 
-UNIT = 10**4  # scores are compared as integers, so that equal sums are equal
+# Scores are compared in whole units, so that sums that should be equal are.
+UNIT = 10**4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,29 +50,22 @@ class EachOnce:
                     "matching.EachOnce: needs to know which layer feeds which, but got a bare "
                     "tree. Pass networks from tlv_jax.trace(fn, params, images)."
                 )
-        widths, others = _widths(sources), _widths(targets)
-        ratio = (widths[1] / widths[0])[:, None] / (others[1] / others[0])[None, :]
+        (reads, writes), widths = _widths(sources), _widths(targets)
+        ratio = (writes / reads)[:, None] / (widths[1] / widths[0])[None, :]
         scores = shape_scores(sources, targets) * np.minimum(ratio, 1 / ratio)
         scores[_levels(sources)[:, None] != _levels(targets)[None, :]] = 0
-        # How many channels each source layer reads for one that the layer before writes: 1 except
-        # after flattening, 0 if that layer does not feed it.
-        per_channel = np.append(widths[0][1:] / widths[1][:-1], 0) * np.append(
-            _feeds(sources).diagonal(1), False
-        )
-        chosen = _align_once(scores, per_channel, others, _feeds(targets))
+        # 1 except after flattening, where each channel is read at several places.
+        per_channel = _feeds(sources).diagonal(1) * reads[1:] / writes[:-1]
+        chosen = _align_once(scores, np.append(per_channel, 0), widths, _feeds(targets))
         return tuple(LayerPair(sources[i], targets[j]) for i, j in chosen)
 
 
 def _widths(layers: Sequence[Layer]) -> np.ndarray:
     """How many channels each layer reads and writes, in all groups. `[2, n]`."""
-    return np.array(
-        [
-            (layer.shape * 2)[-2:]
-            if layer.kind == "norm"
-            else (layer.shape[-2] * layer.groups, layer.shape[-1])
-            for layer in layers
-        ]
-    ).T
+    # Twice, because a norm's `[C]` is both.
+    shapes = [layer.shape * 2 for layer in layers]
+    reads = [shape[-2] * layer.groups for shape, layer in zip(shapes, layers, strict=True)]
+    return np.array([reads, [shape[-1] for shape in shapes]])
 
 
 def _levels(layers: Sequence[Layer]) -> np.ndarray:
@@ -83,11 +77,8 @@ def _levels(layers: Sequence[Layer]) -> np.ndarray:
 
 def _feeds(layers: Sequence[Layer]) -> np.ndarray:
     """`[i, j]`: whether layer i feeds layer j with no other layer between. `[n, n]`."""
-    numbers = {layer.path: number for number, layer in enumerate(layers)}
-    feeds = np.zeros((len(layers), len(layers)), bool)
-    for layer in layers:
-        for before in layer.inputs:
-            feeds[numbers.get(before, numbers[layer.path]), numbers[layer.path]] = True
+    feeds = [[layer.path in user.inputs for user in layers] for layer in layers]
+    # What feeds an earlier layer goes around a loop.
     return np.triu(feeds, 1)
 
 
@@ -100,23 +91,27 @@ def _align_once(
       scores: `[m, n]`; 0 forbids.
       per_channel: how many channels the next source reads for one that this one writes; 0 if this
         one does not feed it. `[m]`.
-      widths: `_widths` of the targets.
-      feeds: `_feeds` of the targets.
+      widths: what the targets read and write, `[2, n]`.
+      feeds: which targets feed which, `[n, n]`.
     """
     rows, columns = scores.shape
     later = np.triu(np.ones((columns, columns), bool), 1)
-    # One unit of each counts more than all of the next together.
+    # The criteria 4, 3, 2 and 1 as digits of one number: a unit of each counts more than all of the
+    # next together. Whole numbers in float64 are exact, and -inf forbids.
     joint, score = 1, rows + 2
     fit = score * UNIT * (rows + 1)
-    weights = np.where(scores > 0, fit * (rows + 1) + score * np.rint(scores * UNIT), -np.inf)
-    weights[0] += joint * ~feeds.any(0)  # first and last layers go together
+    used = fit * (rows + 1)
+    weights = np.where(scores > 0, used + score * np.rint(scores * UNIT), -np.inf)
+    # The input and the answer count as layers that go together.
+    weights[0] += joint * ~feeds.any(0)
     weights[-1] += joint * ~feeds.any(1)
     best = np.full((rows + 1, columns + 1), -np.inf)  # of the rest, if it starts with this pair
     rest = np.zeros((rows + 1, columns + 1))  # of the rest, whatever it starts with
     after = np.full((rows, columns), -1)  # the next source's target, if this pair decides it
     for i in reversed(range(rows)):
-        value = rest[i + 1, 1:].copy()
+        value = rest[i + 1, 1:]
         if per_channel[i]:
+            # Only a pair that follows at once can fit, so it is looked at for each next target.
             fits = widths[0][None, :] == widths[1][:, None] * per_channel[i]
             following = best[i + 1, None, :-1] + fit * fits + joint * feeds
             following = np.where(later, following, -np.inf)
@@ -127,7 +122,8 @@ def _align_once(
     pairs = []
     i = j = 0
     while rest[i, j] > 0:
-        j += int(np.argmax(best[i:, j:].max(0) == rest[i, j]))  # the first of the best
+        # Of the best, the earliest target: criterion 5.
+        j += int(np.argmax(best[i:, j:].max(0) == rest[i, j]))
         i += int(np.argmax(best[i:, j]))
         pairs.append((i, j))
         while after[i, j] >= 0:

@@ -1,7 +1,8 @@
-"""The matchers, and the loops behind them."""
+"""The matchers."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -14,6 +15,7 @@ from tlv_jax.types import Block, Layer, LayerPair
 Standardized = Sequence[Layer | Block]
 Pairs = tuple[LayerPair, ...]
 Match = Callable[[Standardized, Standardized], Pairs]
+Align = Callable[[np.ndarray], Sequence[tuple[int, int]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +29,15 @@ class ByIndex:
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
         """Pairs layers of two networks in execution order."""
-        sources = _by_kind(flatten_blocks(source))
-        layers = flatten_blocks(target)
-        counts = {kind: len(members) for kind, members in _by_kind(layers).items()}
-        seen = dict.fromkeys(counts, 0)
-        pairs = []
-        for layer in layers:
-            position = seen[layer.kind]
-            seen[layer.kind] += 1
-            if candidates := sources.get(layer.kind):
-                # The ratio first, as published: in floating point 11 * (25 / 22) rounds to 13, and
-                # 11 * 25 / 22 to 12.
-                stretched = round(position * (len(candidates) / counts[layer.kind]))
-                pairs.append(LayerPair(candidates[min(stretched, len(candidates) - 1)], layer))
-        return tuple(pairs)
+        sources, targets = _by_kind(source), _by_kind(target)
+        given = {}
+        for kind in sources.keys() & targets.keys():
+            layers, count = sources[kind], len(targets[kind])
+            # The ratio first, as published: 11 * (25 / 22) rounds to 13, and 11 * 25 / 22 to 12.
+            ratio = len(layers) / count
+            places = [min(round(i * ratio), len(layers) - 1) for i in range(count)]
+            given[kind] = iter([layers[place] for place in places])
+        return _by_turns(given, target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +58,11 @@ class ByScore:
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
         """Pairs layers of two networks in execution order."""
-        flat_source, flat_target = flatten_blocks(source), flatten_blocks(target)
-        if not flat_source or not flat_target:
-            return ()
-        scores = self.score(flat_source, flat_target)
-        _, matched = align_blocks(source, target, scores)
-        return tuple(LayerPair(flat_source[i], flat_target[j]) for i, j in matched)
+
+        def align(scores: np.ndarray) -> Sequence[tuple[int, int]]:
+            return align_blocks(source, target, scores)[1]
+
+        return _by_scores(self.score, source, target, align)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +102,7 @@ class ByScoreFlat:
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
         """Pairs layers of two networks in execution order."""
-        flat_source, flat_target = flatten_blocks(source), flatten_blocks(target)
-        if not flat_source or not flat_target:
-            return ()
-        scores = self.score(flat_source, flat_target)
-        matched = align_flat(scores)
-        return tuple(LayerPair(flat_source[i], flat_target[j]) for i, j in matched)
+        return _by_scores(self.score, source, target, align_flat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,15 +120,7 @@ class Bipartite:
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
         """Pairs layers of two networks in execution order."""
-        flat_source, flat_target = flatten_blocks(source), flatten_blocks(target)
-        if not flat_source or not flat_target:
-            return ()
-        places, others = (np.arange(len(side)) / len(side) for side in (flat_source, flat_target))
-        distance = places[:, None] - others[None, :]
-        weights = self.score(flat_source, flat_target) * (1 - distance**2)
-        rows, columns = linear_sum_assignment(weights, maximize=True)
-        matched = sorted((j, i) for i, j in zip(rows, columns, strict=True) if weights[i, j] > 0)
-        return tuple(LayerPair(flat_source[i], flat_target[j]) for j, i in matched)
+        return _by_scores(self.score, source, target, _assigned)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,21 +138,41 @@ class Random:
 
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
         """Pairs layers of two networks in execution order."""
-        sources = _by_kind(flatten_blocks(source))
         generator = np.random.default_rng(self.seed)
-        left: dict[str, list[Layer]] = {}
-        pairs = []
-        for layer in flatten_blocks(target):
-            if not (candidates := sources.get(layer.kind)):
-                continue
-            if not left.get(layer.kind):
-                left[layer.kind] = [candidates[i] for i in generator.permutation(len(candidates))]
-            pairs.append(LayerPair(left[layer.kind].pop(), layer))
-        return tuple(pairs)
+
+        def shuffled(layers: list[Layer]) -> Iterator[Layer]:
+            while True:
+                yield from (layers[i] for i in generator.permutation(len(layers))[::-1])
+
+        given = {kind: shuffled(layers) for kind, layers in _by_kind(source).items()}
+        return _by_turns(given, target)
 
 
-def _by_kind(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+def _by_kind(layers: Standardized) -> dict[str, list[Layer]]:
     kinds: dict[str, list[Layer]] = {}
-    for layer in layers:
+    for layer in flatten_blocks(layers):
         kinds.setdefault(layer.kind, []).append(layer)
     return kinds
+
+
+def _by_turns(given: Mapping[str, Iterator[Layer]], target: Standardized) -> Pairs:
+    """Each target layer takes the next source layer that is given to its kind."""
+    layers = [layer for layer in flatten_blocks(target) if layer.kind in given]
+    return tuple(LayerPair(next(given[layer.kind]), layer) for layer in layers)
+
+
+def _by_scores(score: Score, source: Standardized, target: Standardized, align: Align) -> Pairs:
+    """Pairs the layers whose positions `align(scores)` pairs."""
+    sources, targets = flatten_blocks(source), flatten_blocks(target)
+    if not sources or not targets:
+        return ()
+    return tuple(LayerPair(sources[i], targets[j]) for i, j in align(score(sources, targets)))
+
+
+def _assigned(scores: np.ndarray) -> list[tuple[int, int]]:
+    """The assignment with the largest sum, in the target's order."""
+    places, others = (np.arange(size) / size for size in scores.shape)
+    weights = scores * (1 - (places[:, None] - others[None, :]) ** 2)
+    pairs = zip(*linear_sum_assignment(weights, maximize=True), strict=True)
+    # An assignment is complete: some of its pairs may be forbidden ones.
+    return sorted(((i, j) for i, j in pairs if weights[i, j] > 0), key=operator.itemgetter(1))

@@ -19,24 +19,23 @@ def shape_scores(source: Sequence[Layer], target: Sequence[Layer]) -> np.ndarray
     The product, over all axes, of the smaller size divided by the larger. Layers of different kinds
     or ranks score 0.
     """
-    scores = np.zeros((len(source), len(target)))
-    for kind, rank in {(layer.kind, len(layer.shape)) for layer in source}:
-        rows, columns = (
-            [i for i, layer in enumerate(side) if (layer.kind, len(layer.shape)) == (kind, rank)]
-            for side in (source, target)
-        )
-        if not columns:
-            continue
-        sizes, others = (
-            np.array([side[i].shape for i in chosen], float)
-            for side, chosen in ((source, rows), (target, columns))
-        )
-        product = np.ones((len(rows), len(columns)))
-        # Axes in torch's order, so that ties round as in the published code.
-        for axis in [-1, -2, *range(rank - 2)] if rank > 1 else [0]:
-            ratio = sizes[:, None, axis] / others[None, :, axis]
-            product *= np.minimum(ratio, 1 / ratio)
-        scores[np.ix_(rows, columns)] = product
+    if not source or not target:
+        return np.zeros((len(source), len(target)))
+    kinds, others = (
+        np.array([f"{layer.kind} {len(layer.shape)}" for layer in side])
+        for side in (source, target)
+    )
+    scores = (kinds[:, None] == others[None, :]).astype(float)
+    rank = max(2, *(len(layer.shape) for layer in (*source, *target)))
+    # An axis that a layer lacks has size 1.
+    sizes, others = (
+        np.array([(1,) * (rank - len(layer.shape)) + layer.shape for layer in side], float)
+        for side in (source, target)
+    )
+    # Axes in torch's order, so that ties round as in the published code.
+    for axis in (-1, -2, *range(rank - 2)):
+        ratio = sizes[:, None, axis] / others[None, :, axis]
+        scores *= np.minimum(ratio, 1 / ratio)
     return scores
 
 
@@ -56,7 +55,5 @@ def _places(layers: Sequence[Layer]) -> np.ndarray:
     for number, layer in enumerate(layers):
         before = [depths[path] for path in layer.inputs if path in depths]
         depths[layer.path] = max(before) + 1 if before else (0 if layer.inputs else number)
-    if not any(layer.inputs for layer in layers):
-        depths = {layer.path: number for number, layer in enumerate(layers)}
     places = np.array([depths[layer.path] for layer in layers], float)
     return places / max(places.max(initial=0.0), 1.0)
