@@ -69,7 +69,7 @@ def fit_leaves(
     if plan.channels is None:
         _fit_kernels(job)
         for pair in plan.layer_pairs:
-            _fit_vectors(job, pair, functools.partial(paste, centred=[True]))
+            _fit_vectors(job, pair, paste)
     else:
         _fit_consistently(job, plan.channels)
     _draw_heads(job)

@@ -1,7 +1,6 @@
 """Rules that copy a part of the source into the target: clip, full and uniform."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,24 +10,23 @@ from tlv_jax.arrays import namespace, noise, replace
 from tlv_jax.types import Array
 
 
-def paste(source: Any, target: Any, centred: Sequence[bool]) -> Any:
+def paste(source: Any, target: Any, centred: int | None = None) -> Any:
     """Copies as much of the source into the target as fits.
 
     Args:
       source: of the target's rank.
       target: gives shape, dtype, and the entries that the source does not cover.
-      centred: for each axis, whether the middle goes to the middle (towards the start where the
-        difference is odd) or the start to the start.
+      centred: how many leading axes put the middle into the middle, towards the start where the
+        difference is odd; all if None. The others put the start at the start.
     """
-
-    def window(sizes: Sequence[int], others: Sequence[int]) -> tuple[slice, ...]:
-        starts = [
-            max(n - m, 0) // 2 if c else 0 for n, m, c in zip(sizes, others, centred, strict=True)
-        ]
-        return tuple(slice(s, s + min(n, m)) for s, n, m in zip(starts, sizes, others, strict=True))
-
-    here, there = window(source.shape, target.shape), window(target.shape, source.shape)
-    return replace(target, there, source[here])
+    here, there = [], []
+    for axis, (n, m) in enumerate(zip(source.shape, target.shape, strict=True)):
+        size = min(n, m)
+        middle = centred is None or axis < centred
+        first, place = ((n - size) // 2, (m - size) // 2) if middle else (0, 0)
+        here.append(slice(first, first + size))
+        there.append(slice(place, place + size))
+    return replace(target, tuple(there), source[tuple(here)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Clip:
     def __call__(self, key: Array, source: Array, target: Array) -> Array:
         """Fits one parameter into another's shape, of equal rank. The key is not used."""
         xp = namespace(key, source, target)
-        return paste(source, xp.asarray(target), [True] * target.ndim)
+        return paste(source, xp.asarray(target))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +78,17 @@ class Uniform:
     its values. Spatial axes are clipped to their centres.
 
     "Initializing Models with Larger Ones" (ICLR 2024, arXiv 2311.18823) selects along every axis
-    and needs a larger source. Ours clips the spatial axes: pixels of a kernel belong side by side.
+    and needs a larger source. Ours clips the spatial axes.
     """
 
     def __call__(self, key: Array, source: Array, target: Array) -> Array:
         """Fits one kernel `[*spatial, I, O]` or vector `[C]`. The key is not used."""
         xp = namespace(key, source, target)
         spatial = max(target.ndim - 2, 0)
+        # Pixels of a kernel belong side by side: only channels are spread.
         for axis in range(spatial, target.ndim):
             n, m = source.shape[axis], target.shape[axis]
             if n > m:
                 chosen = np.linspace(0, n - 1, m).round().astype(int)
                 source = xp.take(source, chosen, axis=axis)
-        return paste(source, xp.asarray(target), [axis < spatial for axis in range(target.ndim)])
+        return paste(source, xp.asarray(target), centred=spatial)

@@ -45,8 +45,7 @@ class Magnitude:
                 source = xp.take(source, kept, axis=axis)
                 if self.constrained:
                     ranked = source
-        centred = [*[True] * (target.ndim - 2), False, False]
-        return paste(source, xp.asarray(target), centred)
+        return paste(source, xp.asarray(target), centred=target.ndim - 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Trace:
         if source.shape[-1] > target.shape[-1]:
             kept = _worthiest(source, -1, target.shape[-1], self.keep, xp)
             source = xp.take(source, kept, axis=-1)
-        return paste(source, xp.asarray(target), [True] * target.ndim)
+        return paste(source, xp.asarray(target))
 
 
 def _worthiest(kernel: Any, axis: int, count: int, keep: Extreme, xp: ModuleType) -> Any:

@@ -9,61 +9,36 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType, ModuleType
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
 from tlv_jax.arrays import ascending, namespace, noise, replace
 from tlv_jax.errors import check_option
+from tlv_jax.rules.copying import paste
 from tlv_jax.types import Array
 
 Select = Literal["max", "min", "interleaved", "two_tailed", "random"]
 NONE = -1  # a place that gets no channel of the source
 
 
-def max_ranks(size: int, count: int) -> np.ndarray:
-    """The `count` largest. Published as `maxVar`."""
-    return np.arange(size - count, size)
+def ranks(how: str, size: int, count: int) -> np.ndarray:
+    """The ranks of ascending variance that a choice takes: `count` of `size`. `[count]`.
 
-
-def min_ranks(size: int, count: int) -> np.ndarray:
-    """The `count` smallest. Published as `minVar`."""
-    del size
-    return np.arange(count)
-
-
-def interleaved_ranks(size: int, count: int) -> np.ndarray:
-    """Every k-th, k = size // count.
-
-    Published as `interLeaved`, which starts at rank 1 and so returns too few in some cases, such as
-    `count == size`. Ours then starts at rank 0.
+    Published as `maxVar`, `minVar`, `twoTailed` and `interLeaved`. `twoTailed` fails for an odd
+    count; ours takes one more of the largest. `interLeaved` takes every k-th, k = size // count,
+    from rank 1, and so returns too few in some cases, such as `count == size`; ours then starts at
+    rank 0.
     """
-    stride = size // count
-    start = min(1, size - 1 - stride * (count - 1))
-    return start + stride * np.arange(count)
-
-
-def two_tailed_ranks(size: int, count: int) -> np.ndarray:
-    """Half from each end.
-
-    Published as `twoTailed`, which fails for an odd `count`. Ours takes one more of the largest.
-    """
-    lower = count // 2
-    return np.concatenate([np.arange(lower), np.arange(size - (count - lower), size)])
-
-
-RANKS: Mapping[str, Callable[[int, int], np.ndarray]] = MappingProxyType(
-    {
-        "max": max_ranks,
-        "min": min_ranks,
-        "interleaved": interleaved_ranks,
-        "two_tailed": two_tailed_ranks,
-    }
-)
-"""The ranks of ascending variance that a choice takes: `(N, count) -> ranks [count]`."""
+    if how == "interleaved":
+        stride = size // count
+        start = min(1, size - 1 - stride * (count - 1))
+        return start + stride * np.arange(count)
+    smallest = {"max": 0, "two_tailed": count // 2, "min": count}[how]
+    return np.concatenate([np.arange(smallest), np.arange(size - (count - smallest), size)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +83,8 @@ class Variance:
 
     def __post_init__(self) -> None:
         """Raises an `OptionError` for values that are not listed above."""
-        check_option("keep", self.keep, (*RANKS, "random"))
-        check_option("remove", self.remove, (*RANKS, "random"))
+        check_option("keep", self.keep, get_args(Select))
+        check_option("remove", self.remove, get_args(Select))
         check_option("pad", self.pad, ("zero", "init"))
         check_option("pool", self.pool, ("avg", "max"))
 
@@ -119,25 +94,31 @@ class Variance:
         target = xp.asarray(target)
         *spatial, inputs, outputs = target.shape
         kernel = source.astype(xp.promote_types(source.dtype, np.float32), copy=False)
-        kernel, border = pad(pool(kernel, spatial, self.pool, xp), spatial, xp)
+        kernel = pool(kernel, spatial, self.pool, xp)
         given_inputs, given_outputs = kernel.shape[-2:]
+        # In the middle of zeros; an odd extra row comes last.
+        border = paste(np.zeros(kernel.shape[:-2], bool), np.ones(spatial, bool))
+        if border.any():
+            kernel = paste(kernel, xp.zeros((*spatial, *kernel.shape[-2:]), kernel.dtype))
 
-        def words(number: int, rows: int, *sizes: int) -> Any:
-            return noise(jax.random.fold_in(key, number), (rows, max(sizes)), xp)
+        def words(number: int, *shape: int) -> Any:
+            return noise(jax.random.fold_in(key, number), shape, xp)
 
         filters = self._places(
             (given_outputs, outputs),
-            lambda: words(0, 1, given_outputs, outputs),
-            lambda: filter_variance(kernel, xp),
-            lambda: filter_variance(target, xp),
+            lambda size: words(0, 1, size),
+            lambda: filter_variance(kernel if given_outputs > outputs else target, xp),
             xp,
         )[0]
         source_filters = xp.maximum(filters, 0)
         chosen = self._places(
             (given_inputs, inputs),
-            lambda: words(1, outputs, given_inputs, inputs),
-            lambda: input_variance(kernel, xp)[source_filters],
-            lambda: input_variance(target, xp),
+            lambda size: words(1, outputs, size),
+            lambda: (
+                input_variance(kernel, xp)[source_filters]
+                if given_inputs > inputs
+                else input_variance(target, xp)
+            ),
             xp,
         ).T
         if self.pad == "init" and border.any():
@@ -154,45 +135,39 @@ class Variance:
     def _places(
         self,
         sizes: tuple[int, int],
-        words: Callable[[], Any],
-        source_variance: Callable[[], Any],
-        target_variance: Callable[[], Any],
+        words: Callable[[int], Any],
+        variance: Callable[[], Any],
         xp: ModuleType,
     ) -> Any:
         """The source channel for each place of an axis, NONE for none. int32 `[rows or 1, M]`.
 
         Args:
           sizes: `(N, M)`, the numbers of source channels and of places.
-          words: random words, `[rows, max(N, M)]`. Like the variances, called only where needed.
-          source_variance: `[rows, N]`, or one row for all.
-          target_variance: `[rows, M]`, or one row for all.
+          words: random words, `size -> [rows, size]`. Called only where needed, as `variance` is.
+          variance: of the channels to choose from, the source's or the target's. `[rows or 1, N]`
+            or `[rows or 1, M]`.
           xp: NumPy or `jax.numpy`.
         """
         n, m = sizes
-        count = n - n % 2 if n < m and n > 1 and self.remove == "two_tailed" else min(n, m)
+        # Equal numbers at both ends, as published.
+        odd = n < m and n > 1 and n % 2 and self.remove == "two_tailed"
+        count = min(n, m) - bool(odd)
+        how = self.keep if n > m else self.remove if n < m else None
+        channels = chosen = xp.arange(count, dtype=np.int32)[None, :]
+        if how == "random":
+            chosen = ascending(words(max(n, m)))[:, :count]
+        elif how is not None:
+            chosen = ascending(variance())[:, ranks(how, max(n, m), count)]
         if n > m:
-            channels = choose(self.keep, count, words, source_variance)
-        else:
-            channels = xp.arange(count, dtype=np.int32)[None, :]
-        by_chance = self.keep if n > m else self.remove if n < m else None
-        if self.shuffle and by_chance != "random":
-            order = ascending(words()[:, :count])
-            rows = max(len(order), len(channels))
-            channels = xp.broadcast_to(channels, (rows, count))
-            channels = xp.take_along_axis(channels, xp.broadcast_to(order, (rows, count)), axis=1)
+            channels = chosen
+        # What was drawn at random is shuffled already.
+        if self.shuffle and how != "random":
+            order = ascending(words(max(n, m))[:, :count])
+            channels = xp.take_along_axis(channels, order, axis=1)
         if n >= m:
             return channels
-        places = choose(self.remove, count, words, target_variance)
-        empty = xp.full((max(len(places), len(channels)), m), NONE, np.int32)
-        return replace(empty, (np.arange(len(empty))[:, None], places), channels)
-
-
-def choose(how: Select, count: int, words: Callable[[], Any], variance: Callable[[], Any]) -> Any:
-    """Chooses `count` of N channels in each row. `-> int32 [rows, count]`."""
-    if how == "random":
-        return ascending(words())[:, :count]
-    order = ascending(variance())
-    return order[:, RANKS[how](order.shape[-1], count)]
+        empty = xp.full((max(len(chosen), len(channels)), m), NONE, np.int32)
+        return replace(empty, (np.arange(len(empty))[:, None], chosen), channels)
 
 
 def pool(kernel: Any, spatial: Sequence[int], how: str, xp: ModuleType) -> Any:
@@ -220,21 +195,6 @@ def pool(kernel: Any, spatial: Sequence[int], how: str, xp: ModuleType) -> Any:
             else:
                 kernel = functools.reduce(xp.maximum, shifted)
     return kernel.reshape(kernel.shape[-2 - len(spatial) :])
-
-
-def pad(kernel: Any, spatial: Sequence[int], xp: ModuleType) -> tuple[Any, np.ndarray]:
-    """Surrounds a kernel with zeros up to its target size; an odd extra row comes last.
-
-    Returns:
-      `[*spatial, I, O]`, and which pixels were added, `[*spatial]`.
-    """
-    widths = [
-        ((m - n) // 2, m - n - (m - n) // 2) for n, m in zip(kernel.shape, spatial, strict=False)
-    ]
-    inside = (slice(before, m - after) for (before, after), m in zip(widths, spatial, strict=True))
-    border = np.ones(spatial, bool)
-    border[tuple(inside)] = False
-    return (xp.pad(kernel, [*widths, (0, 0), (0, 0)]) if border.any() else kernel), border
 
 
 def filter_variance(kernel: Any, xp: ModuleType) -> Any:
