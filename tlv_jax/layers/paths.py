@@ -1,27 +1,16 @@
 """Name the leaves of any pytree by paths, and sort paths as a reader would."""
 
-import operator
 import re
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jax.tree_util import GetAttrKey
 
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.types import PyTree
 
 # Boxes around one array (NNX variables, Linen's partitioned parameters) end a key path with these.
 BOX_ATTRIBUTES = frozenset({"value", "raw_value", "get_value"})
-NAMES: Mapping[type, Callable[[Any], Any]] = MappingProxyType(
-    {
-        DictKey: operator.attrgetter("key"),
-        FlattenedIndexKey: operator.attrgetter("key"),
-        GetAttrKey: operator.attrgetter("name"),
-        SequenceKey: operator.attrgetter("idx"),
-    }
-)
 
 
 def is_array(leaf: Any) -> bool:
@@ -33,7 +22,7 @@ def leaf_path(keys: tuple[Any, ...]) -> str:
     """Joins JAX's key path by `/`: `(DictKey('conv1'), DictKey('kernel'))` -> `conv1/kernel`."""
     if keys and isinstance(keys[-1], GetAttrKey) and keys[-1].name in BOX_ATTRIBUTES:
         keys = keys[:-1]
-    return "/".join([str(NAMES.get(type(key), str)(key)) for key in keys])
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
@@ -51,6 +40,7 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
     met: dict[int, Any] = {}  # holds the nodes too: else an id could be used again
 
     def is_met_again(node: Any) -> bool:
+        # Two equal dicts are two places; a module is one, and its second place has no leaves.
         again = id(node) in met and not isinstance(node, dict | list | tuple)
         met[id(node)] = node
         return again
@@ -59,15 +49,13 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
         path = leaf_path(keys)
         if not jax.tree_util.all_leaves([leaf]):
             _refuse_shared(tree, leaf, path, name)
-            continue
-        if not is_array(leaf):
-            continue
-        if path in leaves:
-            raise ParameterTreeError(
-                f"{name}: two leaves have the path {path!r}, so a plan cannot tell them apart. "
-                "Rename one of the keys."
-            )
-        leaves[path] = leaf
+        elif is_array(leaf):
+            if path in leaves:
+                raise ParameterTreeError(
+                    f"{name}: two leaves have the path {path!r}, so a plan cannot tell them apart. "
+                    "Rename one of the keys."
+                )
+            leaves[path] = leaf
     if not leaves:
         raise ParameterTreeError(
             f"{name}: expected a pytree of arrays, got a {type(tree).__name__} without any. Pass "
