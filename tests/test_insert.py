@@ -378,4 +378,4 @@ def test_the_trace_tells_windows_that_stay(settings, stays):
     (labels,) = network.channels.values()
     assert labels.stays is stays
     shape = jax.eval_shape(network.fn, network.params, IMAGES).shape
-    assert labels.size == network.layers[0].size == shape[1:3]
+    assert network.layers[0].size == shape[1:3]

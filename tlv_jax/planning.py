@@ -38,7 +38,6 @@ def joined(sources: Sequence[Network]) -> tuple[tuple[tuple[Layer, ...], ...], C
                 labels,
                 reads=tuple(n if n == UNKNOWN else n + first for n in labels.reads),
                 writes=tuple(n if n == UNKNOWN else n + first for n in labels.writes),
-                inputs=tuple(f"{number}/{path}" for path in labels.inputs),
             )
         first += largest + 1
     return layers, graph

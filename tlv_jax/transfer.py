@@ -127,7 +127,8 @@ def plan_transfer(
         )
     added = Insertions((), {}, target.channels or {})
     if method.insert == "identity":
-        added = plan_insertions(flatten_blocks(wanted), matched, added.graph)
+        left = [layer for layer in flatten_blocks(wanted) if layer.path not in matched]
+        added = plan_insertions(target.layers, left, added.graph)
     channels = None
     if method.channels is not None and source_graph is not None:
         channels = plan_channels(pairs, method.channels, source_graph, added.graph)

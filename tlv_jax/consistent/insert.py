@@ -51,7 +51,7 @@ class Insertions:
 
 
 def plan_insertions(
-    layers: Sequence[Layer], matched: Collection[str], graph: ChannelGraph
+    layers: Sequence[Layer], left: Sequence[Layer], graph: ChannelGraph
 ) -> Insertions:
     """Decides how target layers without a source can leave the function as it is.
 
@@ -66,24 +66,24 @@ def plan_insertions(
     nothing are exact in both modes.
 
     Args:
-      layers: target layers of the kinds that are transferred.
-      matched: paths of those with a source.
+      layers: of the target network.
+      left: those of the kinds that are transferred that have no source.
       graph: the channels of the target network.
     """
-    added = {layer.path: layer for layer in layers if layer.path not in matched}
+    added = {layer.path: layer for layer in left}
     reasons: dict[str, str] = {}
-    users = {path: [user for user in graph if path in graph[user].inputs] for path in added}
-    adding = _adding(added, graph)
+    users = {path: [user for user in layers if path in user.inputs] for path in added}
+    adding = _adding(layers, added, graph)
     roles: dict[str, Inserted] = {}
     quiet: set[str] = set()  # their outputs reach nothing
-    for path in reversed([path for path in graph if path in added]):
+    for path in reversed([layer.path for layer in layers if layer.path in added]):
         layer, labels = added[path], graph[path]
         norms = [
-            user
+            user.path
             for user in users[path]
-            if user in added and added[user].kind == "norm" and graph[user].inputs == (path,)
+            if user.path in added and user.kind == "norm" and user.inputs == (path,)
         ]
-        if users[path] and quiet.issuperset(users[path]):
+        if users[path] and quiet.issuperset(user.path for user in users[path]):
             quiet.add(path)
             reasons[path] = "inserted, within a branch that adds nothing"
         elif path in adding and not labels.gated and not norms:
@@ -97,24 +97,25 @@ def plan_insertions(
                     reasons[norm] = "inserted, behind a layer that cannot be an identity"
         else:
             roles[path] = _identity(layer)
-    inserted = tuple(roles[path] for path in graph if path in roles)
+    inserted = tuple(roles[layer.path] for layer in layers if layer.path in roles)
     passing = [entry.layer.path for entry in inserted if entry.role == "identity"]
     return Insertions(inserted, reasons, _passed_on(graph, passing))
 
 
-def _adding(added: Mapping[str, Layer], graph: ChannelGraph) -> set[str]:
+def _adding(layers: Sequence[Layer], added: Collection[str], graph: ChannelGraph) -> set[str]:
     """The inserted kernel layers that add to outputs of matched ones, and the norms after them."""
     written: set[int] = set()
     adding: set[str] = set()
-    for path, labels in graph.items():
-        layer = added.get(path)
-        if layer is None:
+    for layer in layers:
+        labels = graph[layer.path]
+        if layer.path not in added:
             written.update(labels.writes)
         elif layer.kind == "norm":
-            if len(labels.inputs) == 1 and adding.issuperset(labels.inputs):
-                adding.add(path)
-        elif labels.groups < len(labels.reads) and written.issuperset(labels.writes):
-            adding.add(path)  # a depthwise conv writes the channels that it reads, but adds nothing
+            if len(layer.inputs) == 1 and adding.issuperset(layer.inputs):
+                adding.add(layer.path)
+        elif layer.groups < len(labels.reads) and written.issuperset(labels.writes):
+            # A depthwise conv writes the channels that it reads, but adds nothing.
+            adding.add(layer.path)
     return adding
 
 

@@ -155,8 +155,8 @@ def plan_channels(
                 pair.target.path,
                 reads=_axis(target.reads, source.reads, places, spaces),
                 writes=_axis(target.writes, source.writes, places, spaces),
-                source_groups=source.groups,
-                target_groups=target.groups,
+                source_groups=pair.source.groups,
+                target_groups=pair.target.groups,
             )
         )
     axes = [axis for layer in layers for axis in (layer.reads, layer.writes)]
