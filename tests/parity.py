@@ -12,7 +12,7 @@ from flax import traverse_util
 from helpers import import_torchvision, relative_error
 
 import importers
-from importers.conversion import entries_of, model_of
+from importers.entries import entries_of, model_of
 from tlv_jax import models
 
 torchvision = import_torchvision()

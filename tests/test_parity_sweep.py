@@ -19,13 +19,16 @@ torchvision = import_torchvision()
 TOLERANCE, TRAINING_TOLERANCE = 1e-5, 1e-4
 NAMES = torchvision.models.list_models(module=torchvision.models)
 COLUMNS = ("name", "parameters", "first third", "second third", "last third", "logits", "training")
-HEADER = (
-    "# Parity with torchvision\n\n"
-    "Written by `make parity`, in float32 on the CPU, with random weights and batch statistics. An "
-    "error is the\nlargest difference from torchvision over the largest value of the same output; "
-    "a cell has the worst of its\nlayers, by depth, over all sizes. Training compares logits and "
-    "updated batch statistics. Tolerances: 1e-5, in\ntraining 1e-4.\n\n"
-)
+HEADER = """\
+# Parity with torchvision
+
+Every network of torchvision with random weights and batch statistics, in float32 on the CPU.
+An error is the largest difference from torchvision over the largest value of the same output.
+Each cell has the worst error of its layers, by depth, over all sizes of images. In training,
+logits and updated batch statistics are compared. Tolerances: 1e-5, in training 1e-4.
+`make parity` measures all of it and writes this file.
+
+"""
 
 
 class Sizes(NamedTuple):
@@ -68,8 +71,7 @@ def test_every_layer_matches_torchvision(name, request):
     worst = [max(errors) for errors in depths]
     training = max((*logits, *stats.values()))
     row = [name, f"{parameter_count(name):,}", *(f"{error:.1e}" for error in (*worst, training))]
-    row.append(f"{time.perf_counter() - start:.0f}")
-    print(*row, sep="  ", flush=True)
+    print(*row, f"{time.perf_counter() - start:.0f} s", sep="  ", flush=True)
     assert max(worst) <= TOLERANCE
     assert training <= TRAINING_TOLERANCE
     if request.config.option.parity_table:
@@ -82,6 +84,6 @@ def keep(row, path):
     rows = {match[1]: line for line in lines if (match := re.match(r"\| `(\w+)` \|", line))}
     cells = [f"`{row[0]}`", *row[1:]]
     rows[row[0]] = f"| {' | '.join(cells)} |"
-    titles = f"| {' | '.join((*COLUMNS, 'seconds'))} |\n|{' --- |' * len(cells)}\n"
+    titles = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(cells)}\n"
     path.parent.mkdir(exist_ok=True)
     path.write_text(HEADER + titles + "".join(f"{rows[name]}\n" for name in sorted(rows)))
