@@ -19,10 +19,10 @@ import numpy as np
 from tlv_jax import rules
 from tlv_jax.arrays import replace
 from tlv_jax.consistent.apply import (
+    axis_places,
     choose_kernel,
     identity_kernel,
     kept_channels,
-    norm_places,
     take_places,
 )
 from tlv_jax.consistent.insert import IDENTITY
@@ -145,14 +145,12 @@ def _fit_consistently(job: _Fitting, channels: ChannelPlan) -> None:
     sources = [pair.source for pair in pairs if pair.source.kind != "norm"]
     kernels = {layer.path: take_kernel(layer, job.source) for layer in sources}
     kept = kept_channels(channels, kernels, xp)
-    chosen = {layer.target: layer for layer in channels.layers}
-    for pair in pairs:
-        layer = chosen[pair.target.path]
+    for pair, layer in zip(pairs, channels.layers, strict=True):
         given, own = job.kernels(pair)
         if pair.target.kind == "norm":
-            writes = norm_places(layer, kept, len(given), len(own), xp)
+            writes = axis_places(layer.writes, kept, None, xp)
         else:
-            given, inside, writes = choose_kernel(channels, layer, kept, given, own.shape, xp)
+            given, inside, writes = choose_kernel(channels, pair, layer, kept, given, xp)
             new = _fit(job, job.key_of(pair.target), given, own)
             put_kernel(pair.target, xp.where(inside, new, own), job.fitted)
         _fit_vectors(job, pair, functools.partial(take_places, xp=xp, places=writes))

@@ -3,18 +3,23 @@
 A place is a position along an axis of the source; NONE where an entry of the target gets nothing.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from tlv_jax.arrays import largest, replace
+from tlv_jax.arrays import largest
 from tlv_jax.consistent.plan import NONE, Axis, ChannelPlan, LayerChannels
+from tlv_jax.rules.magnitude import magnitudes
+from tlv_jax.types import LayerPair
 
 
-def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType) -> list[Any]:
-    """For each space the source channel of each target channel, NONE for none. `[wanted]`.
+def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType) -> Any:
+    """The label of the source channel that each target channel gets, by number; NONE for none.
 
     Args:
       plan: of the channels.
@@ -22,96 +27,66 @@ def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType)
       xp: NumPy or `jax.numpy`.
     """
     kept: list[Any] = []
-    layers = {layer.target: layer for layer in plan.layers}
     for space in plan.spaces:
-        numbers = np.arange(space.wanted)
-        if space.wanted > space.size:
-            copies = numbers % space.size if plan.grow == "copy" else NONE
-            kept.append(np.where(numbers < space.size, numbers, copies))
-        elif space.wanted < space.size and plan.rank != "first" and space.writers:
-            source, target = space.first
-            if plan.rank == "trace" and source in kernels:  # not so if a norm comes first
-                worth = _traced_worth(kernels[source], layers[target], kept, xp)
-            else:
-                worth = sum(_worth(kernels[path], plan.rank, xp) for path in space.writers)
-            kept.append(largest(worth, space.wanted, xp))
-        else:
-            kept.append(numbers)
-    return kept
+        labels = np.array(space.given, np.int32)
+        missing = space.wanted - len(labels)
+        if missing > 0 and plan.grow == "copy":
+            labels = np.resize(labels, space.wanted)
+        elif missing > 0:
+            labels = np.pad(labels, (0, missing), constant_values=NONE)
+        elif missing < 0 and plan.rank != "first" and space.writers:
+            reads = None
+            if space.reads is not None:
+                reads = axis_places(space.reads, xp.concatenate(kept), None, xp)
+            worth = sum(_worth(kernels[path], reads, plan.rank, xp) for path in space.writers)
+            labels = xp.asarray(labels)[largest(worth, space.wanted, xp)]
+        kept.append(labels[: space.wanted])
+    return xp.concatenate(kept)
 
 
-def _worth(kernel: Any, rank: str, xp: ModuleType) -> Any:
-    """The worth of each output channel in one layer, as a share of the layer. `[O]`."""
-    wide = kernel.astype(np.float32, copy=False)
-    axes = tuple(range(kernel.ndim - 1))
-    worth = xp.var(wide, axis=axes) if rank == "variance" else xp.abs(wide).sum(axis=axes)
+def _worth(kernel: Any, reads: Any, rank: str, xp: ModuleType) -> Any:
+    """The worth of each output channel in one layer, over the inputs that it keeps. `[O]`."""
+    kernel = kernel.astype(np.float32, copy=False)
+    if reads is not None:
+        taken = kernel[..., xp.maximum(reads, 0), :]
+        kernel = xp.where(xp.broadcast_to((reads != NONE)[:, None], taken.shape), taken, 0)
+    if rank == "variance":
+        worth = xp.var(kernel, axis=tuple(range(kernel.ndim - 1)))
+    else:
+        worth = magnitudes(kernel, -1, xp)
+    # As a share of the layer: no layer counts for more because its weights are larger.
     return worth / xp.maximum(worth.sum(), np.finfo(np.float32).tiny)
 
 
-def _traced_worth(kernel: Any, layer: LayerChannels, kept: Sequence[Any], xp: ModuleType) -> Any:
-    """The worth of each output channel over the inputs that are kept. `[O]`.
-
-    All inputs count in a grouped kernel, whose groups read different ones, and in a kernel that
-    adds to what it reads: those channels are not chosen yet.
-    """
-    decided = all(number < len(kept) for number, _ in layer.reads.places)
-    if decided and not layer.reads.own and layer.source_groups == 1:
-        chosen = _axis_places(layer.reads, kept, None, xp)
-        taken = kernel[..., xp.maximum(chosen, 0), :]
-        kernel = xp.where(xp.broadcast_to((chosen != NONE)[:, None], taken.shape), taken, 0)
-    return _worth(kernel, "magnitude", xp)
-
-
 def choose_kernel(
-    plan: ChannelPlan,
-    layer: LayerChannels,
-    kept: Sequence[Any],
-    source: Any,
-    shape: tuple[int, ...],
-    xp: ModuleType,
+    plan: ChannelPlan, pair: LayerPair, layer: LayerChannels, kept: Any, source: Any, xp: ModuleType
 ) -> tuple[Any, Any, Any]:
-    """Takes the chosen channels of a source kernel.
-
-    Args:
-      plan: of the channels.
-      layer: the kernel's.
-      kept: from `kept_channels`.
-      source: `[*spatial, I, O]`.
-      shape: of the target, `[*spatial', I', O']`.
-      xp: NumPy or `jax.numpy`.
+    """Takes the chosen channels of a source kernel `[*spatial, I, O]`.
 
     Returns:
       `[*spatial, I', O']`; which of its entries come from the source, `[I', O']`; and the places of
       the outputs, `[O']`.
     """
-    inputs, outputs = shape[-2:]
-    weight = xp.abs(source.astype(np.float32, copy=False)).sum(
-        axis=tuple(range(source.ndim - 2))
-    )  # [I, O]
-    own_writes = _own_places(weight.sum(axis=0), outputs, plan.rank, xp)
-    writes = _axis_places(layer.writes, kept, own_writes, xp)
-    if layer.source_groups == source.shape[-1] and inputs * layer.target_groups == outputs:
-        own_reads = writes  # a filter of a depthwise kernel reads the channel that it writes
+    ranked = plan.rank != "first"
+    by_outputs = functools.partial(magnitudes, source, -1, xp) if ranked else None
+    writes = axis_places(layer.writes, kept, by_outputs, xp)
+    depthwise = pair.source.groups == source.shape[-1]
+    if layer.reads.own and depthwise and len(layer.reads.wanted) == len(layer.writes.wanted):
+        reads = writes  # a filter of a depthwise kernel reads the channel that it writes
     else:
         # Each group of a kernel numbers its inputs from 0: ranking those numbers says nothing.
-        rank = "first" if layer.source_groups > 1 else plan.rank
-        worth = xp.tile(weight.sum(axis=1), layer.source_groups)
-        own_reads = _own_places(worth, inputs * layer.target_groups, rank, xp)
-    reads = _axis_places(layer.reads, kept, own_reads, xp)
-    given, inside = _gather(layer, reads, writes, source, (inputs, outputs), xp)
-    if plan.grow == "copy" and layer.target_groups == 1:
-        copies = _copies_of(reads, source.shape[-2] * layer.source_groups, xp)
-        columns = copies.reshape((1,) * (given.ndim - 2) + (-1, 1))
-        given = (given / columns).astype(source.dtype)
+        ranked = ranked and pair.source.groups == 1
+        by_inputs = functools.partial(magnitudes, source, -2, xp) if ranked else None
+        reads = axis_places(layer.reads, kept, by_inputs, xp)
+    given, inside = _gather(pair, reads, writes, source, xp)
+    if plan.grow == "copy" and pair.target.groups == 1:
+        # Copies of a channel share its weights, so that their sum stays the same.
+        ordered = xp.sort(reads)
+        first, end = (xp.searchsorted(ordered, reads, side=side) for side in ("left", "right"))
+        copies = xp.where(reads == NONE, 1, end - first).astype(np.float32)
+        copies = copies.reshape((1,) * (given.ndim - 2) + (-1, 1))
+        given = (given / copies).astype(source.dtype)
     return given, inside, writes
-
-
-def norm_places(
-    layer: LayerChannels, kept: Sequence[Any], size: int, count: int, xp: ModuleType
-) -> Any:
-    """The place of each channel of a norm among the `size` of the source. `[count]`."""
-    own = _own_places(np.ones(size, np.float32), count, "first", xp)
-    return _axis_places(layer.writes, kept, own, xp)
 
 
 def take_places(source: Any, target: Any, places: Any, xp: ModuleType) -> Any:
@@ -120,69 +95,60 @@ def take_places(source: Any, target: Any, places: Any, xp: ModuleType) -> Any:
     return xp.where(places == NONE, target, taken)
 
 
-def _axis_places(axis: Axis, kept: Sequence[Any], own: Any, xp: ModuleType) -> Any:
+def axis_places(axis: Axis, kept: Any, worth: Callable[[], Any] | None, xp: ModuleType) -> Any:
     """The place of each entry of a target axis. `[n]`.
 
     Args:
       axis: of the plan.
       kept: from `kept_channels`.
-      own: the places if the layer ranks its own channels, `[n]`.
+      worth: of the source's entries, for a layer that ranks its own; None keeps the first.
       xp: NumPy or `jax.numpy`.
     """
+    size, count = len(axis.given), len(axis.wanted)
+    if axis.own and worth and count < size:
+        return largest(worth(), count, xp)
     if axis.own:
-        return own
-    space, channel, occurrence = map(np.array, (axis.space, axis.channel, axis.occurrence))
-    result = xp.full(len(space), NONE, np.int32)
-    for number, places in axis.places:
-        entries = np.flatnonzero(space == number)
-        chosen = kept[number][channel[entries]]
-        stands = xp.asarray(places)[chosen, occurrence[entries]]
-        result = replace(result, entries, xp.where(chosen == NONE, NONE, stands))
-    return result
+        return xp.asarray(np.where(np.arange(count) < size, np.arange(count), NONE))
+    given, occurrence = np.array(axis.given), _occurrences(axis.given)
+    low, high = given.min(), given.max()
+    # Where each label from low to high stands: flattening repeats it, and each time is a column.
+    # All others share the last row.
+    stands = np.full((high - low + 2, occurrence.max() + 1), NONE, np.int32)
+    stands[given - low, occurrence] = np.arange(size)
+    rows = xp.clip(kept[np.array(axis.wanted)] - low, -1, high - low + 1)
+    columns = np.minimum(_occurrences(axis.wanted), occurrence.max())
+    return xp.asarray(stands)[rows, columns]
 
 
-def _own_places(worth: Any, count: int, rank: str, xp: ModuleType) -> Any:
-    """The worthiest entries in their order, or all, then NONE. `[n] -> [count]`."""
-    size = len(worth)
-    if count >= size or rank == "first":
-        numbers = np.arange(count)
-        return xp.asarray(np.where(numbers < size, numbers, NONE))
-    return largest(worth, count, xp)
+def _occurrences(labels: Sequence[int]) -> np.ndarray:
+    """How many equal labels stand before each. `[n]`."""
+    counts: dict[int, Iterator[int]] = defaultdict(itertools.count)
+    return np.array([next(counts[label]) for label in labels])
 
 
 def _gather(
-    layer: LayerChannels,
-    reads: Any,
-    writes: Any,
-    source: Any,
-    shape: tuple[int, int],
-    xp: ModuleType,
+    pair: LayerPair, reads: Any, writes: Any, source: Any, xp: ModuleType
 ) -> tuple[Any, Any]:
     """Takes inputs `reads [I' * groups']` and outputs `writes [O']` out of `[*spatial, I, O]`.
 
     Returns:
       `[*spatial, I', O']`, and which of its entries come from the source, `[I', O']`.
     """
-    inputs, outputs = shape
-    per_group = source.shape[-2]
-    if layer.source_groups == layer.target_groups == 1:
+    if pair.source.groups == pair.target.groups == 1:
+        # One axis after the other: places for each weight of a large kernel would take gigabytes.
         taken = xp.take(source, xp.maximum(reads, 0), axis=-2)
         taken = xp.take(taken, xp.maximum(writes, 0), axis=-1)
         return taken, (reads != NONE)[:, None] & (writes != NONE)[None, :]
     # The source has a weight only where input and output are in one of its groups.
-    group = np.arange(outputs) // (outputs // layer.target_groups)
+    inputs, outputs = pair.target.shape[-2:]
+    per_group = source.shape[-2]
+    group = np.arange(outputs) // (outputs // pair.target.groups)
     reads = reads[group[None, :] * inputs + np.arange(inputs)[:, None]]
-    source_group = writes // (source.shape[-1] // layer.source_groups)
+    source_group = writes // (source.shape[-1] // pair.source.groups)
     local = reads - source_group[None, :] * per_group
     inside = (reads != NONE) & (local >= 0) & (local < per_group) & (writes != NONE)[None, :]
     taken = source[..., xp.clip(local, 0, per_group - 1), xp.maximum(writes, 0)[None, :]]
     return taken, inside
-
-
-def _copies_of(places: Any, size: int, xp: ModuleType) -> Any:
-    """How many entries of the target get the same entry of the source. `[n] -> [n]`."""
-    counts = (places[:, None] == np.arange(size)[None, :]).sum(axis=0).astype(np.float32)
-    return xp.where(places == NONE, np.float32(1), counts[xp.maximum(places, 0)])
 
 
 def identity_kernel(shape: tuple[int, ...]) -> np.ndarray:

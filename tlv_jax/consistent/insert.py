@@ -16,6 +16,7 @@ from tlv_jax.layers.channels import UNKNOWN, ChannelGraph, LayerLabels
 from tlv_jax.types import Layer
 
 GATED = "what it would add is multiplied with another layer's output"
+# After so many batches (`count`), debiasing an average changes nothing.
 IDENTITY = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "count": 2**20}
 
 
@@ -26,13 +27,20 @@ class Inserted:
     Attributes:
       layer: of the target.
       role: `identity` passes its inputs on; `zero` ends a branch that adds nothing.
-      constants: `(leaf path, value)` of each leaf that is filled. For the kernel of an identity see
-        `tlv_jax.consistent.apply.identity_kernel`.
     """
 
     layer: Layer
     role: Literal["identity", "zero"]
-    constants: tuple[tuple[str, float], ...]
+
+    @property
+    def constants(self) -> list[tuple[str, float]]:
+        """`(leaf path, value)` of each leaf that is filled with one value."""
+        weight = "scale" if self.layer.kind == "norm" else "kernel"
+        leaves = ((weight, self.layer.weight), *self.layer.vectors)
+        if self.role == "zero":
+            return [(path, 0.0) for name, path in leaves if name in ("kernel", "scale", "bias")]
+        # The kernel of an identity is `tlv_jax.consistent.apply.identity_kernel`.
+        return [(path, IDENTITY[name]) for name, path in leaves if name != "kernel"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +96,16 @@ def plan_insertions(
             reasons[path] = "inserted, within a branch that adds nothing"
         elif path in adding and not labels.gated and not norms:
             quiet.add(path)
-            roles[path] = _zero(layer)
+            roles[path] = Inserted(layer, "zero")
             reasons[path] = "inserted, at the end of a branch that adds nothing"
         elif why := GATED if path in adding else _not_identity(layer, labels, roles, norms):
             reasons[path] = f"inserted, but {why}"
+            # Behind a kernel that keeps its initial values, its norm keeps them too.
             for norm in norms:
                 if roles.pop(norm, None):
                     reasons[norm] = "inserted, behind a layer that cannot be an identity"
         else:
-            roles[path] = _identity(layer)
+            roles[path] = Inserted(layer, "identity")
     inserted = tuple(roles[layer.path] for layer in layers if layer.path in roles)
     passing = [entry.layer.path for entry in inserted if entry.role == "identity"]
     return Insertions(inserted, reasons, _passed_on(graph, passing))
@@ -117,17 +126,6 @@ def _adding(layers: Sequence[Layer], added: Collection[str], graph: ChannelGraph
             # A depthwise conv writes the channels that it reads, but adds nothing.
             adding.add(layer.path)
     return adding
-
-
-def _zero(layer: Layer) -> Inserted:
-    vectors = ((path, 0.0) for name, path in layer.vectors if name == "bias")
-    return Inserted(layer, "zero", ((layer.weight, 0.0), *vectors))
-
-
-def _identity(layer: Layer) -> Inserted:
-    vectors = ((path, IDENTITY[name]) for name, path in layer.vectors)
-    scale = ((layer.weight, IDENTITY["scale"]),) if layer.kind == "norm" else ()
-    return Inserted(layer, "identity", (*scale, *vectors))
 
 
 def inserted_leaves(entry: Inserted) -> tuple[str, ...]:

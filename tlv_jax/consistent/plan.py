@@ -6,10 +6,11 @@ channel, and every kernel, bias, norm and running statistic follows it: through 
 concatenations, gates, grouped and depthwise convolutions, and flattening.
 
 Words: a *space* is a set of source channels from which the outputs of some target layer are chosen.
-Target channels are numbered within it: the q-th one gets the q-th kept source channel.
+The target's channels are numbered through all spaces.
 """
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -17,7 +18,7 @@ from tlv_jax.errors import check_option
 from tlv_jax.layers.channels import UNKNOWN, ChannelGraph
 from tlv_jax.types import LayerPair
 
-NONE = -1  # a place that gets no channel of the source
+NONE = -2  # no channel of the source; -1 is the label of those that no layer wrote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,51 +46,43 @@ class ConsistentChannels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
-    """Source channels from which target channels are chosen.
-
-    Attributes:
-      size: number of source channels.
-      wanted: number of target channels.
-      writers: paths of the source layers whose kernels rank them.
-      first: paths of the first source and target layer that write them.
-    """
-
-    size: int
-    wanted: int
-    writers: tuple[str, ...]
-    first: tuple[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
 class Axis:
     """Which entry of a source axis each entry of a target axis gets.
 
     Attributes:
-      space: number of the space, per entry; -1 for an entry in no space.
-      channel: number within the space, per entry.
-      places: for each space used, the places of its channels along the source axis, with one column
-        for each time that a channel occurs; -1 for nowhere.
-      occurrence: which of these columns, per entry.
+      wanted: the number of each target entry's channel.
+      given: the label of each source entry's channel.
       own: whether the layer ranks its own channels, because its neighbours' do not lead here.
     """
 
-    space: tuple[int, ...]
-    channel: tuple[int, ...]
-    places: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]
-    occurrence: tuple[int, ...]
+    wanted: tuple[int, ...]
+    given: tuple[int, ...]
     own: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Source channels from which target channels are chosen.
+
+    Attributes:
+      given: labels of the source's channels.
+      wanted: how many target channels.
+      writers: paths of the source layers whose kernels rank them.
+      reads: the inputs over which these kernels count; None for all.
+    """
+
+    given: tuple[int, ...]
+    wanted: int
+    writers: tuple[str, ...] = ()
+    reads: Axis | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerChannels:
     """The two channel axes of one pair of layers; both are the same for a norm."""
 
-    target: str
     reads: Axis
     writes: Axis
-    source_groups: int
-    target_groups: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +92,7 @@ class ChannelPlan:
     Attributes:
       rank: of `ConsistentChannels`.
       grow: of `ConsistentChannels`.
-      spaces: the spaces, by number.
+      spaces: in the order in which their channels are numbered.
       layers: one entry for each pair.
       consistent: the share of the target's channel axes that follow their neighbours.
     """
@@ -122,8 +115,7 @@ def plan_channels(
     A target layer that shares its outputs with no earlier layer opens a space: it gets the channels
     that its source writes. Whatever reads those outputs, or adds to them, looks its channels up
     there. Where the two graphs differ, and the source layer lacks these channels, the layer ranks
-    its own as a rule would. Channels that no layer wrote, such as an image's, keep their order if
-    both layers have equally many.
+    its own as a rule would.
 
     Args:
       pairs: of the plan, in the target's order.
@@ -131,81 +123,53 @@ def plan_channels(
       source_graph: the channels of the source network.
       target_graph: the channels of the target network.
     """
-    # For each target label its space, and its number there.
-    places: dict[int, tuple[int, int]] = {UNKNOWN: (0, 0)}
-    spaces: list[tuple[tuple[int, ...], int, list[str], tuple[str, str]]] = [
-        ((UNKNOWN,), 1, [], ("", ""))
-    ]
-    writers: dict[tuple[int, ...], list[str]] = {}
-    labelled = [
-        (pair, source_graph[pair.source.path], target_graph[pair.target.path]) for pair in pairs
-    ]
-    for pair, source, _ in labelled:
-        if pair.source.kind != "norm" and pair.source.path not in writers.get(source.writes, ()):
-            writers.setdefault(source.writes, []).append(pair.source.path)
+    writers: dict[tuple[int, ...], dict[str, None]] = defaultdict(dict)
+    for pair in pairs:
+        if pair.source.kind != "norm":
+            writers[source_graph[pair.source.path].writes][pair.source.path] = None
+    # Numbers 0 and 1 are no channel, and all channels that no layer wrote.
+    spaces = [Space((NONE, UNKNOWN), 2)]
+    numbers = {UNKNOWN: (1, 0)}  # of each target label, with its space
+    count = 2
     layers = []
-    for pair, source, target in labelled:
-        given, wanted = _written(source.writes), dict.fromkeys(_written(target.writes))
-        if given and wanted and not any(label in places for label in wanted):
-            places |= {label: (len(spaces), number) for number, label in enumerate(wanted)}
-            first = pair.source.path, pair.target.path
-            spaces.append((given, len(wanted), writers.get(given, []), first))
-        layers.append(
-            LayerChannels(
-                pair.target.path,
-                reads=_axis(target.reads, source.reads, places, spaces),
-                writes=_axis(target.writes, source.writes, places, spaces),
-                source_groups=pair.source.groups,
-                target_groups=pair.target.groups,
-            )
+    for pair in pairs:
+        source, target = source_graph[pair.source.path], target_graph[pair.target.path]
+        given = tuple(label for label in source.writes if label != UNKNOWN)
+        wanted = dict.fromkeys(label for label in target.writes if label != UNKNOWN)
+        opens = given and wanted and numbers.keys().isdisjoint(wanted)
+        if opens:
+            numbers |= {label: (count + n, len(spaces)) for n, label in enumerate(wanted)}
+            spaces.append(Space(given, len(wanted), tuple(writers.get(given, ()))))
+        reads, writes = (
+            _axis(wanted, given, numbers, spaces)
+            for wanted, given in ((target.reads, source.reads), (target.writes, source.writes))
         )
+        layers.append(LayerChannels(reads, writes))
+        if opens and channels.rank == "trace" and pair.source.kind != "norm":
+            # All inputs count in a grouped kernel, whose groups read different ones, and in one
+            # that adds to what it reads: those channels are not chosen yet.
+            chosen = not reads.own and pair.source.groups == 1 and max(reads.wanted) < count
+            first = (pair.source.path,)
+            spaces[-1] = Space(given, len(wanted), first, reads if chosen else None)
+        count = sum(space.wanted for space in spaces)
     axes = [axis for layer in layers for axis in (layer.reads, layer.writes)]
-    return ChannelPlan(
-        rank=channels.rank,
-        grow=channels.grow,
-        spaces=tuple(
-            Space(len(labels), wanted, tuple(by), first) for labels, wanted, by, first in spaces
-        ),
-        layers=tuple(layers),
-        consistent=sum(not axis.own for axis in axes) / max(len(axes), 1),
-    )
-
-
-def _written(labels: Sequence[int]) -> tuple[int, ...]:
-    return tuple(label for label in labels if label != UNKNOWN)
+    share = sum(not axis.own for axis in axes) / max(len(axes), 1)
+    return ChannelPlan(channels.rank, channels.grow, tuple(spaces), tuple(layers), share)
 
 
 def _axis(
-    target: Sequence[int],
-    source: Sequence[int],
-    places: Mapping[int, tuple[int, int]],
-    spaces: Sequence[tuple[tuple[int, ...], int, list[str], tuple[str, str]]],
+    target: tuple[int, ...],
+    source: tuple[int, ...],
+    numbers: Mapping[int, tuple[int, int]],
+    spaces: Sequence[Space],
 ) -> Axis:
-    standing: dict[int, list[int]] = {}
-    for place, label in enumerate(source):
-        standing.setdefault(label, []).append(place)
-    lost = target.count(UNKNOWN) != source.count(UNKNOWN)
-    nothing = NONE, NONE
-    known = [
-        nothing if lost and label == UNKNOWN else places.get(label, nothing) for label in target
-    ]
-    seen: dict[int, int] = {}
-    occurrence = []
-    for label in target:
-        occurrence.append(seen.get(label, 0))
-        seen[label] = occurrence[-1] + 1
-    used = sorted({space for space, _ in known} - {NONE})
-    columns = max((len(where) for where in standing.values()), default=1)
-    nowhere = (NONE,) * columns
-    tables = {
-        space: tuple((*standing.get(label, ()), *nowhere)[:columns] for label in spaces[space][0])
-        for space in used
-    }
-    found = sum(any(row[0] != NONE for row in table) for table in tables.values())
-    return Axis(
-        space=tuple(space for space, _ in known),
-        channel=tuple(number for _, number in known),
-        places=tuple(tables.items()),
-        occurrence=tuple(min(number, columns - 1) for number in occurrence),
-        own=2 * found < len(tables) or not tables,
-    )
+    # Channels that no layer wrote, such as an image's, keep their order, if there are equally many.
+    lost = UNKNOWN if target.count(UNKNOWN) != source.count(UNKNOWN) else None
+    nothing = 0, None
+    found = [nothing if label == lost else numbers.get(label, nothing) for label in target]
+    used = {space for _, space in found if space is not None}
+    here = set(source)
+    shared = [space for space in used if not here.isdisjoint(spaces[space].given)]
+    # The layer ranks its own channels where most of the spaces that it reads do not lead here.
+    own = not used or 2 * len(shared) < len(used)
+    return Axis(tuple(number for number, _ in found), source, own)

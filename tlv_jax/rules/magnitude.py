@@ -81,8 +81,13 @@ class Trace:
         return paste(source, xp.asarray(target))
 
 
+def magnitudes(kernel: Any, axis: int, xp: ModuleType) -> Any:
+    """The sum of absolute weights of each entry of an axis. float32 `[n]`."""
+    others = tuple(a for a in range(kernel.ndim) if a != axis % kernel.ndim)
+    return xp.abs(kernel.astype(np.float32, copy=False)).sum(axis=others)
+
+
 def _worthiest(kernel: Any, axis: int, count: int, keep: Extreme, xp: ModuleType) -> Any:
     """The `count` entries of an axis with the largest absolute sums, in their own order."""
-    others = tuple(a for a in range(kernel.ndim) if a != axis % kernel.ndim)
-    sums = xp.abs(kernel.astype(np.float32, copy=False)).sum(axis=others)
+    sums = magnitudes(kernel, axis, xp)
     return largest(sums if keep == "max" else -sums, count, xp)
