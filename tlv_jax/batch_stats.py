@@ -37,17 +37,16 @@ def recompute_statistics(
     Raises:
       OptionError: if there is no batch.
     """
-    total, momentum, count = None, None, 0
+    zeros, ones = (jax.tree.map(like, statistics) for like in (jnp.zeros_like, jnp.ones_like))
+    total, momentum, count = zeros, None, 0
     for batch in batches:
-        first = update(jax.tree.map(jnp.zeros_like, statistics), batch)
-        if total is None:
-            other = update(jax.tree.map(jnp.ones_like, statistics), batch)
-            momentum = jax.tree.map(lambda zeros, ones: 1 - (ones - zeros), first, other)
-            total = first
-        else:
-            total = jax.tree.map(jnp.add, total, first)
+        # From zeros, an update leaves m times the statistics of the batch.
+        found = update(zeros, batch)
+        if momentum is None:
+            momentum = jax.tree.map(lambda zero, one: 1 - (one - zero), found, update(ones, batch))
+        total = jax.tree.map(jnp.add, total, found)
         count += 1
-    if total is None:
+    if momentum is None:
         raise OptionError("batches: expected at least one batch, got none.")
     return jax.tree.map(
         lambda leaf, m, old: (leaf / (count * m)).astype(old.dtype), total, momentum, statistics

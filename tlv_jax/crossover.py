@@ -35,6 +35,7 @@ def crossover(
             "crossover: expected features [B, D] and support_features [B, D'] of the same images, "
             f"got {features.shape} and {support_features.shape}. Pool and flatten them first."
         )
+    # A traced rate, of a schedule, has no value yet.
     if isinstance(rate, int | float) and not 0 <= rate <= 1:
         raise OptionError(f"crossover: rate={rate} is not a probability in [0, 1].")
     shared = min(features.shape[1], support_features.shape[1])

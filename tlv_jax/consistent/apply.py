@@ -21,10 +21,7 @@ from tlv_jax.types import LayerPair
 def kept_channels(plan: ChannelPlan, kernels: Mapping[str, Any], xp: ModuleType) -> Any:
     """The label of the source channel that each target channel gets, by number; NONE for none.
 
-    Args:
-      plan: of the channels.
-      kernels: source kernels `[*spatial, I, O]` by the path of the layer.
-      xp: NumPy or `jax.numpy`.
+    `kernels` are those of the source's layers, `[*spatial, I, O]` by path.
     """
     kept: list[Any] = []
     for space in plan.spaces:
@@ -98,11 +95,7 @@ def take_places(source: Any, target: Any, places: Any, xp: ModuleType) -> Any:
 def axis_places(axis: Axis, kept: Any, worth: Callable[[], Any] | None, xp: ModuleType) -> Any:
     """The place of each entry of a target axis. `[n]`.
 
-    Args:
-      axis: of the plan.
-      kept: from `kept_channels`.
-      worth: of the source's entries, for a layer that ranks its own; None keeps the first.
-      xp: NumPy or `jax.numpy`.
+    A layer that ranks its own channels keeps those of the largest `worth()`, or the first.
     """
     size, count = len(axis.given), len(axis.wanted)
     if axis.own and worth and count < size:
@@ -129,11 +122,7 @@ def _occurrences(labels: Sequence[int]) -> np.ndarray:
 def _gather(
     pair: LayerPair, reads: Any, writes: Any, source: Any, xp: ModuleType
 ) -> tuple[Any, Any]:
-    """Takes inputs `reads [I' * groups']` and outputs `writes [O']` out of `[*spatial, I, O]`.
-
-    Returns:
-      `[*spatial, I', O']`, and which of its entries come from the source, `[I', O']`.
-    """
+    """As `choose_kernel`, at the places `reads [I' * groups']` and `writes [O']`."""
     if pair.source.groups == pair.target.groups == 1:
         # One axis after the other: places for each weight of a large kernel would take gigabytes.
         taken = xp.take(source, xp.maximum(reads, 0), axis=-2)
@@ -154,8 +143,7 @@ def _gather(
 def identity_kernel(shape: tuple[int, ...]) -> np.ndarray:
     """The kernel that passes each channel on: 1 in the middle of its window. `[*spatial, I, O]`.
 
-    Args:
-      shape: of the kernel, with odd spatial sizes. `O` is `I` times the number of groups.
+    Spatial sizes are odd, and `O` is `I` times the number of groups.
     """
     *spatial, inputs, outputs = shape
     kernel = np.zeros(shape, np.float32)

@@ -61,7 +61,7 @@ class Insertions:
 def plan_insertions(
     layers: Sequence[Layer], left: Sequence[Layer], graph: ChannelGraph
 ) -> Insertions:
-    """Decides how target layers without a source can leave the function as it is.
+    """Decides how target layers without a source (`left`) can leave the function as it is.
 
     From the end of the network to its start: a layer whose outputs only reach branches that add
     nothing stays as it is, so that it can learn. Where a layer adds to a matched layer, its norm
@@ -72,11 +72,6 @@ def plan_insertions(
     sqrt(1 + epsilon), an error of 5e-6 for the usual 1e-5. In training it uses the statistics of
     its batch and is no identity (the paper would estimate them from data). Branches that add
     nothing are exact in both modes.
-
-    Args:
-      layers: of the target network.
-      left: those of the kinds that are transferred that have no source.
-      graph: the channels of the target network.
     """
     added = {layer.path: layer for layer in left}
     reasons: dict[str, str] = {}

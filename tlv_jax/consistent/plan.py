@@ -87,11 +87,9 @@ class LayerChannels:
 
 @dataclasses.dataclass(frozen=True)
 class ChannelPlan:
-    """How the channels of all pairs of a plan are chosen; static.
+    """How the channels of all pairs of a plan are chosen; `rank` and `grow` as the method says.
 
     Attributes:
-      rank: of `ConsistentChannels`.
-      grow: of `ConsistentChannels`.
       spaces: in the order in which their channels are numbered.
       layers: one entry for each pair.
       consistent: the share of the target's channel axes that follow their neighbours.
@@ -116,21 +114,15 @@ def plan_channels(
     that its source writes. Whatever reads those outputs, or adds to them, looks its channels up
     there. Where the two graphs differ, and the source layer lacks these channels, the layer ranks
     its own as a rule would.
-
-    Args:
-      pairs: of the plan, in the target's order.
-      channels: how to choose.
-      source_graph: the channels of the source network.
-      target_graph: the channels of the target network.
     """
     writers: dict[tuple[int, ...], dict[str, None]] = defaultdict(dict)
     for pair in pairs:
         if pair.source.kind != "norm":
             writers[source_graph[pair.source.path].writes][pair.source.path] = None
     # Numbers 0 and 1 are no channel, and all channels that no layer wrote.
-    spaces = [Space((NONE, UNKNOWN), 2)]
+    spaces, count = [Space((NONE, UNKNOWN), 2)], 2
+    offered = [{UNKNOWN}]  # by each space
     numbers = {UNKNOWN: (1, 0)}  # of each target label, with its space
-    count = 2
     layers = []
     for pair in pairs:
         source, target = source_graph[pair.source.path], target_graph[pair.target.path]
@@ -139,19 +131,20 @@ def plan_channels(
         opens = given and wanted and numbers.keys().isdisjoint(wanted)
         if opens:
             numbers |= {label: (count + n, len(spaces)) for n, label in enumerate(wanted)}
-            spaces.append(Space(given, len(wanted), tuple(writers.get(given, ()))))
-        reads, writes = (
-            _axis(wanted, given, numbers, spaces)
-            for wanted, given in ((target.reads, source.reads), (target.writes, source.writes))
-        )
-        layers.append(LayerChannels(reads, writes))
-        if opens and channels.rank == "trace" and pair.source.kind != "norm":
+            offered.append(set(given))
+        reads = _axis(target.reads, source.reads, numbers, offered)
+        layers.append(LayerChannels(reads, _axis(target.writes, source.writes, numbers, offered)))
+        if not opens:
+            continue
+        by, counted = tuple(writers.get(given, ())), None
+        if channels.rank == "trace" and pair.source.kind != "norm":
+            by = (pair.source.path,)
             # All inputs count in a grouped kernel, whose groups read different ones, and in one
             # that adds to what it reads: those channels are not chosen yet.
-            chosen = not reads.own and pair.source.groups == 1 and max(reads.wanted) < count
-            first = (pair.source.path,)
-            spaces[-1] = Space(given, len(wanted), first, reads if chosen else None)
-        count = sum(space.wanted for space in spaces)
+            if not reads.own and pair.source.groups == 1 and max(reads.wanted) < count:
+                counted = reads
+        spaces.append(Space(given, len(wanted), by, counted))
+        count += len(wanted)
     axes = [axis for layer in layers for axis in (layer.reads, layer.writes)]
     share = sum(not axis.own for axis in axes) / max(len(axes), 1)
     return ChannelPlan(channels.rank, channels.grow, tuple(spaces), tuple(layers), share)
@@ -161,15 +154,14 @@ def _axis(
     target: tuple[int, ...],
     source: tuple[int, ...],
     numbers: Mapping[int, tuple[int, int]],
-    spaces: Sequence[Space],
+    offered: Sequence[set[int]],
 ) -> Axis:
     # Channels that no layer wrote, such as an image's, keep their order, if there are equally many.
     lost = UNKNOWN if target.count(UNKNOWN) != source.count(UNKNOWN) else None
     nothing = 0, None
     found = [nothing if label == lost else numbers.get(label, nothing) for label in target]
     used = {space for _, space in found if space is not None}
-    here = set(source)
-    shared = [space for space in used if not here.isdisjoint(spaces[space].given)]
+    shared = [space for space in used if not offered[space].isdisjoint(source)]
     # The layer ranks its own channels where most of the spaces that it reads do not lead here.
     own = not used or 2 * len(shared) < len(used)
     return Axis(tuple(number for number, _ in found), source, own)

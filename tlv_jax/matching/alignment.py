@@ -17,13 +17,8 @@ def align_blocks(
 ) -> tuple[float, Pairs]:
     """Aligns layers with layers, and blocks with blocks by the score of their own best alignment.
 
-    Args:
-      source: layers and blocks in order.
-      target: layers and blocks in order.
-      scores: of the flattened layers, `[m, n]`.
-
-    Returns:
-      The score of the best alignment, and its pairs.
+    From the scores `[m, n]` of the flattened layers to the score of the best alignment, and its
+    pairs.
     """
     known: dict[Any, tuple[float, Pairs]] = {}  # networks repeat their blocks
 
@@ -60,12 +55,7 @@ def align(scores: np.ndarray) -> tuple[float, list[int | None]]:
     """Gives each of n targets one of m sources, or none, without crossings.
 
     A run of k targets with the same source counts as the sum of their scores divided by sqrt(k).
-
-    Args:
-      scores: `[m, n]`, none negative.
-
-    Returns:
-      The best sum, and the source of each target.
+    From scores `[m, n]`, none negative, to the best sum, and the source of each target.
     """
     sources, targets = scores.shape
     best = np.zeros((sources + 1, targets + 1))  # of the first i sources and j targets
@@ -99,11 +89,7 @@ def align(scores: np.ndarray) -> tuple[float, list[int | None]]:
 
 
 def align_flat(scores: np.ndarray) -> Pairs:
-    """Gives each of n targets one of m sources, or none. Going back in the source costs.
-
-    Args:
-      scores: `[m, n]`, none negative.
-    """
+    """Gives each of n targets one of m sources, or none. Going back in the source costs."""
     sources, targets = scores.shape
     # Of the first j targets, where the last source taken is number i (from 1).
     best = np.zeros((targets + 1, sources + 1))

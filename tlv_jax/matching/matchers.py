@@ -1,4 +1,4 @@
-"""The matchers."""
+"""The matchers. Where one has a `score`, it is as that of `ByScore`."""
 
 import dataclasses
 import operator
@@ -72,9 +72,6 @@ class ByCoverage:
     `ByScore` on blocks, as in DPIAT, keeps together what belongs together. But networks that nest
     their modules differently have few blocks to align: VGG16 gives one of ResNet18's 20 convs a
     source on blocks, and 19 on single layers.
-
-    Attributes:
-      score: how well layers fit each other, see `tlv_jax.matching.shape_scores`.
     """
 
     score: Score = shape_scores
@@ -82,6 +79,7 @@ class ByCoverage:
     def __call__(self, source: Standardized, target: Standardized) -> Pairs:
         """Pairs layers of two networks in execution order."""
         align = ByScore(self.score)
+        # Ties go to blocks, which keep together what belongs together.
         by_blocks = align(source, target)
         by_layers = align(flatten_blocks(source), flatten_blocks(target))
         return by_layers if len(by_layers) > len(by_blocks) else by_blocks
@@ -93,9 +91,6 @@ class ByScoreFlat:
 
     Each target layer takes a source layer or none. A source layer d places before the last one
     taken costs (d + 1) / 2, so using a layer again costs 1/2.
-
-    Attributes:
-      score: how well layers fit each other, see `tlv_jax.matching.shape_scores`.
     """
 
     score: Score = shape_scores
@@ -111,9 +106,6 @@ class Bipartite:
 
     As in DPIAT's `BipartiteMatching`, scores are weighted by `1 - d**2`, where d is the distance
     between the two places in [0, 1). Pairs may cross. A longer target has layers left over.
-
-    Attributes:
-      score: how well layers fit each other, see `tlv_jax.matching.shape_scores`.
     """
 
     score: Score = shape_scores
@@ -141,6 +133,7 @@ class Random:
         generator = np.random.default_rng(self.seed)
 
         def shuffled(layers: list[Layer]) -> Iterator[Layer]:
+            # Taken from the end, and drawn again only when all are used.
             while True:
                 yield from (layers[i] for i in generator.permutation(len(layers))[::-1])
 
@@ -171,6 +164,7 @@ def _by_scores(score: Score, source: Standardized, target: Standardized, align: 
 
 def _assigned(scores: np.ndarray) -> list[tuple[int, int]]:
     """The assignment with the largest sum, in the target's order."""
+    # Below 1, so that even the first and the last may be a pair.
     places, others = (np.arange(size) / size for size in scores.shape)
     weights = scores * (1 - (places[:, None] - others[None, :]) ** 2)
     pairs = zip(*linear_sum_assignment(weights, maximize=True), strict=True)

@@ -59,7 +59,7 @@ class Full:
             if n >= m:
                 chosen = (n - m) // 2 + np.arange(m)
             else:
-                # Words of one size: `randint` would compile a program for each size.
+                # Drawn in blocks of one size: `randint` would compile a program for each size.
                 words = noise(jax.random.fold_in(key, axis), (m,), xp)
                 start = (m - n) // 2
                 chosen = replace(

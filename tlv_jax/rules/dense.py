@@ -11,13 +11,8 @@ import numpy as np
 def pooled_statistics(kernels: Sequence[Any], targets: int, xp: ModuleType) -> tuple[Any, Any]:
     """Pools the source's dense kernels into one mean and one standard deviation.
 
-    As published (`compute_mean_std` in TLVFC's code), both are divided by the number of target
-    layers. The paper does not explain this.
-
-    Args:
-      kernels: the source's dense kernels `[I, O]`, at least one.
-      targets: the number n of target dense layers.
-      xp: NumPy or `jax.numpy`.
+    As published (`compute_mean_std` in TLVFC's code), both are divided by the number of `targets`.
+    The paper does not explain this.
 
     Returns:
       `(mean of the kernels' means / n, mean of their standard deviations / n)`, float32 scalars.

@@ -38,14 +38,12 @@ class Magnitude:
     def __call__(self, key: Array, source: Array, target: Array) -> Array:
         """Fits one kernel into another's shape, of equal rank. The key is not used."""
         xp = namespace(key, source, target)
-        ranked = source
-        for axis in (-1, -2):
-            if source.shape[axis] > target.shape[axis]:
-                kept = _worthiest(ranked, axis, target.shape[axis], self.keep, xp)
-                source = xp.take(source, kept, axis=axis)
-                if self.constrained:
-                    ranked = source
-        return paste(source, xp.asarray(target), centred=target.ndim - 2)
+        *_, inputs, outputs = target.shape
+        narrow = xp.take(source, _worthiest(source, -1, outputs, self.keep, xp), axis=-1)
+        # As published, inputs are ranked over all outputs, those that are left out too.
+        ranked = narrow if self.constrained else source
+        narrow = xp.take(narrow, _worthiest(ranked, -2, inputs, self.keep, xp), axis=-2)
+        return paste(narrow, xp.asarray(target), centred=target.ndim - 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +73,8 @@ class Trace:
     def __call__(self, key: Array, source: Array, target: Array) -> Array:
         """Fits one parameter into another's shape, of equal rank. The key is not used."""
         xp = namespace(key, source, target)
-        if source.shape[-1] > target.shape[-1]:
-            kept = _worthiest(source, -1, target.shape[-1], self.keep, xp)
-            source = xp.take(source, kept, axis=-1)
-        return paste(source, xp.asarray(target))
+        kept = _worthiest(source, -1, target.shape[-1], self.keep, xp)
+        return paste(xp.take(source, kept, axis=-1), xp.asarray(target))
 
 
 def magnitudes(kernel: Any, axis: int, xp: ModuleType) -> Any:
@@ -88,6 +84,6 @@ def magnitudes(kernel: Any, axis: int, xp: ModuleType) -> Any:
 
 
 def _worthiest(kernel: Any, axis: int, count: int, keep: Extreme, xp: ModuleType) -> Any:
-    """The `count` entries of an axis with the largest absolute sums, in their own order."""
+    """The `count` entries of an axis with the largest absolute sums, in their own order; or all."""
     sums = magnitudes(kernel, axis, xp)
     return largest(sums if keep == "max" else -sums, count, xp)

@@ -35,6 +35,7 @@ def ranks(how: str, size: int, count: int) -> np.ndarray:
     """
     if how == "interleaved":
         stride = size // count
+        # From rank 1, unless the last would then lie beyond the end.
         start = min(1, size - 1 - stride * (count - 1))
         return start + stride * np.arange(count)
     smallest = {"max": 0, "two_tailed": count // 2, "min": count}[how]
@@ -101,19 +102,19 @@ class Variance:
         if border.any():
             kernel = paste(kernel, xp.zeros((*spatial, *kernel.shape[-2:]), kernel.dtype))
 
-        def words(number: int, *shape: int) -> Any:
-            return noise(jax.random.fold_in(key, number), shape, xp)
-
+        # Words and variances are computed only where the settings ask for them.
         filters = self._places(
-            (given_outputs, outputs),
-            lambda size: words(0, 1, size),
+            given_outputs,
+            outputs,
+            lambda size: noise(jax.random.fold_in(key, 0), (1, size), xp),
             lambda: filter_variance(kernel if given_outputs > outputs else target, xp),
             xp,
         )[0]
         source_filters = xp.maximum(filters, 0)
         chosen = self._places(
-            (given_inputs, inputs),
-            lambda size: words(1, outputs, size),
+            given_inputs,
+            inputs,
+            lambda size: noise(jax.random.fold_in(key, 1), (outputs, size), xp),
             lambda: (
                 input_variance(kernel, xp)[source_filters]
                 if given_inputs > inputs
@@ -122,6 +123,7 @@ class Variance:
             xp,
         ).T
         if self.pad == "init" and border.any():
+            # As for a new layer, but after the channels are chosen: noise must not rank them.
             scale = np.float32(math.sqrt(2 / (given_outputs * math.prod(spatial))))
             normal = jax.random.normal(jax.random.fold_in(key, 2), kernel.shape)
             kernel = xp.where(border[..., None, None], scale * xp.asarray(normal), kernel)
@@ -134,24 +136,20 @@ class Variance:
 
     def _places(
         self,
-        sizes: tuple[int, int],
+        n: int,
+        m: int,
         words: Callable[[int], Any],
         variance: Callable[[], Any],
         xp: ModuleType,
     ) -> Any:
-        """The source channel for each place of an axis, NONE for none. int32 `[rows or 1, M]`.
+        """Which of n source channels each of m places gets, NONE for none. int32 `[rows or 1, m]`.
 
-        Args:
-          sizes: `(N, M)`, the numbers of source channels and of places.
-          words: random words, `size -> [rows, size]`. Called only where needed, as `variance` is.
-          variance: of the channels to choose from, the source's or the target's. `[rows or 1, N]`
-            or `[rows or 1, M]`.
-          xp: NumPy or `jax.numpy`.
+        `words(size)` are random, `[rows, size]`. `variance()`, `[rows or 1, size]`, is that of the
+        source's channels, or of the target's if it has more.
         """
-        n, m = sizes
         # Equal numbers at both ends, as published.
-        odd = n < m and n > 1 and n % 2 and self.remove == "two_tailed"
-        count = min(n, m) - bool(odd)
+        odd = 1 < n < m and n % 2 == 1 and self.remove == "two_tailed"
+        count = min(n, m) - odd
         how = self.keep if n > m else self.remove if n < m else None
         channels = chosen = xp.arange(count, dtype=np.int32)[None, :]
         if how == "random":
@@ -173,15 +171,8 @@ class Variance:
 def pool(kernel: Any, spatial: Sequence[int], how: str, xp: ModuleType) -> Any:
     """Shrinks every spatial axis that is too large, by windows of n - m + 1 at stride 1.
 
-    Args:
-      kernel: `[*S, I, O]`. Missing spatial axes are added in front with size 1; extra ones in front
-        are pooled away.
-      spatial: the target's spatial sizes.
-      how: `avg` or `max`.
-      xp: NumPy or `jax.numpy`.
-
-    Returns:
-      `[*s, I, O]` of the target's rank, no axis larger than the target's.
+    `[*S, I, O] -> [*s, I, O]`, of the target's rank. Missing spatial axes are added in front with
+    size 1; extra ones in front are pooled away.
     """
     missing = len(spatial) - (kernel.ndim - 2)
     kernel = kernel.reshape((1,) * missing + kernel.shape)
@@ -190,10 +181,8 @@ def pool(kernel: Any, spatial: Sequence[int], how: str, xp: ModuleType) -> Any:
         if window > 1:
             before = (slice(None),) * axis
             shifted = [kernel[(*before, slice(i, i + size))] for i in range(window)]
-            if how == "avg":
-                kernel = functools.reduce(operator.add, shifted) / np.float32(window)
-            else:
-                kernel = functools.reduce(xp.maximum, shifted)
+            kernel = functools.reduce(operator.add if how == "avg" else xp.maximum, shifted)
+            kernel = kernel / np.float32(window) if how == "avg" else kernel
     return kernel.reshape(kernel.shape[-2 - len(spatial) :])
 
 
