@@ -17,7 +17,7 @@ help:  ## List the targets.
 demo: $(VENV)/.demo  ## Real ImageNet weights into a network of no zoo, trained on real photographs.
 	$(VENV)/bin/python -m train --source efficientnet_lite0 \
 		--target examples.odd_mobilenet:OddMobileNet --dataset elpv \
-		--image-size 64 --epochs 3 --batch-size 32 --learning-rate 1e-3
+		--image-size 48 --epochs 5 --batch-size 32 --learning-rate 1e-3
 
 test: lint types  ## Lint, types and the default tests.
 	$(VENV)/bin/python -m pytest -m "not slow"
