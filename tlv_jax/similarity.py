@@ -33,19 +33,17 @@ def similarity(src: Network | PyTree, dst: Network | PyTree) -> float:
       UnknownOrderWarning: for a bare tree of no known architecture.
     """
     sources, target = as_networks(src, dst)
-    sides = []
-    for name, network in [*(("src", source) for source in sources), ("dst", target)]:
-        blocks = standardize_blocks(network.layers, KINDS)
-        if not blocks:
-            raise ParameterTreeError(
-                f"{name}: expected conv, dense or norm layers, found none by their names. Pass a "
-                "network from tlv_jax.trace(fn, params, images)."
-            )
-        sides.append(blocks)
-    flat_target = flatten_blocks(sides[-1])
+    *offered, wanted = (standardize_blocks(side.layers, KINDS) for side in (*sources, target))
+    if not (all(offered) and wanted):
+        name = "dst" if all(offered) else "src"
+        raise ParameterTreeError(
+            f"{name}: expected conv, dense or norm layers, found none by their names. "
+            "Pass a network from tlv_jax.trace(fn, params, images)."
+        )
+    flat_target = flatten_blocks(wanted)
     best = max(
-        align_blocks(source, sides[-1], shape_scores(flatten_blocks(source), flat_target))[0]
-        for source in sides[:-1]
+        align_blocks(source, wanted, shape_scores(flatten_blocks(source), flat_target))[0]
+        for source in offered
     )
     # Aligned with itself, every layer of the target scores 1.
     return best / len(flat_target)
