@@ -111,15 +111,14 @@ class Variance:
             xp,
         )[0]
         source_filters = xp.maximum(filters, 0)
+        # Each filter ranks its own inputs: those that it has in the source.
+        narrows = given_inputs > inputs
+        ranked, rows = (kernel, source_filters) if narrows else (target, slice(None))
         chosen = self._places(
             given_inputs,
             inputs,
             lambda size: noise(jax.random.fold_in(key, 1), (outputs, size), xp),
-            lambda: (
-                input_variance(kernel, xp)[source_filters]
-                if given_inputs > inputs
-                else input_variance(target, xp)
-            ),
+            lambda: input_variance(ranked, xp)[rows],
             xp,
         ).T
         if self.pad == "init" and border.any():
