@@ -1,7 +1,8 @@
 """Standardizations: layers as matchers take them, flat or in blocks.
 
-A standardization is a function `(layers, kinds) -> layers and blocks`. A block is a tuple of layers
-and blocks. Blocks are matched with blocks, and then the layers within them.
+A standardization is a function `(layers, kinds) -> layers and blocks`. Of all layers of a network,
+in execution order, it keeps those whose kind (`conv`, `dense`, `norm`) is among `kinds`. A block is
+a tuple of layers and blocks. Blocks are matched with blocks, and then the layers within them.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +24,7 @@ def flatten_blocks(blocks: Sequence[Layer | Block]) -> tuple[Layer, ...]:
 
 
 def standardize_flat(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer, ...]:
-    """Flattens to the layers of the given kinds, in order (TLVFC's `FlattenStandardization`).
-
-    Args:
-      layers: all layers of a network in execution order.
-      kinds: which of `conv`, `dense` and `norm` take part.
-    """
+    """Flattens to the layers of the given kinds, in order (TLVFC's `FlattenStandardization`)."""
     return tuple(layer for layer in layers if layer.kind in kinds)
 
 
@@ -41,24 +37,15 @@ def standardize_blocks(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[L
 
     The published code also counts modules without parameters, such as activations. A parameter
     tree does not show them, so blocks can differ at the edges.
-
-    Args:
-      layers: all layers of a tree in execution order.
-      kinds: which of `conv`, `dense` and `norm` take part.
-
-    Returns:
-      Layers and blocks in order of execution.
     """
-    chosen = [layer for layer in layers if layer.kind in kinds]
     tree: dict[str, Any] = {}
-    for layer in chosen:
+    for layer in standardize_flat(layers, kinds):
         place = tree
         for component in path_components(layer.path):
             place = place.setdefault(component, {})
         # A module may have a kernel of its own beside its parts; no component is empty.
         place[""] = layer
-    found = _blocks_of(tree, level=0)[2]
-    return (found,) if isinstance(found, Layer) else tuple(found)
+    return tuple(_parts_of(tree, level=0))
 
 
 def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer | Block, ...]:
@@ -71,13 +58,6 @@ def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[La
     The published code cuts torch's traced graph at its articulation points. Ours keeps branches
     together.
 
-    Args:
-      layers: of a traced network, in execution order.
-      kinds: which of `conv`, `dense` and `norm` take part.
-
-    Returns:
-      Blocks in order of execution.
-
     Raises:
       OptionError: if the layers were not traced.
     """
@@ -88,48 +68,33 @@ def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[La
         )
     blocks: list[list[Layer]] = []
     members: set[str] = set()
-    entries: list[frozenset[str]] = []
     for layer in layers:
-        inputs = frozenset(layer.inputs)
+        inputs = set(layer.inputs)
+        # The input of a block is where its branches part, which is not among its members.
         follows = len(inputs) == 1 and inputs <= members
-        if not blocks or not (follows or inputs in entries):
+        if not blocks or not (follows or inputs == set(blocks[-1][0].inputs)):
             blocks.append([])
-            members, entries = set(), [inputs]
+            members = set()
         blocks[-1].append(layer)
         members.add(layer.path)
-    chosen = (tuple(layer for layer in block if layer.kind in kinds) for block in blocks)
+    # Layers of other kinds shape the blocks, and leave them only then.
+    chosen = (standardize_flat(block, kinds) for block in blocks)
     return tuple(block[0] if len(block) == 1 else block for block in chosen if block)
 
 
-def _blocks_of(tree: dict[str, Any], level: int) -> tuple[int, int, Layer | list[Layer | Block]]:
-    """Depth of the nesting (1 for a block of layers), number of convs and dense layers, and parts.
-
-    Args:
-      tree: parts of a module by name, each a layer or a tree.
-      level: how many modules with several parts stand around this one.
-    """
+def _parts_of(tree: dict[str, Any], level: int) -> Block | list[Layer | Block]:
+    """The layers and blocks of a module: a tuple if they are one block, a list otherwise."""
     parts: list[Layer | Block] = []
-    kernels = 0
-    inner = level if len(tree) == 1 else level + 1
     for part in tree.values():
         if isinstance(part, Layer):
-            kernels += part.kind != "norm"
             parts.append(part)
             continue
-        depth, count, found = _blocks_of(part, inner)
-        kernels += count
-        if isinstance(found, Layer):
-            parts.append(found)
-        elif depth > 1 or count < 2:
-            parts.extend(found)
-        else:
-            parts.append(tuple(found))
-    blocks = sum(isinstance(part, tuple) for part in parts)
-    depth = 2
-    if level > 0 and len(parts) - blocks > blocks:
-        parts = [layer for part in parts for layer in ([part] if isinstance(part, Layer) else part)]
-        depth = 1
-    if len(parts) == 1:
-        only = parts[0]
-        return 1, kernels, only if isinstance(only, Layer) else list(only)
-    return depth, kernels, parts
+        # Levels count the modules around that have several parts, not those that wrap one.
+        found = _parts_of(part, level + (len(tree) > 1))
+        kernels = [layer for layer in flatten_blocks(found) if layer.kind != "norm"]
+        parts += [found] if isinstance(found, tuple) and len(kernels) > 1 else found
+    blocks = [part for part in parts if isinstance(part, tuple)]
+    if len(blocks) == len(parts) == 1:
+        return blocks[0]
+    # Mostly single layers make one block. The whole network is none.
+    return flatten_blocks(parts) if level > 0 and len(parts) > 2 * len(blocks) else parts
