@@ -19,12 +19,12 @@ from tlv_jax.types import Kind, Layer, PyTree
 
 # One module has leaves in several of these (Linen's variables, `{"params": ..., "state": ...}`).
 COLLECTIONS = ("params", "batch_stats", "state")
-CHANNELS_LAST = frozenset({"kernel", "w"})
+KERNELS = frozenset({"kernel", "w", "weight"})
 CHANNELS_FIRST = frozenset({"weight"})
-LOOKED_UP = frozenset({"embedding", "relative_position_bias_table"})  # rows by index
 NORM_SCALES = frozenset({"scale", "weight"})
 BIASES = frozenset({"bias", "b", "offset"})
 STATISTICS = frozenset({"mean", "var"})
+LOOKED_UP = frozenset({"embedding", "relative_position_bias_table"})  # rows by index
 MOVING_AVERAGE = frozenset({"average", "hidden", "counter"})  # in Haiku a module by itself
 # Attention projections [D, heads, D'] look like one-dimensional convs; only a trace can tell.
 ATTENTION = frozenset({"query", "key", "value", "out"})
@@ -53,13 +53,11 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str | No
             module = module.partition("/")[2]
         modules[module][leaf_name] = path
     _join_averages(modules)
-    order, family = sort_modules([module for module in modules if module])
-    layers: list[Layer] = []
-    for module in [*order, *([""] if "" in modules else [])]:
-        layers.extend(_layers_of_module(module, modules[module], leaves))
-    if any(layer.path == layer.weight for layer in layers):
-        family = None  # kernels without a name of their own: no family has them
-    if family is None:
+    order, family = sort_modules(modules)
+    layers = [layer for module in order for layer in _layers_of(modules[module], leaves)]
+    # Every kernel of a known family has a module.
+    if family is None or any(layer.path == layer.weight for layer in layers):
+        family = None
         layers.sort(key=lambda layer: natural_key(layer.path))
     for layer in layers:
         if 0 in layer.shape:
@@ -82,61 +80,41 @@ def _join_averages(modules: dict[str, dict[str, str]]) -> None:
             modules[norm][statistic] = average
 
 
-def _layers_of_module(module: str, names: dict[str, str], leaves: dict[str, Any]) -> list[Layer]:
+def _layers_of(names: dict[str, str], leaves: dict[str, Any]) -> list[Layer]:
     """The layers made of one module's own leaves: none, one, or one for each bare kernel."""
+    vectors = sorted(
+        ("bias" if name in BIASES else name, path)
+        for name, path in names.items()
+        # Haiku's are ready to broadcast: [1, 1, 1, C].
+        if name in BIASES | STATISTICS and max(leaves[path].shape, default=0) == leaves[path].size
+    )
     layers: list[Layer] = []
-    vectors = _vectors(names, leaves)
     for name, path in names.items():
-        leaf = leaves[path]
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            continue
-        named = name in CHANNELS_LAST | CHANNELS_FIRST | NORM_SCALES
+        leaf, (module, _) = leaves[path], split_path(path)
         kind = _kind(module, name, leaf.shape)
-        if kind is None:
+        if kind is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         axes = tuple(range(leaf.ndim))
-        shape = (leaf.size,) if kind == "norm" else leaf.shape
         if name in CHANNELS_FIRST and kind != "norm":
             axes = (*axes[2:], 1, 0)
-            shape = tuple(leaf.shape[axis] for axis in axes)
-        layers.append(
-            Layer(
-                path=_layer_path(module, path) if named else path,
-                kind=kind,
-                weight=path,
-                shape=tuple(int(size) for size in shape),
-                axes=axes,
-                vectors=vectors if named else (),
-            )
-        )
+        shape = (leaf.size,) if kind == "norm" else tuple(leaf.shape[axis] for axis in axes)
+        # Several bare kernels may stand in one module: each has a path, and none the vectors.
+        if name in KERNELS | NORM_SCALES:
+            layers.append(Layer(module or path, kind, path, shape, axes, vectors=tuple(vectors)))
+        else:
+            layers.append(Layer(path, kind, path, shape, axes))
     return layers
 
 
-def _layer_path(module: str, weight: str) -> str:
-    """The weight's module as the tree spells it, collection included."""
-    return split_path(weight)[0] or weight
-
-
 def _kind(module: str, name: str, shape: tuple[int, ...]) -> Kind | None:
-    ndim = len(shape)
-    if name in NORM_SCALES and ndim == 1:
+    """The kind of layer that a leaf is the kernel or scale of; None if of none."""
+    rank = len(shape)
+    if name == "scale" and rank and max(shape) == math.prod(shape):
+        return "norm"  # Haiku's too, ready to broadcast: [1, 1, 1, C]
+    if name == "weight" and rank == 1:
         return "norm"
-    if name == "scale" and ndim > 1 and max(shape) == math.prod(shape):
-        return "norm"  # Haiku's, ready to broadcast: [1, 1, 1, C]
-    if name in CHANNELS_LAST | CHANNELS_FIRST:
-        if ndim == 3 and module.rpartition("/")[2] in ATTENTION:
-            return None
-        return "dense" if ndim == 2 else "conv" if ndim > 2 else None
-    if name in BIASES | STATISTICS | NORM_SCALES | LOOKED_UP:
+    # One-dimensional convs are known by name alone: other arrays of three axes are many things.
+    conv1d = name in KERNELS and module.rpartition("/")[2] not in ATTENTION
+    if name in BIASES | STATISTICS | LOOKED_UP | {"scale"} or (rank == 3 and not conv1d):
         return None
-    return {2: "dense", 4: "conv", 5: "conv"}.get(ndim)  # type: ignore[return-value]
-
-
-def _vectors(names: dict[str, str], leaves: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Bias and running statistics of a module, under common names."""
-    found = []
-    for name, path in names.items():
-        shape = leaves[path].shape
-        if name in BIASES | STATISTICS and max(shape, default=0) == leaves[path].size:
-            found.append(("bias" if name in BIASES else name, path))
-    return tuple(sorted(found))
+    return "dense" if rank == 2 else "conv" if rank in (3, 4, 5) else None
