@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 from tlv_jax.errors import ParameterTreeError, UnknownOrderWarning
@@ -10,6 +10,8 @@ from tlv_jax.layers.channels import ChannelGraph
 from tlv_jax.layers.program import walk_program
 from tlv_jax.layers.trees import find_layers
 from tlv_jax.types import Layer, PyTree
+
+NATURAL = "natural order of the paths, not known to be that of execution"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,20 +79,14 @@ def as_networks(
     Warns:
       UnknownOrderWarning: for a bare tree of no known architecture.
     """
-    sources = list(src) if is_mixture(src) else [src]
-    networks = []
-    unknown = []
-    for number, network in enumerate([*sources, dst]):
-        name = "dst" if number == len(sources) else "src"
-        if not isinstance(network, Network):
-            layers, family = find_layers(network, name=name)
-            _refuse_optimizer(layers, name)
-            order = f"execution order of the {family} family"
-            if family is None:
-                order = "natural order of the paths, not known to be that of execution"
-                unknown.append(name)
-            network = Network(None, network, layers, None, order)
-        networks.append(network)
+    named = [*(("src", each) for each in (src if is_mixture(src) else [src])), ("dst", dst)]
+    networks = [each if isinstance(each, Network) else _bare(each, name) for name, each in named]
+    unknown = [
+        name
+        for (name, given), network in zip(named, networks, strict=True)
+        # `transfer` hands on what it has warned of itself.
+        if network is not given and network.order == NATURAL
+    ]
     if unknown:
         warnings.warn(
             f"{' and '.join(unknown)}: a bare tree does not say in which order its layers are "
@@ -102,16 +98,20 @@ def as_networks(
     return tuple(networks[:-1]), networks[-1]
 
 
-def _refuse_optimizer(layers: Sequence[Layer], name: str) -> None:
-    """Raises a `ParameterTreeError` for an optimizer's state, whose moments look like layers."""
+def _bare(tree: PyTree, name: str) -> Network:
+    """A bare tree as a network without channels."""
+    layers, family = find_layers(tree, name=name)
     paths = [layer.path.split("/") for layer in layers]
     for path in paths:
-        moments = ["nu" if word == "mu" else word for word in path]
-        if "opt_state" in path or (moments != path and moments in paths):
+        # An optimizer's moments look like layers: each under `mu` has a twin under `nu`.
+        twin = ["nu" if word == "mu" else word for word in path]
+        if "opt_state" in path or (twin != path and twin in paths):
             raise ParameterTreeError(
                 f"{name}: {'/'.join(path)!r} belongs to the state of an optimizer, which cannot be "
                 "transferred. Pass only the parameters, for example state.params."
             )
+    order = NATURAL if family is None else f"execution order of the {family} family"
+    return Network(None, tree, layers, None, order)
 
 
 def is_mixture(src: Any) -> TypeGuard[list[Network]]:
@@ -120,11 +120,10 @@ def is_mixture(src: Any) -> TypeGuard[list[Network]]:
     Raises:
       ParameterTreeError: for a list of networks and other things.
     """
-    if not isinstance(src, list) or not any(isinstance(entry, Network) for entry in src):
-        return False
-    if not all(isinstance(entry, Network) for entry in src):
+    networks = [isinstance(entry, Network) for entry in src] if isinstance(src, list) else []
+    if any(networks) and not all(networks):
         raise ParameterTreeError(
             "src: expected a list of networks alone, got other things among them. Trace each "
             "source: tlv_jax.trace(fn, params, images)."
         )
-    return True
+    return any(networks)
