@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tlv_jax.layers.values import Kernel, Value, merge
+from tlv_jax.layers.values import Use, Value, merge
 from tlv_jax.types import Layer
 
 UNKNOWN = -1
@@ -49,7 +49,6 @@ class ChannelLabels:
     """Numbers the channels of a network, and says which of them are one."""
 
     def __init__(self) -> None:
-        """Starts without channels."""
         # Union-find: each label's parent is an older label of the same channel, or itself.
         self.parents: list[int] = []
         self.found: dict[str, tuple[np.ndarray, np.ndarray, bool]] = {}  # reads, writes, stays
@@ -69,27 +68,22 @@ class ChannelLabels:
         return graph
 
     def written(
-        self,
-        path: str,
-        kernel: Kernel,
-        labels: np.ndarray | None,
-        before: Sequence[int],
-        after: Sequence[int],
+        self, path: str, use: Use, labels: Any, before: Sequence[int], after: Sequence[int]
     ) -> np.ndarray:
         """Labels the result of a layer with a kernel; notes what it reads and writes."""
-        reads = _along(labels, kernel.reads, before)
-        outputs = kernel.shape[-1]
-        depthwise = kernel.groups == len(reads) == outputs and UNKNOWN not in reads
+        reads = _along(labels, use.reads, before)
+        outputs = use.layer.shape[-1]
+        depthwise = use.layer.groups == len(reads) == outputs and UNKNOWN not in reads
         if depthwise:
             writes = reads
         else:
             writes = np.arange(len(self.parents), len(self.parents) + outputs)
             self.parents.extend(writes.tolist())
         # One kernel at several places reads and writes the same channels everywhere.
-        first = self.found.setdefault(path, (reads, writes, kernel.stays))
+        first = self.found.setdefault(path, (reads, writes, use.stays))
         self._unite(first[0], reads)
         self._unite(first[1], writes)
-        return writes.reshape([n if axis in kernel.writes else 1 for axis, n in enumerate(after)])
+        return writes.reshape([n if axis in use.writes else 1 for axis, n in enumerate(after)])
 
     def normed(self, path: str, size: int, operands: Sequence[Value]) -> None:
         """Notes the channels that a norm scales."""

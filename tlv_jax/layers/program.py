@@ -17,19 +17,16 @@ from jax.extend import core
 
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.layers.channels import ChannelGraph, ChannelLabels
-from tlv_jax.layers.paths import array_leaves, is_array, leaf_path, split_path
+from tlv_jax.layers.paths import array_leaves, is_array, split_path
 from tlv_jax.layers.trees import find_layers
-from tlv_jax.layers.values import Value, View, kernel_of, merge, view_after
+from tlv_jax.layers.values import Value, combine, merge, use_of
 from tlv_jax.types import Layer, PyTree
 
 
 def walk_program(
     fn: Callable[..., Any], params: PyTree, *inputs: Any
 ) -> tuple[tuple[Layer, ...], ChannelGraph]:
-    """Finds the layers of a function in the order of their first use, and their channels.
-
-    Nothing is computed. See `tlv_jax.trace`.
-    """
+    """The layers of a function in the order of their first use, and their channels."""
     named = array_leaves(params, name="params")
     arrays = [leaf for leaf in jax.tree.leaves((params, inputs)) if is_array(leaf)]
 
@@ -43,17 +40,22 @@ def walk_program(
 
     jaxpr = jax.make_jaxpr(call)(arrays).jaxpr
     values = [
-        Value(leaves=((path, ()),), view=View((path, ()), tuple(range(len(leaf.shape)))))
+        Value(leaves=((path, ()),), view=(path, ()), axes=tuple(range(len(leaf.shape))))
         for path, leaf in named.items()
     ]
     values += [Value(active=True)] * (len(arrays) - len(named))
-    walk = _Walk(named, find_layers(params, name="params")[0], {})
-    walk.run(jaxpr, values)
-    if walk.taken_off:
-        # Walk again with the layers of one step: a stacked scale does not look like a scale.
-        shapes = _one_step(params, walk.taken_off)
-        walk = _Walk(named, find_layers(shapes, name="params")[0], walk.taken_off)
+    stacked: Mapping[str, int] = {}
+    while True:
+        # Names and ranks are those of one step: a stacked scale does not look like a scale.
+        one_step = {
+            path: jax.ShapeDtypeStruct(leaf.shape[stacked.get(path, 0) :], leaf.dtype)
+            for path, leaf in named.items()
+        }
+        walk = _Walk(named, find_layers(one_step, name="params")[0], stacked)
         walk.run(jaxpr, values)
+        if walk.taken_off == stacked:
+            break
+        stacked = walk.taken_off
     layers = walk.found()
     if all(layer.kind == "norm" for layer in layers):
         raise ParameterTreeError(
@@ -62,16 +64,6 @@ def walk_program(
             "first argument, not inside a closure."
         )
     return layers, walk.channels.graph(layers)
-
-
-def _one_step(params: PyTree, stacked: Mapping[str, int]) -> PyTree:
-    """The tree as shapes, without the leading axes that loops run over."""
-
-    def shape(keys: tuple[Any, ...], leaf: Any) -> Any:
-        axes = stacked.get(leaf_path(keys), 0)
-        return jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype) if axes else leaf
-
-    return jax.tree_util.tree_map_with_path(shape, params)
 
 
 def _at_step(path: str, index: Iterable[int]) -> str:
@@ -153,9 +145,7 @@ class _Walk:
             touched = self._touch(equation, operands)
             labels = self.channels.after(equation, operands)
             return [dataclasses.replace(touched, labels=each) for each in labels]
-        # Parameters alone. Centred or scaled by others, the elements of one stay where they are.
-        view = view_after(equation, operands)
-        return [dataclasses.replace(merge(operands), view=view)] * len(equation.outvars)
+        return [combine(equation, operands)] * len(equation.outvars)
 
     def _scan(self, params: Mapping[str, Any], operands: list[Value]) -> list[Value]:
         """Unrolls a loop over stacked parameters; walks any other once."""
@@ -176,67 +166,60 @@ class _Walk:
 
     def _take_step(self, value: Value, step: int) -> Value:
         """One step's slice of what `scan` loops over."""
-        # Only along its first axis a parameter can be filled step by step.
-        if value.view is None or value.view.axes[0] != 0:
+        # Only along its first axes a parameter can be filled step by step.
+        if value.view is None or value.axes[0] != 0:
             return dataclasses.replace(value, view=None)
-        path, index = value.view.leaf
-        index = (*index, step)
-        self.taken_off[path] = max(self.taken_off.get(path, 0), len(index))
-        axes = tuple(None if axis is None else axis - 1 for axis in value.view.axes[1:])
-        leaves = tuple((path, (*index, step)) for path, index in value.leaves)
-        return dataclasses.replace(value, view=View((path, index), axes), leaves=leaves)
+        path, index = value.view
+        self.taken_off[path] = max(self.taken_off.get(path, 0), len(index) + 1)
+        return dataclasses.replace(
+            value,
+            leaves=tuple((path, (*index, step)) for path, index in value.leaves),
+            view=(path, (*index, step)),
+            axes=tuple(None if axis is None else axis - 1 for axis in value.axes[1:]),
+        )
 
     def _kernel(self, equation: Any, operands: list[Value]) -> Value | None:
         """The result of a layer: of one parameter's kernel with one activation; else None."""
         sides = [side for side in (0, 1) if operands[side].view]
         if len(sides) != 1 or not operands[1 - sides[0]].active:
             return None
-        (side,) = sides
-        view, activation = operands[side].view, operands[1 - side]
-        kernel = kernel_of(equation, side)
-        if view is None or kernel is None:
+        kernel, activation = operands[sides[0]], operands[1 - sides[0]]
+        use = use_of(equation, sides[0])
+        if use is None or kernel.view is None:
             return None
-        axes = tuple(axis for axis in (view.axes[axis] for axis in kernel.axes) if axis is not None)
-        # An axis that was added, and that the leaf does not have, could not be resized.
-        if len(axes) < len(kernel.axes):
+        # An axis that the parameter does not have could not be resized.
+        axes = tuple(kernel.axes[axis] for axis in use.layer.axes)
+        if None in axes:
             return None
-        weight, index = view.leaf
+        weight, index = kernel.view
         known = self.known.get(weight)
         # Attention's kernels are not known by name: they could be those of convs.
-        name = known.path if known else weight.removesuffix("/kernel")
-        path = _at_step(name, index)
-        if path not in self.layers:
-            beside = known.vectors if known else self._bias(view, kernel.shape[-1])
-            self.layers[path] = Layer(
-                path,
-                kernel.kind,
-                weight,
-                kernel.shape,
-                axes,
-                index,
-                # A bias that is not stacked as its kernel is belongs to no step.
-                tuple(pair for pair in beside if self.stacked.get(pair[1], 0) == len(index)),
-                groups=kernel.groups,
-                strides=kernel.strides,
-                size=kernel.size,
-            )
+        path = _at_step(known.path if known else weight.removesuffix("/kernel"), index)
+        vectors = known.vectors if known else self._bias(weight, index, use.layer.shape[-1])
+        layer = dataclasses.replace(
+            use.layer,
+            path=path,
+            weight=weight,
+            axes=axes,
+            index=index,
+            # A bias that is not stacked as its kernel is belongs to no step.
+            vectors=tuple(pair for pair in vectors if self.stacked.get(pair[1], 0) == len(index)),
+        )
+        self.layers.setdefault(path, layer)
         self.inputs[path].update(dict.fromkeys(activation.feeds))
         self.calls[path] += self.repeats
-        before, after = equation.invars[1 - side].aval.shape, equation.outvars[0].aval.shape
-        labels = self.channels.written(path, kernel, activation.labels, before, after)
+        sizes = equation.invars[1 - sides[0]].aval.shape, equation.outvars[0].aval.shape
+        labels = self.channels.written(path, use, activation.labels, *sizes)
         return Value(active=True, feeds=(path,), labels=labels)
 
-    def _bias(self, view: View, outputs: int) -> list[tuple[str, str]]:
+    def _bias(self, weight: str, index: Sequence[int], outputs: int) -> list[tuple[str, str]]:
         """The bias beside a kernel that is not known by name, such as attention's."""
-        weight, index = view.leaf
         module, name = split_path(weight)
         path = f"{module}/bias" if module else "bias"
         # Several kernels of other names may stand beside one bias.
         if name != "kernel" or path not in self.leaves:
             return []
-        return (
-            [("bias", path)] if math.prod(self.leaves[path].shape[len(index) :]) == outputs else []
-        )
+        return [("bias", path)] * (math.prod(self.leaves[path].shape[len(index) :]) == outputs)
 
     def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
         """Arithmetic on an activation. With a norm's parameters it makes that norm a layer."""
