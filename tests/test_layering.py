@@ -25,7 +25,7 @@ ROOMS = {  # of the core, and what else of it each may import
     "layers": {"layers"},
     "matching": {"layers", "matching"},
     "rules": {"arrays", "rules"},
-    "consistent": {"arrays", "consistent", "layers"},
+    "consistent": {"arrays", "consistent", "layers", "rules"},
     "models": {"models"},
 }
 LOADED = """
