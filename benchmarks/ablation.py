@@ -35,34 +35,15 @@ import tyro
 
 import importers
 import tlv_jax
-from tlv_jax import Method, layers, matching, models, rules
+from tlv_jax import Method, models, rules
 from train.config import Config, Dataset
 from train.data import LabelledImages, eval_batches, stratified_split, train_order
 from train.datasets import load_dataset
+from train.method import MATCHERS, RULES, STANDARDIZATIONS
 from train.metrics import merge, summarize
 from train.step import Task, initial_state, make_eval_step, make_optimizer, make_train_step
 
 RESULTS = Path(__file__).parent / "results" / "ablation.csv"
-
-STANDARDIZATIONS = {
-    "flat": layers.standardize_flat,
-    "blocks": layers.standardize_blocks,
-    "graph": layers.standardize_graph,
-}
-MATCHINGS = {
-    "index": matching.ByIndex(),
-    "score": matching.ByScore(),
-    "score_flat": matching.ByScoreFlat(),
-    "coverage": matching.ByCoverage(),
-    "bipartite": matching.Bipartite(),
-    "random": matching.Random(),
-}
-RULES = {
-    "clip": rules.Clip(),
-    "full": rules.Full(),
-    "magnitude": rules.Magnitude(),
-    "uniform": rules.Uniform(),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,8 +249,8 @@ def method_of(treatment: Treatment) -> Method:
     rescale: Any = treatment.rescale
     return Method(
         standardize=STANDARDIZATIONS[treatment.standardize],
-        match=MATCHINGS[treatment.match],
-        rule=rule if treatment.rule == "variance" else RULES[treatment.rule],
+        match=MATCHERS[treatment.match](),
+        rule=rule if treatment.rule == "variance" else RULES[treatment.rule](),
         channels=None if rank == "none" else tlv_jax.ConsistentChannels(rank),
         head="keep",
         rescale=rescale,

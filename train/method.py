@@ -10,7 +10,7 @@ from tlv_jax import layers, matching, methods, rules
 from train.config import MethodOptions
 from train.errors import ConfigError
 
-__all__ = ["method_of"]
+__all__ = ["MATCHERS", "RULES", "STANDARDIZATIONS", "method_of"]
 
 METHODS: Mapping[str, tlv_jax.Method] = MappingProxyType(
     {
