@@ -253,6 +253,12 @@ def test_a_training_that_diverges_stops_and_says_so(config):
     assert not (config.out / "wild" / "transferred" / "metrics.jsonl").exists()
 
 
+def test_a_squeezenet_is_lent_no_features(config):
+    target = dataclasses.replace(config, target="squeezenet1_1")
+    with pytest.raises(ConfigError, match="no features can be lent to it. Set crossover_rate=0"):
+        run(target)
+
+
 def test_a_vgg_lends_the_features_that_are_pooled_globally(key):
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
     for name, width in (("vgg11", 512), ("squeezenet1_1", 512)):

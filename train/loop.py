@@ -29,7 +29,7 @@ from train.devices import (
     place,
     shared_text,
 )
-from train.errors import DivergedError
+from train.errors import ConfigError, DivergedError
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
 from train.results import (
@@ -113,6 +113,13 @@ def run(config: Config, *, console: Console | None = None) -> Result:
     splits = load_dataset(config)
     classes = len(splits.classes)
     model = create_target(config.target, num_classes=classes, dtype=devices.dtype)
+    if config.crossover_rate and isinstance(model, models.SqueezeNet):
+        # Its head on averaged features is another function than the network that is evaluated.
+        raise ConfigError(
+            f"crossover_rate={config.crossover_rate} for target={config.target!r}: a SqueezeNet "
+            "averages over places behind its last layer, so no features can be lent to it. Set "
+            "crossover_rate=0."
+        )
     key_init, key_transfer, key_training = jax.random.split(jax.random.key(config.seed), 3)
     images = jnp.zeros((1, config.image_size, config.image_size, 3), devices.dtype)
     variables = initialize(config.target, model, key_init, images, num_classes=classes)
