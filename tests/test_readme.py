@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = [
     (heading, textwrap.dedent(block))
-    for heading, block in re.findall(r"^([^\n]*)\n\n```python\n(.*?)^```", README, re.M | re.S)
+    for heading, block in re.findall(r"^([^\n]*)\n\n?```python\n(.*?)^```", README, re.M | re.S)
 ]
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
