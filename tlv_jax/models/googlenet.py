@@ -57,7 +57,7 @@ class GoogLeNetConfig:
     Attributes:
       stages: each follows a pooling.
       dropout: rate before the last layer.
-      aux_dropout: likewise, of the auxiliary heads.
+      aux_dropout: dropout rate of the auxiliary heads.
     """
 
     stages: tuple[tuple[tuple[str, BlockConfig], ...], ...]
