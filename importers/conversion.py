@@ -17,7 +17,7 @@ from importers.families import FAMILIES
 from importers.layouts import SAME, Layout
 from importers.likeness import likeliest
 from importers.rules import IGNORED
-from importers.sources import prefix_before, unwrap
+from importers.wrappers import prefix_before, unwrap
 from tlv_jax import models
 
 __all__ = ["KeyMatch", "StateDictError", "arrays_of", "convert", "match_keys"]

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from importers.families import FAMILIES
 from importers.layouts import Layout
-from importers.sources import unwrap
+from importers.wrappers import unwrap
 from tlv_jax import models
 
 __all__ = ["Entry", "entries_of", "model_of", "shapes_of"]

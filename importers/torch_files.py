@@ -17,7 +17,7 @@ import numpy as np
 
 from importers.errors import FileFormatError
 from importers.pickles import Storage, Tensor, Unpickler, damaged
-from importers.sources import innermost
+from importers.wrappers import innermost
 
 __all__ = ["is_legacy", "read_legacy", "read_zip"]
 

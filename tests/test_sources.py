@@ -4,7 +4,7 @@ import torch
 from parity import random_network
 
 import importers
-from importers.sources import unwrap
+from importers.wrappers import unwrap
 
 
 @pytest.fixture(scope="module")
