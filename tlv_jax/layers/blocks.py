@@ -23,6 +23,15 @@ def flatten_blocks(blocks: Sequence[Layer | Block]) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
+def require_graph(layers: Sequence[Layer], name: str, instead: str = "") -> None:
+    """Raises an `OptionError` in the name of what needs traced layers, if they are not."""
+    if len(layers) > 1 and not any(layer.inputs for layer in layers):
+        raise OptionError(
+            f"{name}: needs to know which layer feeds which, but got a bare tree. Pass networks "
+            f"from tlv_jax.trace(fn, params, images){instead}."
+        )
+
+
 def standardize_flat(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[Layer, ...]:
     """Flattens to the layers of the given kinds, in order (TLVFC's `FlattenStandardization`)."""
     return tuple(layer for layer in layers if layer.kind in kinds)
@@ -61,11 +70,7 @@ def standardize_graph(layers: Sequence[Layer], kinds: Sequence[str]) -> tuple[La
     Raises:
       OptionError: if the layers were not traced.
     """
-    if len(layers) > 1 and not any(layer.inputs for layer in layers):
-        raise OptionError(
-            "standardize_graph: needs to know which layer feeds which, but got a bare tree. Pass "
-            "networks from tlv_jax.trace(fn, params, images), or use standardize_blocks."
-        )
+    require_graph(layers, "standardize_graph", ", or use standardize_blocks")
     blocks: list[list[Layer]] = []
     members: set[str] = set()
     for layer in layers:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tlv_jax.errors import OptionError
-from tlv_jax.layers.blocks import flatten_blocks
+from tlv_jax.layers.blocks import flatten_blocks, require_graph
 from tlv_jax.matching.scores import shape_scores
 from tlv_jax.types import Block, Layer, LayerPair
 
@@ -45,11 +44,7 @@ class EachOnce:
         if not sources or not targets:
             return ()
         for side in (sources, targets):
-            if len(side) > 1 and not any(layer.inputs for layer in side):
-                raise OptionError(
-                    "matching.EachOnce: needs to know which layer feeds which, but got a bare "
-                    "tree. Pass networks from tlv_jax.trace(fn, params, images)."
-                )
+            require_graph(side, "matching.EachOnce")
         (reads, writes), widths = _widths(sources), _widths(targets)
         ratio = (writes / reads)[:, None] / (widths[1] / widths[0])[None, :]
         scores = shape_scores(sources, targets) * np.minimum(ratio, 1 / ratio)
