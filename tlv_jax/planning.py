@@ -144,8 +144,8 @@ def touched_leaves(
     drawn: Sequence[Layer],
     drawn_from: Sequence[Layer],
     inserted: Sequence[Inserted],
-) -> tuple[list[str], list[str]]:
-    """The paths of the source's leaves that a plan reads, and of the target's that it replaces."""
+) -> tuple[dict[str, None], dict[str, None]]:
+    """The source's leaves that a plan reads and the target's that it replaces, as ordered sets."""
     read = [layer.weight for layer in drawn_from]
     replaced = [path for entry in inserted for path in inserted_leaves(entry)]
     for pair in pairs:
@@ -154,7 +154,7 @@ def touched_leaves(
         replaced += [pair.target.weight, *(own for _, own in vectors), *settled_counts(pair)]
     for layer in drawn:
         replaced += [layer.weight, *(path for name, path in layer.vectors if name == "bias")]
-    return list(dict.fromkeys(read)), list(dict.fromkeys(replaced))
+    return dict.fromkeys(read), dict.fromkeys(replaced)
 
 
 def reasons_to_stay(
