@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from trees import normal
+from trees import KERNEL_SHAPES, normal
 
 from tlv_jax import rules
 
@@ -13,13 +13,6 @@ RECORDED = np.load(Path(__file__).parent / "golden" / "iat_rules.npz")
 TRACED = np.load(Path(__file__).parent / "golden" / "iat_trace.npz")
 NAMES = sorted(name.removesuffix(".src") for name in RECORDED if name.endswith(".src"))
 COPYING = [rules.Clip(), rules.Full(), rules.Magnitude(), rules.Trace(), rules.Uniform()]
-SHAPES = [
-    ((3, 3, 6, 8), (3, 3, 4, 5)),
-    ((3, 3, 4, 5), (5, 5, 7, 8)),
-    ((5, 5, 4, 8), (3, 3, 7, 6)),
-    ((4, 9), (6, 2)),
-    ((3, 2, 4), (4, 3, 3)),
-]
 
 
 def to_flax(kernel):
@@ -53,7 +46,7 @@ def test_trace_fits_a_kernel_of_which_nothing_is_known_as_recorded(key, layer):
 
 
 @pytest.mark.parametrize("rule", COPYING, ids=str)
-@pytest.mark.parametrize(("source", "target"), SHAPES, ids=str)
+@pytest.mark.parametrize(("source", "target"), KERNEL_SHAPES, ids=str)
 def test_every_value_comes_from_one_of_the_two(key, rule, source, target):
     source, target = normal(0, *source), normal(1, *target)
     fitted = rule(key, source, target)
@@ -81,7 +74,7 @@ def test_clip_copies_the_centre(key, source, target, expected):
     assert fitted.tolist() == expected
 
 
-@pytest.mark.parametrize(("source", "target"), SHAPES, ids=str)
+@pytest.mark.parametrize(("source", "target"), KERNEL_SHAPES, ids=str)
 def test_full_leaves_nothing_of_the_target(key, source, target):
     source, target = normal(0, *source), normal(1, *target)
     fitted = rules.Full()(key, source, target)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import normal
+from trees import KERNEL_SHAPES, normal
 
 from tlv_jax import OptionError, rules
 
@@ -21,14 +21,7 @@ RULES = [
     rules.Variance(),
     rules.Variance(keep="random", remove="two_tailed", pad="init", pool="max"),
 ]
-SHAPES = [
-    ((3, 3, 6, 8), (3, 3, 4, 5)),
-    ((3, 3, 4, 5), (5, 5, 7, 8)),
-    ((5, 5, 4, 8), (3, 3, 7, 6)),
-    ((4, 9), (6, 2)),
-    ((3, 2, 4), (4, 3, 3)),
-    ((1, 1, 1, 1), (1, 1, 1, 1)),
-]
+SHAPES = [*KERNEL_SHAPES, ((1, 1, 1, 1), (1, 1, 1, 1))]
 
 
 def test_every_rule_is_held_to_this():

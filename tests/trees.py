@@ -10,6 +10,14 @@ from tlv_jax import models
 from tlv_jax.layers.paths import array_leaves
 
 VGG16_TO_RESNET18 = [0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9, 10, 10, 11, 12, 12]
+# Of source and target: larger and smaller in space and in either channel, of every rank.
+KERNEL_SHAPES = [
+    ((3, 3, 6, 8), (3, 3, 4, 5)),
+    ((3, 3, 4, 5), (5, 5, 7, 8)),
+    ((5, 5, 4, 8), (3, 3, 7, 6)),
+    ((4, 9), (6, 2)),
+    ((3, 2, 4), (4, 3, 3)),
+]
 
 
 @functools.cache
