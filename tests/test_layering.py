@@ -26,6 +26,7 @@ ROOMS = {  # of the core, and what else of it each may import
     "matching": {"layers", "matching"},
     "rules": {"arrays", "rules"},
     "consistent": {"arrays", "consistent", "layers", "rules"},
+    "convolutions": {"convolutions"},
     "models": {"models"},
 }
 LOADED = """

@@ -8,6 +8,7 @@ The core: pure functions over parameter pytrees, on jax, numpy and scipy only.
 from tlv_jax import layers, matching, methods, rules
 from tlv_jax.batch_stats import recompute_statistics
 from tlv_jax.consistent.plan import ConsistentChannels
+from tlv_jax.cpu_convolutions import cpu_convolutions
 from tlv_jax.crossover import crossover
 from tlv_jax.errors import (
     NonFiniteSourceError,
@@ -45,6 +46,7 @@ __all__ = [
     "UnknownOrderWarning",
     "Untouched",
     "apply_transfer",
+    "cpu_convolutions",
     "crossover",
     "layers",
     "matching",

@@ -17,7 +17,8 @@ from jax.extend import core
 
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.layers.channels import ChannelGraph, ChannelLabels
-from tlv_jax.layers.paths import array_leaves, is_array, split_path
+from tlv_jax.layers.jaxprs import programs_within, split_arrays
+from tlv_jax.layers.paths import array_leaves, split_path
 from tlv_jax.layers.trees import find_layers
 from tlv_jax.layers.values import Value, combine, merge, use_of
 from tlv_jax.types import Layer, PyTree
@@ -28,14 +29,10 @@ def walk_program(
 ) -> tuple[tuple[Layer, ...], ChannelGraph]:
     """The layers of a function in the order of their first use, and their channels."""
     named = array_leaves(params, name="params")
-    arrays = [leaf for leaf in jax.tree.leaves((params, inputs)) if is_array(leaf)]
+    arrays, put = split_arrays((params, inputs))
 
     def call(arrays: Sequence[Any]) -> Any:
-        remaining = iter(arrays)
-        # The other leaves, such as an activation function or `train=True`, stay as they are.
-        model, arguments = jax.tree.map(
-            lambda leaf: next(remaining) if is_array(leaf) else leaf, (params, inputs)
-        )
+        model, arguments = put(arrays)
         return fn(model, *arguments)
 
     jaxpr = jax.make_jaxpr(call)(arrays).jaxpr
@@ -138,9 +135,10 @@ class _Walk:
                 used = self._kernel(equation, operands)
                 if used is not None:
                     return [used]
-        inner = _inner_jaxpr(params)
-        if inner is not None and len(inner.invars) == len(operands):
-            return self.run(inner, operands)
+        # The program that a call runs: `jit`, `remat`, custom derivatives and the like.
+        inner = next(iter(programs_within(params).values()), [])
+        if inner and len(inner[0].invars) == len(operands):
+            return self.run(inner[0], operands)
         if any(operand.active for operand in operands):
             touched = self._touch(equation, operands)
             labels = self.channels.after(equation, operands)
@@ -290,12 +288,3 @@ class _Walk:
             if inputs.keys() >= set(other.feeds):
                 return factor.feeds
         return feeds
-
-
-def _inner_jaxpr(params: Mapping[str, Any]) -> core.Jaxpr | None:
-    """The program that a call runs: `jit`, `remat`, custom derivatives and the like."""
-    for value in params.values():
-        # Primitives keep it under names of their own, some with its constants and some without.
-        if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
-            return value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
-    return None

@@ -1,0 +1,40 @@
+"""The arrays of a function's arguments, and the programs (jaxprs) within its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from tlv_jax.layers.paths import is_array
+from tlv_jax.types import PyTree
+
+
+def split_arrays(tree: PyTree) -> tuple[list[Any], Callable[[Sequence[Any]], PyTree]]:
+    """The arrays of a tree, and a function that puts others in their places.
+
+    The other leaves, such as an activation function or `train=True`, stay as they are.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+
+    def put(arrays: Sequence[Any]) -> PyTree:
+        remaining = iter(arrays)
+        return structure.unflatten([next(remaining) if is_array(leaf) else leaf for leaf in leaves])
+
+    return [leaf for leaf in leaves if is_array(leaf)], put
+
+
+def programs_within(params: Mapping[str, Any]) -> dict[str, list[core.Jaxpr]]:
+    """The programs that an equation runs, by the name of its parameter.
+
+    Primitives keep them under names of their own, with their constants or without, and `cond` keeps
+    several under one. Constants are left out here.
+    """
+    programs = {}
+    for name, value in params.items():
+        several = value if isinstance(value, tuple) else (value,)
+        if several and all(isinstance(each, core.ClosedJaxpr | core.Jaxpr) for each in several):
+            programs[name] = [
+                each.jaxpr if isinstance(each, core.ClosedJaxpr) else each for each in several
+            ]
+    return programs
