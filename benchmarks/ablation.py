@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,12 +184,10 @@ class Study:
         for epoch in range(1, self.experiment.epochs + 1):
             orders = np.stack([train_order(key[2], epoch, size, batch) for key in keys], axis=1)
             trained = None
-            # Not around the start: a trace must see the convs.
-            with nn.intercept_methods(shifted_depthwise):
-                for order in orders:
-                    state, counted = self.step(state, step_keys, order, self.train, None)
-                    trained = counted if trained is None else merge(trained, counted)
-                measured = self.measure(state)
+            for order in orders:
+                state, counted = self.step(state, step_keys, order, self.train, None)
+                trained = counted if trained is None else merge(trained, counted)
+            measured = self.measure(state)
             rows += [
                 {
                     "seed": seed,
@@ -255,36 +252,6 @@ def method_of(treatment: Treatment) -> Method:
         head="keep",
         rescale=rescale,
         kinds=("conv", "norm") if treatment.norms else ("conv",),
-    )
-
-
-def shifted_depthwise(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Computes depthwise convs as sums of shifted products, in place of their own method.
-
-    The same function; on a CPU, where XLA convolves grouped kernels in a plain loop, a MobileNetV2
-    trains some five times faster.
-    """
-    conv = context.module
-    depthwise = (
-        isinstance(conv, nn.Conv)
-        and context.method_name == "__call__"
-        and conv.feature_group_count == conv.features == args[0].shape[-1] > 1
-        and not conv.use_bias
-        and not isinstance(conv.padding, str)
-        and conv.has_variable("params", "kernel")
-    )
-    if not depthwise or jax.default_backend() != "cpu":
-        return call(*args, **kwargs)
-    kernel = conv.get_variable("params", "kernel")[:, :, 0]
-    stride = conv.strides if isinstance(conv.strides, int) else conv.strides[0]
-    images = jnp.pad(args[0], ((0, 0), *conv.padding, (0, 0)))
-    height, width = (
-        (n - k) // stride + 1 for n, k in zip(images.shape[1:3], kernel.shape, strict=False)
-    )
-    return sum(
-        images[:, i : i + stride * height : stride, j : j + stride * width : stride]
-        * kernel[i, j][None, None, None]
-        for i, j in np.ndindex(kernel.shape[:2])
     )
 
 

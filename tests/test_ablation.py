@@ -2,12 +2,7 @@
 
 import dataclasses
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from helpers import relative_error
 
 from benchmarks import ablation
 from tlv_jax import ConsistentChannels, Method, layers, matching, methods, rules
@@ -67,28 +62,3 @@ def test_rows_are_found_again(tmp_path):
     ]
     assert ablation.typed(ablation.Treatment, rows[0]) == ablation.HE
     assert rows[0]["balanced_accuracy"] == "0.1235"
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [3, 5])
-def test_a_sum_of_shifted_products_is_the_depthwise_convolution(key, stride, size):
-    padding = ((size // 2, size // 2),) * 2
-    conv = nn.Conv(6, (size, size), stride, padding=padding, feature_group_count=6, use_bias=False)
-    images = jax.random.normal(key, (2, 9, 8, 6))
-    variables = conv.init(key, images)
-
-    def loss(variables, images):
-        outputs = conv.apply(variables, images)
-        return jnp.square(outputs).sum(), outputs
-
-    def computed():
-        # Traced anew, with or without the interception around it.
-        both = jax.jit(jax.value_and_grad(lambda *inputs: loss(*inputs), (0, 1), has_aux=True))
-        return both(variables, images)
-
-    expected = computed()
-    with nn.intercept_methods(ablation.shifted_depthwise):
-        assert "conv_general_dilated" not in str(jax.make_jaxpr(conv.apply)(variables, images))
-        found = computed()
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert relative_error(np.asarray(one), np.asarray(other)) <= 1e-5

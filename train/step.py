@@ -114,7 +114,8 @@ def make_train_step(
       support: lends features; None to train without crossover, where `support_variables` is
         ignored.
     """
-    apply: Any = task.model.apply  # its type tells what `mutable` decides
+    apply: Any = tlv_jax.cpu_convolutions(task.model.apply)  # typed by what `mutable` decides
+    lend = tlv_jax.cpu_convolutions(support.model.apply) if support else None
 
     def step(
         state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
@@ -123,8 +124,8 @@ def make_train_step(
         images, labels = data.images[rows], data.labels[rows]
         images = normalize(augment(keys[0], images), task.mean, task.std, task.dtype)
         lent: Any = None
-        if support is not None:
-            lent = support.model.apply(support_variables, images, method="features")
+        if lend is not None:
+            lent = lend(support_variables, images, method="features")
             lent = jax.lax.stop_gradient(lent)
         # Linen folds the path of a module into the key, so that the two calls with crossover may
         # have the same key. They drop what the one call without crossover drops.
@@ -158,7 +159,7 @@ def make_train_step(
 
 def make_eval_step(task: Task) -> Callable[..., Tally]:
     """Builds `step(variables, rows, real, images) -> tally`, always by plain `apply`."""
-    apply: Any = task.model.apply
+    apply: Any = tlv_jax.cpu_convolutions(task.model.apply)
 
     def step(variables: Any, rows: jax.Array, real: jax.Array, data: LabelledImages) -> Tally:
         images = normalize(data.images[rows], task.mean, task.std, task.dtype)
