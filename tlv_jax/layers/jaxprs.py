@@ -38,3 +38,11 @@ def programs_within(params: Mapping[str, Any]) -> dict[str, list[core.Jaxpr]]:
                 each.jaxpr if isinstance(each, core.ClosedJaxpr) else each for each in several
             ]
     return programs
+
+
+def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many constants a `scan` has, and how many values it carries."""
+    if "ft_in" in params:  # since JAX 0.11
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(list(consts)), len(list(carry))
+    return params["num_consts"], params["num_carry"]

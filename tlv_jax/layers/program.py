@@ -17,7 +17,7 @@ from jax.extend import core
 
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.layers.channels import ChannelGraph, ChannelLabels
-from tlv_jax.layers.jaxprs import programs_within, split_arrays
+from tlv_jax.layers.jaxprs import programs_within, scan_sizes, split_arrays
 from tlv_jax.layers.paths import array_leaves, split_path
 from tlv_jax.layers.trees import find_layers
 from tlv_jax.layers.values import Value, combine, merge, use_of
@@ -127,9 +127,11 @@ class _Walk:
                 return self._scan(params, operands)
             case "while":
                 # Its steps are not known, so one stands for all; the condition has no layers.
-                return self.run(params["body_jaxpr"].jaxpr, operands[params["cond_nconsts"] :])
+                (body,) = programs_within(params)["body_jaxpr"]
+                return self.run(body, operands[params["cond_nconsts"] :])
             case "cond":
-                branches = [self.run(each.jaxpr, operands[1:]) for each in params["branches"]]
+                programs = programs_within(params)["branches"]
+                branches = [self.run(each, operands[1:]) for each in programs]
                 return [merge(values) for values in zip(*branches, strict=True)]
             case "conv_general_dilated" | "dot_general":
                 used = self._kernel(equation, operands)
@@ -147,8 +149,9 @@ class _Walk:
 
     def _scan(self, params: Mapping[str, Any], operands: list[Value]) -> list[Value]:
         """Unrolls a loop over stacked parameters; walks any other once."""
-        carries, length, around = params["num_carry"], params["length"], self.repeats
-        first = params["num_consts"]
+        length, around = params["length"], self.repeats
+        first, carries = scan_sizes(params)
+        (body,) = programs_within(params)["jaxpr"]
         consts, carry = operands[:first], operands[first : first + carries]
         stacked = operands[first + carries :]
         steps = length if any(value.view for value in stacked) else 1
@@ -156,7 +159,7 @@ class _Walk:
         results: list[list[Value]] = []
         for step in reversed(range(steps)) if params["reverse"] else range(steps):
             sliced = [self._take_step(value, step) for value in stacked]
-            out = self.run(params["jaxpr"].jaxpr, [*consts, *carry, *sliced])
+            out = self.run(body, [*consts, *carry, *sliced])
             carry = out[:carries]
             results.append(out[carries:])
         self.repeats = around
