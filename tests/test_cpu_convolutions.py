@@ -47,7 +47,8 @@ def convolutions(fn, *args):
 def value_and_gradients(fn, *args):
     def weighted(*args):
         result = fn(*args)
-        return jnp.vdot(jnp.cos(jnp.arange(result.size)).reshape(result.shape), result), result
+        weights = jnp.arange(result.size, dtype=result.dtype) % 5 - 2
+        return jnp.vdot(weights.reshape(result.shape), result), result
 
     (_, result), gradients = jax.value_and_grad(weighted, range(len(args)), has_aux=True)(*args)
     return result, *gradients
@@ -62,12 +63,12 @@ def assert_same(fn, *args, rtol=1e-5):
         ("value", *map(str, range(len(args)))), actual, expected, strict=True
     ):
         assert new.dtype == old.dtype
-        assert relative_error(new, old) < rtol, name
+        assert relative_error(new, old) <= rtol, name
 
 
 @st.composite
 def any_convolution(draw):
-    """Arguments of `lax.conv_general_dilated`; small enough for exact sums in a test."""
+    """Settings of `lax.conv_general_dilated`, and the shapes of its operands, channels last."""
     axes = draw(st.integers(1, 3))
 
     def each(low, high):
@@ -115,10 +116,12 @@ def test_any_convolution_and_its_gradients(examples):
             raise
         assume(math.prod(result.shape))
         keys = jax.random.split(jax.random.key(0))
-        operands = (
-            jax.random.normal(key, each.shape) for key, each in zip(keys, (lhs, rhs), strict=True)
-        )
-        assert_same(fn, *operands)
+        # Small integers, of which float32 sums are exact.
+        operands = [
+            jax.random.randint(key, each.shape, -3, 4)
+            for key, each in zip(keys, (lhs, rhs), strict=True)
+        ]
+        assert_same(fn, *(each.astype(jnp.float32) for each in operands), rtol=0)
 
     check()
 
@@ -389,17 +392,12 @@ def test_networks_and_their_gradients(key, name):
     variables = model.init(key, images)
 
     def loss(apply):
-        return lambda params: jnp.sum(
-            jnp.sin(apply({**variables, "params": params}, images).astype(jnp.float32))
-        )
+        weights = jnp.array([[1.0, -2.0, 3.0]])
+        return lambda params: jnp.vdot(weights, apply({**variables, "params": params}, images))
 
     expected, actual = (
         jax.jit(jax.value_and_grad(loss(apply)))(variables["params"])
         for apply in (model.apply, tlv_jax.cpu_convolutions(model.apply))
     )
-    chex.assert_trees_all_close(actual[0], expected[0], rtol=1e-4, atol=1e-5)
-    jax.tree.map(
-        lambda new, old: np.testing.assert_array_less(relative_error(new, old), 2e-3),
-        actual[1],
-        expected[1],
-    )
+    errors = jax.tree.map(relative_error, actual, expected)
+    assert max(jax.tree.leaves(errors)) < 1e-4
