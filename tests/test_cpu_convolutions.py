@@ -260,6 +260,18 @@ def test_a_rule_of_forward_mode_that_convolves_is_transposed():
     assert_same(doubled, IMAGES)
 
 
+def test_a_custom_rule_may_hold_arrays():
+    @jax.custom_vjp
+    def doubled(images):
+        return depthwise(images, DEPTHWISE)
+
+    def backward(_, change):
+        return (depthwise(change, 2 * DEPTHWISE),)
+
+    doubled.defvjp(lambda images: (doubled(images), None), backward)
+    assert_same(doubled, IMAGES)
+
+
 def test_arrays_may_come_from_outside_the_function():
     def loss(wrap):
         def of_kernel(kernel):

@@ -143,16 +143,16 @@ def _with_vjp(equation: Any, faster: Any) -> Any:
     """A call of a `jax.custom_vjp` function, whose rule may convolve too.
 
     A rule is a Python function, which runs when the function is differentiated. One that convolves
-    gets a new one around it; all others stay what they are.
+    gets a new one around it. All others stay what they are, and so does the rule of a function that
+    holds arrays from outside, takes integers, or asks which of its zeros are known as such.
 
     Args:
       equation: the call.
       faster: the same, rewritten but for the rule.
     """
     avals = [atom.aval for atom in equation.invars]
-    # The derivative for an integer, and a zero that is known as such, are no arrays.
     floats = all(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals)
-    if not floats or equation.params["symbolic_zeros"]:
+    if not floats or equation.params["num_consts"] or equation.params["symbolic_zeros"]:
         return faster
     original = _computing(equation)
 
