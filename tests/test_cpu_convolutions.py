@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import tlv_jax
@@ -411,7 +412,7 @@ def test_networks_and_their_gradients(key, name):
         jax.jit(jax.value_and_grad(loss(apply)))(variables["params"])
         for apply in (model.apply, tlv_jax.cpu_convolutions(model.apply))
     )
-    value, gradients = jax.tree.map(relative_error, actual, expected)
-    assert value < 1e-4
-    # Rounding turns single units of a ReLU on or off. A wrong form would be off by more.
-    assert max(jax.tree.leaves(gradients)) < 0.05
+    assert relative_error(actual[0], expected[0]) < 1e-4
+    # As one vector: rounding turns single units of a ReLU on or off, which moves few gradients.
+    new, old = (ravel_pytree(gradients)[0] for _, gradients in (actual, expected))
+    assert jnp.linalg.norm(new - old) < 0.02 * jnp.linalg.norm(old)
