@@ -26,8 +26,8 @@ def cpu_convolutions(fn: Function) -> Function:
     XLA's compiler for CPUs is slow at depthwise and other grouped convolutions, at kernels larger
     than their input, and at the gradients of all of these. Each of them is replaced by a form that
     suits a CPU, wherever the function's program has it: in `jit`, `remat`, `scan`, branches and the
-    rules of `jax.custom_vjp` too. Results and gradients differ by rounding only, as long as they are
-    finite: an infinity may reach the other groups of a grouped convolution. Dtypes are kept.
+    rules of `jax.custom_vjp` too. Dtypes are kept. Results and gradients differ by rounding only,
+    as long as they are finite: in a grouped convolution an infinity may reach other groups.
 
     Apply it before differentiation, and compile the result: each call traces `fn`.
 
