@@ -4,6 +4,7 @@ import math
 
 import chex
 import flax.nnx as nnx
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,9 +97,7 @@ def in_layout(shape, spec, plain):
 
 @pytest.mark.parametrize("examples", [60, pytest.param(2000, marks=pytest.mark.slow)])
 def test_any_convolution_and_its_gradients(examples):
-    from hypothesis import settings as configured
-
-    @configured(max_examples=examples)
+    @hypothesis.settings(max_examples=examples)
     @given(any_convolution())
     def check(drawn):
         settings, inputs, kernel = drawn
