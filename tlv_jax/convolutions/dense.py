@@ -79,7 +79,13 @@ def grouped(inputs: Array, kernel: Array, window: Window) -> Array:
 
 
 def _convolution(inputs: Array, kernel: Array, window: Window) -> Array:
-    """XLA's own."""
+    """XLA's own.
+
+    It is wrong for negative paddings, which the input's gradient has where a padding exceeds the
+    kernel. So the input is padded first.
+    """
+    inputs, none = window.pad(inputs), tuple((0, 0) for _ in window.padding)
+    window = window._replace(padding=none, lhs_dilation=tuple(1 for _ in none))
     channels, spatial = inputs.ndim - 1, range(1, inputs.ndim - 1)
     activation = (0, channels, *spatial)
     weights = (channels, channels - 1, *(axis - 1 for axis in spatial))
