@@ -126,3 +126,53 @@ def bipartite_weight(scores):
         weight_of(scores, zip(range(m), order, strict=True))
         for order in itertools.permutations(range(n), m)
     )
+
+
+def convolution(inputs, kernel, result_gradient, settings):
+    """`lax.conv_general_dilated` and its gradients, `[N, *S, C]` by `[*K, C / groups, O]`."""
+    strides, groups = settings["window_strides"], settings["feature_group_count"]
+    stretched = np.zeros(
+        (
+            len(inputs),
+            *(
+                (n - 1) * d + 1
+                for n, d in zip(inputs.shape[1:-1], settings["lhs_dilation"], strict=True)
+            ),
+            inputs.shape[-1],
+        )
+    )
+    elements = (slice(None), *(slice(None, None, d) for d in settings["lhs_dilation"]))
+    stretched[elements] = inputs
+    widths = [(0, 0), *((max(low, 0), max(high, 0)) for low, high in settings["padding"]), (0, 0)]
+    padded = np.pad(stretched, widths)
+    crop = tuple(
+        slice(max(-low, 0), n - max(-high, 0))
+        for n, (low, high) in zip(padded.shape[1:-1], settings["padding"], strict=True)
+    )
+    read = padded[(slice(None), *crop)]
+    result = np.zeros(result_gradient.shape)
+    read_gradient, kernel_gradient = np.zeros(padded.shape), np.zeros(kernel.shape)
+    for place in itertools.product(*map(range, kernel.shape[:-2])):
+        seen = tuple(
+            slice(at * spread, at * spread + (m - 1) * stride + 1, stride)
+            for at, spread, stride, m in zip(
+                place, settings["rhs_dilation"], strides, result.shape[1:-1], strict=True
+            )
+        )
+        reads = np.split(read[(slice(None), *seen)], groups, axis=-1)
+        for group, weights in enumerate(np.split(kernel[place], groups, axis=-1)):
+            ins = slice(group * len(weights), (group + 1) * len(weights))
+            outs = slice(group * weights.shape[1], (group + 1) * weights.shape[1])
+            change = result_gradient[..., outs]
+            result[..., outs] += reads[group] @ weights
+            read_gradient[(slice(None), *crop)][(slice(None), *seen)][..., ins] += (
+                change @ weights.T
+            )
+            kernel_gradient[place][:, outs] += np.tensordot(
+                reads[group], change, (range(change.ndim - 1), range(change.ndim - 1))
+            )
+    kept = tuple(
+        slice(max(low, 0), n - max(high, 0))
+        for n, (low, high) in zip(padded.shape[1:-1], settings["padding"], strict=True)
+    )
+    return result, read_gradient[(slice(None), *kept)][elements], kernel_gradient

@@ -7,7 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from tlv_jax.convolutions.dense import MAX_PLACES, grouped, is_matrix_product, matrix_product
+from tlv_jax.convolutions.dense import (
+    MAX_PLACES,
+    grouped,
+    is_matrix_product,
+    is_wrong_in_xla,
+    matrix_product,
+    padded_convolution,
+)
 from tlv_jax.convolutions.depthwise import depthwise
 from tlv_jax.convolutions.window import Shape, Window
 
@@ -61,7 +68,9 @@ def _form(
     inputs: Shape, kernel: Shape, groups: int, window: Window
 ) -> Callable[[Array, Array, Window], Array] | None:
     if groups == 1:
-        return matrix_product if is_matrix_product(inputs, kernel, window) else None
+        if is_matrix_product(inputs, kernel, window):
+            return matrix_product
+        return padded_convolution if is_wrong_in_xla(kernel, window) else None
     if kernel[-2] > 1:
         return grouped
     columns = window.visible(inputs, kernel)[1:]

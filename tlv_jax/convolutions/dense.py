@@ -47,6 +47,16 @@ def matrix_product(inputs: Array, kernel: Array, window: Window) -> Array:
     return product.reshape(len(inputs), *outputs, kernel.shape[-1])
 
 
+def is_wrong_in_xla(kernel: Shape, window: Window) -> bool:
+    """Whether XLA may compute the convolution or its gradients wrongly.
+
+    It is at times wrong for a negative padding. The input's gradient has one where a padding
+    exceeds the kernel.
+    """
+    sizes = zip(kernel[:-2], window.rhs_dilation, window.padding, strict=True)
+    return any(not 0 <= p <= (k - 1) * spread for k, spread, pair in sizes for p in pair)
+
+
 def grouped(inputs: Array, kernel: Array, window: Window) -> Array:
     """Blocks of groups, each as one convolution whose kernel is zero between its groups.
 
@@ -74,15 +84,20 @@ def grouped(inputs: Array, kernel: Array, window: Window) -> Array:
         own_weights = jnp.where(own, weights, 0) if together > 1 else weights
         dense = own_weights.reshape(*sizes, together * reads, writes // blocks)
         faster = is_matrix_product(part.shape, dense.shape, window)
-        results.append((matrix_product if faster else _convolution)(part, dense, window))
+        results.append((matrix_product if faster else padded_convolution)(part, dense, window))
     return jnp.concatenate(results, axis=-1)
 
 
-def _convolution(inputs: Array, kernel: Array, window: Window) -> Array:
-    """XLA's own.
+def padded_convolution(inputs: Array, kernel: Array, window: Window) -> Array:
+    """XLA's own, of the padded input, where it is always right.
 
-    It is wrong for negative paddings, which the input's gradient has where a padding exceeds the
-    kernel. So the input is padded first.
+    Args:
+      inputs: `[N, *spatial, C]`.
+      kernel: `[*spatial, C, O]`.
+      window: how the kernel moves.
+
+    Returns:
+      `[N, *spatial, O]`.
     """
     inputs, none = window.pad(inputs), tuple((0, 0) for _ in window.padding)
     window = window._replace(padding=none, lhs_dilation=tuple(1 for _ in none))
