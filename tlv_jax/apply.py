@@ -55,9 +55,9 @@ class _Fitting:
     def kernels(self, pair: LayerPair) -> tuple[Any, Any]:
         """The source's kernel, with as many axes as the target's, and the target's own."""
         given, own = take_kernel(pair.source, self.source), take_kernel(pair.target, self.fitted)
-        return (
-            change_axes(given, own.shape[:-2], self.xp) if pair.target.kind != "norm" else given
-        ), own
+        if pair.target.kind != "norm":
+            given = change_axes(given, own.shape[:-2], self.xp)
+        return given, own
 
 
 def fit_leaves(
