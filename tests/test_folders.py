@@ -205,7 +205,7 @@ def test_pictures_are_scaled_turned_and_laid_on_white(tmp_path, capsys):
     assert (clear == 255).all()
     assert (turned[:, :4] == 0).all()
     assert (turned[:, 4:] == 255).all()
-    assert "pictures with transparency, laid on white: 10" in capsys.readouterr().out
+    assert "pictures with an alpha channel, laid on white: 10" in capsys.readouterr().out
 
 
 def test_every_file_is_listed_with_its_size_and_class(image_folder):

@@ -193,7 +193,7 @@ def _read_class(folder: Path, files: list[Path], size: int, notes: Notes) -> dic
             with Image.open(path) as image:
                 read[path] = resize(to_rgb(image), size)
                 if image.has_transparency_data:
-                    notes["pictures with transparency, laid on white"].append(path)
+                    notes["pictures with an alpha channel, laid on white"].append(path)
         except ImageError as error:
             raise DataError(f"{path}: {error}") from error
         except UNREADABLE:
