@@ -289,6 +289,13 @@ def test_a_vgg_lends_the_features_that_are_pooled_globally(key):
         assert jax.eval_shape(features, variables, images).shape == (2, width)
 
 
+def test_a_source_that_takes_one_size_is_resized_only_to_lend_features(config):
+    source = dataclasses.replace(config, source="vit_b_32")
+    assert loop._size_lent_at(source) == config.image_size
+    assert loop._size_lent_at(dataclasses.replace(source, crossover_rate=0)) is None
+    assert loop._size_lent_at(config) is None
+
+
 HOST = """
 import os, sys
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"

@@ -109,11 +109,18 @@ def run(config: Config, *, console: Console | None = None) -> Result:
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
-    pretrained = importers.load(config.source, config.source_weights, dtype=devices.dtype)
+    pretrained = importers.load(
+        config.source,
+        config.source_weights,
+        image_size=_size_lent_at(config),
+        dtype=devices.dtype,
+    )
     splits = load_on_all_hosts(config)
     show_contents(splits, console)
     classes = len(splits.classes)
-    model = create_target(config.target, num_classes=classes, dtype=devices.dtype)
+    model = create_target(
+        config.target, num_classes=classes, dtype=devices.dtype, image_size=config.image_size
+    )
     if config.crossover_rate and isinstance(model, models.SqueezeNet):
         # Its head on averaged features is another function than the network that is evaluated.
         raise ConfigError(
@@ -198,6 +205,12 @@ def _prepare(
         order_key=key_order,
         step_key=key_step,
     )
+
+
+def _size_lent_at(config: Config) -> int | None:
+    """The size of the images, if the source sees them and takes images of one size only."""
+    fixed = hasattr(models.create(config.source), "image_size")
+    return config.image_size if fixed and config.crossover_rate else None
 
 
 def _features_only(model: nn.Module) -> nn.Module:
