@@ -21,6 +21,7 @@ from importers.downloads import download
 from importers.entries import entries_of, model_of
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
+from importers.position_embeddings import at_image_size, check_image_size, preprocess_at
 from importers.preprocessing import Preprocess
 from importers.sources import Source, state_dict_of
 from importers.weights import WEIGHTS, Weights, choose
@@ -82,6 +83,7 @@ def load(
     weights: str | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    image_size: int | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> Pretrained:
@@ -105,23 +107,31 @@ def load(
         re-initialized with a `FreshHeadWarning`. So is a classifier that the checkpoint lacks.
       in_channels: of the result. If the checkpoint has another number, the first kernel is summed
         over its channels (for 1), or repeated and rescaled, as in timm.
+      image_size: pixels a side of the images, for a vision transformer or a MaxViT; others take
+        images of any size. If the checkpoint has another, its position embedding is resized as by
+        torchvision's `interpolate_embeddings`, and `preprocess` is scaled with it.
       dtype: of the computation.
       param_dtype: of the parameters, whatever the checkpoint's: float16 and bfloat16 become float32
         exactly, float64 is rounded to it. Batch statistics are always float32.
 
     Raises:
-      OptionError: if the architecture or the weights are unknown, or a number is below 1.
+      OptionError: if the architecture or the weights are unknown, a number is below 1, or the
+        network cannot have that `image_size`.
       CheckpointError: if a file is missing, cannot be read, or does not fit.
     """
     for option, number in (("num_classes", num_classes), ("in_channels", in_channels)):
         if number is not None and number < 1:
             raise OptionError(f"{option}={number!r} for {name!r}, expected at least 1.")
+    if image_size is not None:
+        check_image_size(name, image_size)
     file = Path(source) if isinstance(source, str | os.PathLike) else None
     chosen = choose(name, tag=weights, file=file and file.name)
     state_dict = state_dict_of(locate(chosen) if source is None else source)
     state_dict, missing = _with_classifier(name, state_dict, chosen, num_classes)
     model = model_of(name, state_dict, dtype=dtype, param_dtype=param_dtype)
     params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
+    if image_size is not None:
+        model, params = at_image_size(model, params, image_size)
     model, params = adapt(name, model, params, num_classes=num_classes, in_channels=in_channels)
     if model.in_channels == 3:  # an input transform is for colour images
         model = model.clone(**chosen.options)
@@ -131,7 +141,9 @@ def load(
         model=model,
         params=params,
         batch_stats=batch_stats,
-        preprocess=chosen.preprocess,
+        preprocess=preprocess_at(
+            chosen.preprocess, getattr(model, "image_size", chosen.preprocess.crop)
+        ),
         categories=categories if known else (),
     )
 

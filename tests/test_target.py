@@ -23,7 +23,7 @@ IMAGES = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
 
 
 def build(name, **arguments):
-    module = build_module(name, arguments, num_classes=5, dtype=jnp.float32, key=KEY)
+    module = build_module(name, arguments, num_classes=5, image_size=8, dtype=jnp.float32, key=KEY)
     target = target_of(name, module, KEY, IMAGES[:1])
     check_target(name, target, IMAGES[:1], 5, crossover=False)
     return module, target
@@ -123,7 +123,7 @@ def test_a_transfer_returns_what_can_be_split(name):
 
 
 def test_an_architecture_is_built_by_its_name():
-    model = build_module("resnet18", num_classes=5, dtype=jnp.bfloat16, key=KEY)
+    model = build_module("resnet18", num_classes=5, image_size=8, dtype=jnp.bfloat16, key=KEY)
     assert (model.num_classes, model.dtype) == (5, jnp.bfloat16)
 
 
@@ -220,7 +220,9 @@ def test_a_module_of_the_zoo_has_its_own_features():
 
 def test_arguments_are_for_own_modules():
     with pytest.raises(ConfigError, match=r"target_args=.*package\.module:Name"):
-        build_module("resnet18", {"width": 1}, num_classes=5, dtype=jnp.float32, key=KEY)
+        build_module(
+            "resnet18", {"width": 1}, num_classes=5, image_size=8, dtype=jnp.float32, key=KEY
+        )
 
 
 def test_an_nnx_module_keeps_what_it_was():

@@ -11,6 +11,7 @@ import flax.nnx as nnx
 import jax
 from flax.errors import FlaxError
 
+from importers.position_embeddings import check_image_size
 from tlv_jax import models
 from train.errors import ConfigError
 from train.linen_target import linen_target
@@ -25,6 +26,7 @@ def build_module(
     arguments: Mapping[str, Any] | None = None,
     *,
     num_classes: int,
+    image_size: int,
     dtype: Any,
     key: jax.Array,
 ) -> nn.Module | nnx.Module:
@@ -33,14 +35,15 @@ def build_module(
     Args:
       name: an architecture such as `resnet18`, or `package.module:Name`: a Linen or NNX module of
         the user's own, or a function that returns one. It is called with those of `num_classes`,
-        `dtype` and `rngs` that it takes.
+        `image_size`, `dtype` and `rngs` that it takes.
       arguments: others to call it with.
       num_classes: size of the last layer.
+      image_size: pixels a side of the images, for architectures that take one size only.
       dtype: of the computation.
       key: seeds the parameters of an NNX module. A Linen module has none yet.
 
     Raises:
-      OptionError: for an unknown architecture.
+      OptionError: for an unknown architecture, or one that cannot take images of that size.
       ConfigError: if there is no such module, or it cannot be built like that.
     """
     arguments = dict(arguments or {})
@@ -50,7 +53,11 @@ def build_module(
                 f"target={name!r}: target_args={arguments} are for modules of your own, "
                 "package.module:Name."
             )
-        return models.create(name, num_classes=num_classes, dtype=dtype)
+        model = models.create(name, num_classes=num_classes, dtype=dtype)
+        if not hasattr(model, "image_size"):
+            return model
+        check_image_size(name, image_size)
+        return model.clone(image_size=image_size)
     path, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(path), attribute)
@@ -60,7 +67,8 @@ def build_module(
             "`python -m train` in the folder that holds the package."
         ) from error
     try:
-        offered = {"num_classes": num_classes, "dtype": dtype, "rngs": nnx.Rngs(key)}
+        offered = {"num_classes": num_classes, "image_size": image_size, "dtype": dtype}
+        offered["rngs"] = nnx.Rngs(key)
         # Of a class: the metaclass of NNX hides its signature.
         called = found.__init__ if isinstance(found, type) else found
         taken = inspect.signature(called).parameters
@@ -68,7 +76,7 @@ def build_module(
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"target={name!r}: cannot be built ({error}). Give the arguments that it needs beside "
-            "num_classes, dtype and rngs: --target-args NAME=VALUE."
+            "num_classes, image_size, dtype and rngs: --target-args NAME=VALUE."
         ) from error
     if not isinstance(module, nn.Module | nnx.Module):
         raise ConfigError(
