@@ -16,7 +16,9 @@ from importers.errors import CheckpointError
 from importers.families import FAMILIES
 from importers.layouts import SAME, Layout
 from importers.likeness import likeliest
+from importers.placeholders import Unreadable
 from importers.rules import IGNORED
+from importers.torch_tensors import array_of
 from importers.wrappers import prefix_before, unwrap
 from tlv_jax import models
 
@@ -236,11 +238,13 @@ def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, Shape]:
 def _as_array(key: str, value: Any) -> np.ndarray:
     """Reads an array or a torch tensor, which may be on a device or require a gradient."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        # NumPy has no bfloat16 of its own that torch could export to; float32 holds it exactly.
-        if str(value.dtype) == "torch.bfloat16":
-            return value.float().numpy().astype(jnp.bfloat16)
-        return value.numpy()
+        found = array_of(value)
+        if isinstance(found, Unreadable):
+            raise StateDictError(
+                f"The state dict has {found.what} at {key!r}, expected an array or a tensor that "
+                f"NumPy can hold. {found.remedy}"
+            )
+        return found
     if not hasattr(value, "shape"):
         raise StateDictError(
             f"The state dict has {type(value).__name__} at {key!r}, expected an array or a tensor. "
