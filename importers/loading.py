@@ -46,7 +46,8 @@ class Pretrained:
       model: a Linen module, see `tlv_jax.models`.
       params: nested dict of NumPy arrays; `jax.device_put` moves them to a device.
       batch_stats: nested dict of NumPy arrays; empty for a network without batch norm.
-      preprocess: prepares pictures as in the published evaluation.
+      preprocess: prepares pictures as in the published evaluation, at the network's `image_size`
+        if it has one.
       categories: names of the classes in the order of the logits: ImageNet's, or none for a
         checkpoint with another number of classes.
     """
