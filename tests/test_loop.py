@@ -96,7 +96,7 @@ def test_the_run_folder_holds_everything_that_was_measured(finished):
     result, output = finished
     names = {path.name for path in result.folder.iterdir()}
     assert names == {
-        "config.json", "plan.json", "plan.txt", "report.json", "report.txt",
+        "config.json", "data.json", "plan.json", "plan.txt", "report.json", "report.txt",
         "results.json", "curves.png", "checkpoints", "transferred", "he",
     }  # fmt: skip
     for run in ("transferred", "he"):
@@ -106,6 +106,15 @@ def test_the_run_folder_holds_everything_that_was_measured(finished):
         assert events.read_bytes().count(b"validation_loss") == 2
     assert TransferPlan.from_json((result.folder / "plan.json").read_text()) == result.plan
     assert (result.folder / "plan.txt").read_text().strip() in output
+
+
+def test_the_images_of_every_class_are_told_and_kept(finished):
+    result, output = finished
+    words = [line.replace("│", " ").split() for line in output.splitlines()]
+    assert ["light", "14", "3", "3"] in words
+    kept = json.loads((result.folder / "data.json").read_text())
+    assert kept["counts"]["test"] == {"dark": 3, "light": 3}
+    assert len(kept["files"]) == 40
 
 
 def test_both_trainings_are_reported(finished):
@@ -244,6 +253,18 @@ def test_other_settings_cannot_resume_a_run(finished, config):
     match = r"with seed=0, method='default', method\.rule\.shuffle=None\. Resume"
     with pytest.raises(ConfigError, match=match):
         run(changed)
+
+
+def test_other_images_cannot_resume_a_run(finished, config, photographs):
+    result, _ = finished
+    (photographs / "bird").mkdir()
+    shutil.copy(photographs / "light" / "0.png", photographs / "bird")
+    changed = dataclasses.replace(config, name=result.folder.name, resume=True)
+    try:
+        with pytest.raises(ConfigError, match=r"classes added: 1 \(bird\); files added: 1 "):
+            run(changed)
+    finally:
+        shutil.rmtree(photographs / "bird")
 
 
 def test_a_training_that_diverges_stops_and_says_so(config):
