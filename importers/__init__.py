@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from importers.downloads import download
     from importers.errors import CheckpointError, DownloadError, FileFormatError, UnsafeFileError
     from importers.exporting import export, write_safetensors
+    from importers.foreign_keys import ForeignKeysWarning
     from importers.loading import MissingPackageError, Pretrained, available, load
     from importers.preprocessing import Preprocess
     from importers.state_dicts import read_state_dict
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "DownloadError",
     "FileFormatError",
+    "ForeignKeysWarning",
     "FreshHeadWarning",
     "MissingPackageError",
     "Preprocess",
@@ -46,6 +48,7 @@ _MODULES = {
     "FreshHeadWarning": "adaptation",
     "StateDictError": "conversion",
     "convert": "conversion",
+    "ForeignKeysWarning": "foreign_keys",
     "download": "downloads",
     "export": "exporting",
     "write_safetensors": "exporting",

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from importers.conversion import convert
+from importers.conversion import arrays_of, convert
 from importers.entries import entries_of, model_of
 from importers.exporting import export, write_safetensors
 from importers.families import FAMILIES
@@ -75,7 +75,7 @@ def convert_file(file: Path, arch: str, out: Path) -> int:
 
 def verify(file: Path, arch: str) -> int:
     """Checks a checkpoint and prints the result; returns 1 if the logits differ."""
-    state_dict = state_dict_of(file)
+    state_dict = arrays_of(arch, state_dict_of(file))
     params, batch_stats = convert(arch, state_dict)
     model = model_of(arch, state_dict)
     print(

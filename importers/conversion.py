@@ -4,6 +4,7 @@ Paths of leaves are written `params/layer1.0/conv1/kernel`.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,16 @@ from flax import traverse_util
 from importers.entries import Entry, entries_of, model_of
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
+from importers.foreign_keys import (
+    ForeignKeysWarning,
+    describe_renaming,
+    explain_foreign,
+    naming_of,
+    renamed,
+)
 from importers.layouts import SAME, Layout
 from importers.likeness import likeliest
+from importers.naming import Naming
 from importers.placeholders import Unreadable
 from importers.rules import IGNORED
 from importers.torch_tensors import array_of
@@ -41,7 +50,8 @@ def convert(
     The numbers of classes and image channels come from the state dict: a ResNet18 trained on ten
     classes fits `models.create("resnet18", num_classes=10)`. Nothing else may differ. The counters
     `num_batches_tracked` are optional and left out. What training loops wrap around a state dict
-    is removed: a checkpoint around it, and a prefix that all names have in common.
+    is removed: a checkpoint around it, and a prefix that all names have in common. The keys of
+    some other projects are renamed to torchvision's.
 
     Args:
       name: one of `models.names()`.
@@ -59,9 +69,10 @@ def convert(
       OptionError: if the name is unknown.
       StateDictError: if the state dict does not fit, with every problem; or if values are not
         finite or too large for `param_dtype`, with every key that has some.
+
+    Warns:
+      ForeignKeysWarning: if the keys are another project's.
     """
-    if name not in FAMILIES:
-        models.create(name)  # raises, and suggests close names
     arrays = arrays_of(name, state_dict)
     match = match_keys(name, arrays)
     if match.problems:
@@ -118,28 +129,59 @@ def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
 
 
 def arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a state dict by their current keys, without the counters.
+    """The arrays of a state dict by torchvision's current keys, without the counters.
 
     Args:
       name: one of `models.names()`.
-      state_dict: as for `convert`.
+      state_dict: as for `convert`, or what this function returns.
 
     Raises:
-      StateDictError: if a value is not an array, or an array has two keys.
+      OptionError: if the name is unknown.
+      StateDictError: if a value is not an array, an array has two keys, or another project's state
+        dict does not fit.
+
+    Warns:
+      ForeignKeysWarning: if the keys are another project's.
     """
-    family = FAMILIES[name]
+    if name not in FAMILIES:
+        models.create(name)  # raises, and suggests close names
+    family, state_dict = FAMILIES[name], unwrap(state_dict)
+    naming = naming_of(family.foreign, state_dict)
+    names = naming or family
     arrays: dict[str, np.ndarray] = {}
-    for key, value in unwrap(state_dict, family.stem).items():
+    for key, value in unwrap(state_dict, names.stem).items():
         if IGNORED.fullmatch(key):
             continue
-        current = family.current_key(key)
+        current = names.current_key(key)
         if current in arrays:
             raise StateDictError(
                 f"The state dict has both {key!r} and {current!r}, an older and the current name "
                 "of the same array. Remove one of them."
             )
         arrays[current] = _as_array(key, value)
+    if naming is None:
+        return arrays
+    arrays = renamed(naming, arrays)
+    _refuse_misfits(name, naming, arrays)
+    warnings.warn(describe_renaming(naming), ForeignKeysWarning, stacklevel=3)
     return arrays
+
+
+def _refuse_misfits(name: str, naming: Naming, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuses renamed arrays that do not fit, or of which others than the classifier's miss.
+
+    Raises:
+      StateDictError: with every problem.
+    """
+    # `importers.load` initializes a classifier that is missing.
+    classifier = FAMILIES[name].classifier
+    problems = match_keys(name, arrays).problems
+    if all(problem.startswith(classifier) for problem in problems):
+        return
+    origin = (
+        f"The keys look like {naming.project}, for another network: do not remove any. Renamed, the"
+    )
+    raise StateDictError(_explain(name, arrays, KeyMatch({}, problems), origin=origin))
 
 
 def _copy_to_flax(array: np.ndarray, layout: Layout, dtype: Any) -> np.ndarray:
@@ -197,10 +239,12 @@ def _check_array(key: str, array: np.ndarray, shape: Shape) -> list[str]:
     return []
 
 
-def _explain(name: str, arrays: Mapping[str, np.ndarray], match: KeyMatch) -> str:
+def _explain(
+    name: str, arrays: Mapping[str, np.ndarray], match: KeyMatch, *, origin: str = "The"
+) -> str:
     count = len(match.problems)
     lines = [
-        f"The state dict does not fit {name!r}: {_likely_cause(name, arrays)}"
+        f"{origin} state dict does not fit {name!r}: {_likely_cause(name, arrays)}"
         f"{count} problem{'s' if count > 1 else ''}.",
         *(f"  {problem}" for problem in match.problems),
     ]
@@ -222,6 +266,8 @@ def _likely_cause(name: str, arrays: Mapping[str, np.ndarray]) -> str:
             f"it seems to be that of a larger network. Pass only the keys that begin with "
             f"{prefix!r}, without this prefix. "
         )
+    if foreign := explain_foreign(name, arrays):
+        return foreign
     likely = likeliest(_shapes(arrays))
     if likely.names and name not in likely.names:
         return (

@@ -46,7 +46,8 @@ class Pretrained:
       model: a Linen module, see `tlv_jax.models`.
       params: nested dict of NumPy arrays; `jax.device_put` moves them to a device.
       batch_stats: nested dict of NumPy arrays; empty for a network without batch norm.
-      preprocess: prepares pictures as in the published evaluation.
+      preprocess: prepares pictures as in the published evaluation, at the network's `image_size`
+        if it has one.
       categories: names of the classes in the order of the logits: ImageNet's, or none for a
         checkpoint with another number of classes.
     """
@@ -96,8 +97,8 @@ def load(
     Args:
       name: one of `available()`.
       source: the path of a `.pth`, `.pt` or `.safetensors` file of this architecture, with any
-        number of classes or without its classifier; or a `torch.nn.Module`; or a state dict, from
-        names to arrays or tensors.
+        number of classes or without its classifier, with torchvision's keys or those of some
+        other projects; or a `torch.nn.Module`; or a state dict, from names to arrays or tensors.
       weights: torchvision's name of a set, for example "IMAGENET1K_V2", or "DEFAULT" for the set
         that torchvision calls so. By default it is the earliest, mostly IMAGENET1K_V1: published
         results of transfer rest on it, and the recipe of the second raises accuracy on ImageNet
@@ -118,6 +119,10 @@ def load(
       OptionError: if the architecture or the weights are unknown, a number is below 1, or the
         network cannot have that `image_size`.
       CheckpointError: if a file is missing, cannot be read, or does not fit.
+
+    Warns:
+      ForeignKeysWarning: if the keys are timm's, or those of another project that is known.
+      FreshHeadWarning: if the classifier is re-initialized.
     """
     for option, number in (("num_classes", num_classes), ("in_channels", in_channels)):
         if number is not None and number < 1:
@@ -126,7 +131,7 @@ def load(
         check_image_size(name, image_size)
     file = Path(source) if isinstance(source, str | os.PathLike) else None
     chosen = choose(name, tag=weights, file=file and file.name)
-    state_dict = state_dict_of(locate(chosen) if source is None else source)
+    state_dict = arrays_of(name, state_dict_of(locate(chosen) if source is None else source))
     state_dict, missing = _with_classifier(name, state_dict, chosen, num_classes)
     model = model_of(name, state_dict, dtype=dtype, param_dtype=param_dtype)
     params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
