@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from importers.adaptation import FreshHeadWarning
-    from importers.conversion import StateDictError, convert
+    from importers.conversion import convert
     from importers.downloads import download
-    from importers.errors import CheckpointError, DownloadError, FileFormatError, UnsafeFileError
+    from importers.errors import (
+        CheckpointError,
+        DownloadError,
+        FileFormatError,
+        StateDictError,
+        UnsafeFileError,
+    )
     from importers.exporting import export, write_safetensors
     from importers.loading import MissingPackageError, Pretrained, available, load
     from importers.preprocessing import Preprocess
+    from importers.selection import PrefixWarning
     from importers.state_dicts import read_state_dict
 
 __all__ = [
@@ -29,6 +36,7 @@ __all__ = [
     "FileFormatError",
     "FreshHeadWarning",
     "MissingPackageError",
+    "PrefixWarning",
     "Preprocess",
     "Pretrained",
     "StateDictError",
@@ -44,7 +52,6 @@ __all__ = [
 
 _MODULES = {
     "FreshHeadWarning": "adaptation",
-    "StateDictError": "conversion",
     "convert": "conversion",
     "download": "downloads",
     "export": "exporting",
@@ -54,6 +61,7 @@ _MODULES = {
     "available": "loading",
     "load": "loading",
     "Preprocess": "preprocessing",
+    "PrefixWarning": "selection",
     "read_state_dict": "state_dicts",
 }
 """Where each public name is defined; those not listed in `errors`."""

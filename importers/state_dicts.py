@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from importers.errors import FileFormatError
 from importers.torch_files import is_legacy, read_legacy, read_zip
 
-__all__ = ["read_state_dict"]
+__all__ = ["read_checkpoint", "read_state_dict"]
 
 ZIP_MAGIC = b"PK\x03\x04"
 SAFETENSORS_DTYPES = {
@@ -53,12 +53,30 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       FileFormatError: if the file is missing, empty, damaged, or of an unknown format.
       UnsafeFileError: if a pickle in the file names anything that is not needed for tensors.
     """
-    path = Path(path)
+    return _read(Path(path), whole=False)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads all that such a file holds, and names what is nested by its keys, joined with dots.
+
+    What is no tensor comes as it is described in the file: counters, settings, lists.
+
+    Args:
+      path: as for `read_state_dict`.
+
+    Raises:
+      FileFormatError: as `read_state_dict`.
+      UnsafeFileError: as `read_state_dict`.
+    """
+    return _read(Path(path), whole=True)
+
+
+def _read(path: Path, *, whole: bool) -> dict[str, Any]:
     data = _map(path)
     if data[:4] == ZIP_MAGIC:
-        return read_zip(path, data)
+        return read_zip(path, data, whole=whole)
     if is_legacy(data):
-        return read_legacy(path, data)
+        return read_legacy(path, data, whole=whole)
     if len(data) > 8 and data[8:9] == b"{":
         return _read_safetensors(path, data)
     raise FileFormatError(

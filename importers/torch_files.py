@@ -12,12 +12,13 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from importers.errors import FileFormatError
 from importers.pickles import Storage, Tensor, Unpickler, damaged
-from importers.wrappers import innermost
+from importers.wrappers import flatten, innermost
 
 __all__ = ["is_legacy", "read_legacy", "read_zip"]
 
@@ -36,8 +37,8 @@ def is_legacy(data: Data) -> bool:
     return data[:1] == b"\x80" and LEGACY_MAGIC.to_bytes(10, "little") in data[:32]
 
 
-def read_zip(path: Path, data: Data) -> dict[str, np.ndarray]:
-    """Reads torch's zip format; see `read_state_dict`."""
+def read_zip(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
+    """Reads torch's zip format; see `read_state_dict`, or `read_checkpoint` for the whole."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -66,11 +67,11 @@ def read_zip(path: Path, data: Data) -> dict[str, np.ndarray]:
             raise damaged(path, f"storage {storage.key!r} is missing") from None
 
     description = io.BytesIO(_slice(data, places["data.pkl"]))
-    return _build(path, data, Unpickler(description, path).load(), locate)
+    return _build(path, data, Unpickler(description, path).load(), locate, whole=whole)
 
 
-def read_legacy(path: Path, data: Data) -> dict[str, np.ndarray]:
-    """Reads the format from before torch 1.6; see `read_state_dict`."""
+def read_legacy(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
+    """Reads the format from before torch 1.6; see `read_zip`."""
     data.seek(0)
     magic, protocol, system = (Unpickler(data, path).load() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
@@ -97,16 +98,25 @@ def read_legacy(path: Path, data: Data) -> dict[str, np.ndarray]:
             raise damaged(path, f"storage {storage.key!r} is missing")
         return places[storage.key]
 
-    return _build(path, data, tensors, locate)
+    return _build(path, data, tensors, locate, whole=whole)
 
 
-def _build(path: Path, data: Data, loaded: object, locate: Locate) -> dict[str, np.ndarray]:
+def _build(
+    path: Path, data: Data, loaded: object, locate: Locate, *, whole: bool
+) -> dict[str, Any]:
     """Turns the described tensors into views of the file."""
     if not isinstance(loaded, dict) or not loaded:
         raise FileFormatError(
             f"{path}: expected a state dict of tensors by name, found "
             f"{'an empty one' if loaded == {} else type(loaded).__name__}. Save model.state_dict()."
         )
+    if whole:
+        return {
+            name: _view(path, data, name, value, locate(value.storage))
+            if isinstance(value, Tensor)
+            else value
+            for name, value in flatten(loaded).items()
+        }
     entries = innermost(loaded)
     strays = [stray for name, value in entries.items() if (stray := _stray(name, value))]
     if strays:
