@@ -103,13 +103,17 @@ def run(config: Config, *, console: Console | None = None) -> Result:
 
     Warns:
       SimilarityWarning: where source and target are so unlike that transfers mostly hurt.
+      FreshHeadWarning: where the source's weights lack its classifier.
+      PrefixWarning: where only a part of the source's checkpoint is the source.
     """
     config = resolve(config)
     method = method_of(config.method)
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
-    pretrained = importers.load(config.source, config.source_weights, dtype=devices.dtype)
+    pretrained = importers.load(
+        config.source, config.source_weights, dtype=devices.dtype, prefix=config.source_prefix
+    )
     splits = load_dataset(config)
     classes = len(splits.classes)
     model = create_target(config.target, num_classes=classes, dtype=devices.dtype)
