@@ -15,13 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from importers.adaptation import FreshHeadWarning
-    from importers.conversion import StateDictError, convert
+    from importers.conversion import convert
     from importers.downloads import download
-    from importers.errors import CheckpointError, DownloadError, FileFormatError, UnsafeFileError
+    from importers.errors import (
+        CheckpointError,
+        DownloadError,
+        FileFormatError,
+        StateDictError,
+        UnsafeFileError,
+    )
     from importers.exporting import export, write_safetensors
     from importers.foreign_keys import ForeignKeysWarning
     from importers.loading import MissingPackageError, Pretrained, available, load
     from importers.preprocessing import Preprocess
+    from importers.selection import PrefixWarning
     from importers.state_dicts import read_state_dict
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "ForeignKeysWarning",
     "FreshHeadWarning",
     "MissingPackageError",
+    "PrefixWarning",
     "Preprocess",
     "Pretrained",
     "StateDictError",
@@ -46,7 +54,6 @@ __all__ = [
 
 _MODULES = {
     "FreshHeadWarning": "adaptation",
-    "StateDictError": "conversion",
     "convert": "conversion",
     "ForeignKeysWarning": "foreign_keys",
     "download": "downloads",
@@ -57,6 +64,7 @@ _MODULES = {
     "available": "loading",
     "load": "loading",
     "Preprocess": "preprocessing",
+    "PrefixWarning": "selection",
     "read_state_dict": "state_dicts",
 }
 """Where each public name is defined; those not listed in `errors`."""

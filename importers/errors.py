@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "DownloadError",
     "FileFormatError",
+    "StateDictError",
     "UnsafeFileError",
 ]
 
@@ -20,6 +21,10 @@ class FileFormatError(CheckpointError):
 
 class UnsafeFileError(CheckpointError):
     """What a pickle names in place of tensors is a class or function, whose code would run."""
+
+
+class StateDictError(CheckpointError):
+    """A state dict does not fit the architecture it is converted to."""
 
 
 class DownloadError(CheckpointError):

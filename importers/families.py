@@ -45,9 +45,12 @@ def _image_size(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"image_size": math.isqrt(positions[1] - 1) * kernel[-1]}
 
 
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
 def _auxiliary_heads(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     """Whether there are any: torchvision can load the network without."""
-    return {"aux_logits": any(key.startswith(("aux1.", "AuxLogits.")) for key in state_dict)}
+    return {"aux_logits": any(key.startswith(_AUXILIARY) for key in state_dict)}
 
 
 def _swin_buffers(name: str) -> Mapping[str, np.ndarray]:
@@ -100,8 +103,14 @@ _GOOGLENET = Family(
     head="fc.weight",
     flattened={"aux1.fc1.weight": 128, "aux2.fc1.weight": 128},
     options=_auxiliary_heads,
+    auxiliary=_AUXILIARY,
 )
-_INCEPTION_V3 = Family(stem="Conv2d_1a_3x3.conv.weight", head="fc.weight", options=_auxiliary_heads)
+_INCEPTION_V3 = Family(
+    stem="Conv2d_1a_3x3.conv.weight",
+    head="fc.weight",
+    options=_auxiliary_heads,
+    auxiliary=_AUXILIARY,
+)
 _SWIN = Family(
     stem="features.0.0.weight",
     head="head.weight",

@@ -82,14 +82,14 @@ def explain_foreign(name: str, arrays: Mapping[str, np.ndarray]) -> str:
         if likely.share > ENOUGH:
             return (
                 f"its keys look like {naming.project}, and their shapes fit "
-                f"{' or '.join(map(repr, likely.names))} best. Load it under that name. "
+                f"{' or '.join(map(repr, likely.names))} best. Load it under that name."
             )
     for pattern, project in UNREAD:
         if any(re.search(pattern, key) for key in arrays):
             fit = "fit" if _shapes_fit(name, arrays) else "do not fit either"
             return (
                 f"its keys look like {project}. These are not read; their shapes {fit}. Use a "
-                "checkpoint with torchvision's keys. "
+                "checkpoint with torchvision's keys."
             )
     return ""
 

@@ -16,8 +16,8 @@ from importers.naming import Naming
 
 __all__ = ["IGNORED", "Family"]
 
-IGNORED = re.compile(r"(.+\.)?num_batches_tracked")
-"""Optional keys: a counter that torch uses only for cumulative averages."""
+IGNORED = re.compile(r"(.+\.)?(num_batches_tracked|n_averaged)")
+"""Optional keys: counters that torch uses only for averages over time."""
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
@@ -46,6 +46,7 @@ class Family:
       version: that torch stores with the state dict of this class and checks when loading.
       buffers: from the name of an architecture to the constants in its state dict.
       foreign: the names that other projects give to the same arrays.
+      auxiliary: what the keys of auxiliary classifiers begin with, which only training uses.
     """
 
     stem: str
@@ -57,6 +58,7 @@ class Family:
     version: int | None = None
     buffers: Callable[[str], Mapping[str, np.ndarray]] = _no_buffers
     foreign: tuple[Naming, ...] = ()
+    auxiliary: tuple[str, ...] = ()
 
     def key_of(self, leaf: str) -> str:
         """Torch's key of a leaf: `params/layer1.0/conv1/kernel -> layer1.0.conv1.weight`."""
@@ -70,6 +72,10 @@ class Family:
     def classifier(self) -> str:
         """What the keys of the classifier begin with, its last layer and those before it."""
         return self.head.partition(".")[0] + "."
+
+    def is_head(self, key: str) -> bool:
+        """Whether a key is the classifier's or an auxiliary one's."""
+        return key.startswith((self.classifier, *self.auxiliary))
 
     def current_key(self, key: str) -> str:
         """The current key of an array: older files may have another."""

@@ -15,7 +15,7 @@ from importers.torch_names import (
     WRAPPED,
 )
 
-__all__ = ["array_of"]
+__all__ = ["array_of", "kind_without_values"]
 
 
 def array_of(tensor: Any) -> np.ndarray | Unreadable:
@@ -27,7 +27,7 @@ def array_of(tensor: Any) -> np.ndarray | Unreadable:
     Returns:
       An array, or what the tensor is if NumPy has no such arrays.
     """
-    if kind := _kind_without_values(tensor):
+    if kind := kind_without_values(tensor):
         return kind
     tensor, name = tensor.detach().cpu(), str(tensor.dtype).removeprefix("torch.")
     try:
@@ -42,8 +42,14 @@ def array_of(tensor: Any) -> np.ndarray | Unreadable:
         )
 
 
-def _kind_without_values(tensor: Any) -> Unreadable | None:
-    """The kind of a tensor whose values do not lie in memory one by one."""
+def kind_without_values(tensor: Any) -> Unreadable | None:
+    """The kind of a tensor whose values do not lie in memory one by one, if it is of one.
+
+    Some of them have not even a shape.
+
+    Args:
+      tensor: a `torch.Tensor`.
+    """
     kinds = {
         UNINITIALIZED: type(tensor).__name__.startswith("Uninitialized"),
         WRAPPED: hasattr(tensor, "full_tensor"),

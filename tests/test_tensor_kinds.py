@@ -10,7 +10,7 @@ import torch
 
 import importers
 from importers import read_state_dict
-from importers.conversion import arrays_of
+from importers.torch_tensors import array_of
 from importers.errors import FileFormatError, UnsafeFileError
 
 both_formats = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -66,7 +66,7 @@ def test_float8_in_safetensors(tmp_path, dtype):
 
 @every_float8
 def test_float8_in_memory(dtype):
-    array = arrays_of("resnet18", {"w": float8(dtype)})["w"]
+    array = array_of(float8(dtype))
     assert array.dtype == getattr(ml_dtypes, dtype)
     np.testing.assert_array_equal(array.astype(np.float32), float8(dtype).float())
 
@@ -199,7 +199,7 @@ def test_a_view_that_flips_signs_is_not_read_without_them(tmp_path, view, zipped
     path = save(tmp_path / "t.pth", {"w": view}, zipped)
     with pytest.raises(FileFormatError, match=r"'w' that holds a conjugated or negated view"):
         read_state_dict(path)
-    array = arrays_of("resnet18", {"w": view})["w"]
+    array = array_of(view)
     np.testing.assert_array_equal(array, view.resolve_conj().resolve_neg())
 
 

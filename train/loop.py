@@ -103,6 +103,8 @@ def run(config: Config, *, console: Console | None = None) -> Result:
 
     Warns:
       SimilarityWarning: where source and target are so unlike that transfers mostly hurt.
+      FreshHeadWarning: where the source's weights lack its classifier.
+      PrefixWarning: where only a part of the source's checkpoint is the source.
     """
     config = resolve(config)
     method = method_of(config.method)
@@ -114,6 +116,7 @@ def run(config: Config, *, console: Console | None = None) -> Result:
         config.source_weights,
         image_size=_size_lent_at(config),
         dtype=devices.dtype,
+        prefix=config.source_prefix,
     )
     splits = load_on_all_hosts(config)
     show_contents(splits, console)
