@@ -171,8 +171,8 @@ def _cause_of_form(strays: Set[str], shapes: Mapping[str, Any]) -> str:
         )
     if any(key.startswith(("rpn.", "roi_heads.", "backbone.")) for key in strays):
         return (
-            "it is that of a larger network, such as a detector, whose backbone is another one. "
-            "Name the architecture of the backbone."
+            "it is that of a larger network, such as a detector, and no part of it has these keys. "
+            "Name the architecture of its backbone, or rename the backbone's keys."
         )
     return ""
 

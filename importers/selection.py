@@ -62,8 +62,9 @@ def select(name: str, checkpoint: Mapping[str, Any], prefix: str | None = None) 
     needed = {key for key in keys if not FAMILIES[name].is_head(key)}
     counts = prefix_counts(flat, needed, FAMILIES[name].current_key)
     complete = sorted(found for found in counts if counts[found] == len(needed))
-    _check_prefix(name, flat, complete, prefix)
     chosen = _matching(complete, prefix)
+    if prefix is not None and not chosen:
+        _refuse_prefix(name, flat, complete, prefix)
     if 1 < len(chosen) <= MOST_COMPARED:
         chosen = _fitting(name, flat, chosen, complete) or chosen[:1]
     _refuse_several(name, chosen)
@@ -88,8 +89,9 @@ def chosen_prefix(name: str, complete: Sequence[str], prefix: str | None) -> str
     Raises:
       StateDictError: as `select`.
     """
-    _check_prefix(name, complete, complete, prefix)
     chosen = _matching(complete, prefix)
+    if prefix is not None and not chosen:
+        _refuse_prefix(name, complete, complete, prefix)
     _refuse_several(name, chosen)
     return chosen[0] if chosen else ""
 
@@ -103,14 +105,17 @@ def _refuse_several(name: str, chosen: Sequence[str]) -> None:
         )
 
 
-def _check_prefix(
-    name: str, names: Iterable[str], complete: Sequence[str], prefix: str | None
-) -> None:
-    if prefix and not any(_begins(n, prefix) for n in names):
-        place = f" {name!r} is under {_listed(complete)}." if complete else ""
+def _refuse_prefix(name: str, names: Iterable[str], complete: Sequence[str], prefix: str) -> None:
+    """Raises, unless the prefix is that of a network that does not fit and is explained."""
+    if complete:
         raise StateDictError(
-            f"Nothing in the checkpoint has the prefix {prefix!r}.{place} Give whole words, with "
-            "dots between them."
+            f"No {name!r} in the checkpoint has the prefix {prefix!r}, but under "
+            f"{_listed(complete)} there is one. Give whole words, with dots between them."
+        )
+    if not any(_begins(n, prefix) for n in names):
+        raise StateDictError(
+            f"No name in the checkpoint has the prefix {prefix!r}. Leave it out, or give whole "
+            "words, with dots between them."
         )
 
 
@@ -196,4 +201,4 @@ def _shown(prefix: str) -> str:
 
 
 def _listed(prefixes: Iterable[str]) -> str:
-    return ", ".join(map(_shown, prefixes))
+    return ", ".join(_shown(prefix) if prefix else "'' (no prefix)" for prefix in prefixes)

@@ -119,6 +119,7 @@ def test_what_the_keys_do_not_tell_is_said():
         importers.convert("resnet50", zeros(shapes))
 
 
+@pytest.mark.filterwarnings("default::importers.ForeignKeysWarning")
 def test_the_command_converts_such_a_file(regnet, tmp_path, capsys):
     torch.save({key: torch.from_numpy(a) for key, a in regnet.items()}, tmp_path / "timm.pth")
     given, out = tmp_path / "timm.pth", tmp_path / "mine.safetensors"

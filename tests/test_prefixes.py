@@ -183,7 +183,8 @@ def test_a_prefix_chooses_among_several_networks(state_dict, other, expected, ca
     with pytest.raises(importers.StateDictError) as error:
         importers.load("resnet18", checkpoint)
     first, second = sorted((wanted, unwanted))
-    assert f"2 times, under the prefixes {first!r}, {second!r}. Choose one" in str(error.value)
+    shown = f"{first!r}{'' if first else ' (no prefix)'}, {second!r}"
+    assert f"2 times, under the prefixes {shown}. Choose one" in str(error.value)
     assert f"prefix={first!r} (for python -m importers by --prefix" in str(error.value)
     check(importers.load("resnet18", checkpoint, prefix=wanted), expected)
 
@@ -204,18 +205,21 @@ def test_a_prefix_may_be_the_beginning_of_the_whole(state_dict, other, expected)
         importers.convert("resnet18", checkpoint, prefix="student")
 
 
-@pytest.mark.parametrize("prefix", ["encoder", "ncoder_q", "conv2", "momentum"])
+@pytest.mark.parametrize("prefix", ["encoder", "ncoder_q", "conv2", "queue", ""])
 def test_an_unknown_prefix_is_refused_with_those_that_there_are(state_dict, other, prefix):
-    checkpoint, *_ = SEVERAL["contrast"]
-    message = f"has the prefix {prefix!r}. 'resnet18' is under 'module.encoder_k', 'module.encod"
+    wrap, *_ = SEVERAL["contrast"]
+    checkpoint = {**wrap(state_dict, other), **weights("queue.weight")}
+    message = f"the prefix {prefix!r}, but under 'module.encoder_k', 'module.encoder_q' there is"
     with pytest.raises(importers.StateDictError, match=re.escape(message)):
-        importers.convert("resnet18", checkpoint(state_dict, other), prefix=prefix)
+        importers.convert("resnet18", checkpoint, prefix=prefix)
 
 
-def test_a_prefix_without_the_network_is_refused(state_dict):
-    checkpoint = {"model": state_dict, "head": weights("fc.weight")}
-    with pytest.raises(importers.StateDictError, match="102 problems"):
-        importers.convert("resnet18", checkpoint, prefix="head")
+def test_a_prefix_of_what_does_not_fit_is_told_from_one_of_nothing(other):
+    checkpoint = {"model": {k: t for k, t in other.items() if k != "bn1.bias"}}
+    with pytest.raises(importers.StateDictError, match=r"under the prefix 'model' .*: 1 problem"):
+        importers.convert("resnet18", checkpoint, prefix="model")
+    with pytest.raises(importers.StateDictError, match="No name in the checkpoint has the prefix"):
+        importers.convert("resnet18", checkpoint, prefix="mode")
 
 
 def test_of_several_networks_the_one_that_fits_is_taken(state_dict, expected):

@@ -10,8 +10,8 @@ import torch
 
 import importers
 from importers import read_state_dict
-from importers.torch_tensors import array_of
 from importers.errors import FileFormatError, UnsafeFileError
+from importers.torch_tensors import array_of
 
 both_formats = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 FLOAT8 = ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"]
