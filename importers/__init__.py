@@ -15,20 +15,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from importers.adaptation import FreshHeadWarning
-    from importers.conversion import StateDictError, convert
+    from importers.conversion import convert
     from importers.downloads import download
-    from importers.errors import CheckpointError, DownloadError, FileFormatError, UnsafeFileError
+    from importers.errors import (
+        CheckpointError,
+        DownloadError,
+        FileFormatError,
+        StateDictError,
+        UnsafeFileError,
+    )
     from importers.exporting import export, write_safetensors
+    from importers.foreign_keys import ForeignKeysWarning
     from importers.loading import MissingPackageError, Pretrained, available, load
     from importers.preprocessing import Preprocess
+    from importers.selection import PrefixWarning
     from importers.state_dicts import read_state_dict
 
 __all__ = [
     "CheckpointError",
     "DownloadError",
     "FileFormatError",
+    "ForeignKeysWarning",
     "FreshHeadWarning",
     "MissingPackageError",
+    "PrefixWarning",
     "Preprocess",
     "Pretrained",
     "StateDictError",
@@ -44,8 +54,8 @@ __all__ = [
 
 _MODULES = {
     "FreshHeadWarning": "adaptation",
-    "StateDictError": "conversion",
     "convert": "conversion",
+    "ForeignKeysWarning": "foreign_keys",
     "download": "downloads",
     "export": "exporting",
     "write_safetensors": "exporting",
@@ -54,6 +64,7 @@ _MODULES = {
     "available": "loading",
     "load": "loading",
     "Preprocess": "preprocessing",
+    "PrefixWarning": "selection",
     "read_state_dict": "state_dicts",
 }
 """Where each public name is defined; those not listed in `errors`."""

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -40,11 +41,13 @@ class Convert:
       file: a .pth, .pt or .safetensors file.
       arch: its architecture.
       out: the file to write; an existing one is replaced.
+      prefix: what the names of the wanted network begin with, if there are several in the file.
     """
 
     file: File
     arch: str
     out: Path
+    prefix: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +57,12 @@ class Verify:
     Attributes:
       file: a .pth, .pt or .safetensors file.
       arch: its architecture.
+      prefix: what the names of the wanted network begin with, if there are several in the file.
     """
 
     file: File
     arch: str
+    prefix: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,15 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tlv_jax.errors import TLVError
 
     try:
-        match command:
-            case List():
-                return commands.list_weights()
-            case Show(name):
-                return commands.show(name)
-            case Convert(file, arch, out):
-                return commands.convert_file(file, arch, out)
-            case Verify(file, arch):
-                return commands.verify(file, arch)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            match command:
+                case List():
+                    return commands.list_weights()
+                case Show(name):
+                    return commands.show(name)
+                case Convert(file, arch, out, prefix):
+                    return commands.convert_file(file, arch, out, prefix)
+                case Verify(file, arch, prefix):
+                    return commands.verify(file, arch, prefix)
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         # Python flushes what is left when it exits, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,6 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
     return 2
+
+
+def _print_warning(message: Warning | str, *_: object) -> None:
+    """One readable line, without the line of code that warned."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

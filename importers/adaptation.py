@@ -1,7 +1,7 @@
 """Fit a checkpoint to another number of classes or of image channels."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,14 +10,64 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from importers.entries import Entry, entries_of
+from importers.entries import Entry, entries_of, model_of
+from importers.explaining import shortened
 from importers.families import FAMILIES
 
-__all__ = ["FreshHeadWarning", "adapt", "adapt_stem", "initialize"]
+__all__ = ["FreshHeadWarning", "adapt", "adapt_stem", "initialize", "with_classifier"]
 
 
 class FreshHeadWarning(UserWarning):
     """The classifier is re-initialized rather than loaded: it needs training."""
+
+
+def with_classifier(
+    name: str, arrays: Mapping[str, np.ndarray], num_classes: int | None
+) -> tuple[Mapping[str, np.ndarray], frozenset[str]]:
+    """Initializes the layers of the classifiers that a state dict lacks or has in other shapes.
+
+    Args:
+      name: of the architecture.
+      arrays: by current key in torch, of which only classifiers do not fit; not changed.
+      num_classes: of a classifier whose last layer is missing; `None` for 1000.
+
+    Returns:
+      The arrays, and the keys that are new.
+    """
+    model = _model_to_complete(name, arrays, num_classes)
+    entries = entries_of(name, model)
+    # A layer's bias belongs to its kernel: both are replaced together.
+    unfit = {_module(key) for key, entry in entries.items() if _shape(arrays, key) != entry.shape}
+    fresh = sorted(key for key in entries if _module(key) in unfit)
+    if not fresh:
+        return arrays, frozenset()
+    known = entries.keys() | FAMILIES[name].buffers(name).keys()
+    dropped = sorted(key for key in arrays if key in fresh or key not in known)
+    kept = {key: array for key, array in arrays.items() if key not in dropped}
+    leaves = initialize(model, [entries[key].leaf for key in fresh])
+    made = {key: entries[key].layout.to_torch(leaves[entries[key].leaf]) for key in fresh}
+    warnings.warn(
+        f"These weights of {name!r} have no classifier that fits: {shortened(fresh)} are "
+        "re-initialized and need training."
+        + (f" Left out: {shortened(dropped)}." if dropped else ""),
+        FreshHeadWarning,
+        stacklevel=3,
+    )
+    return kept | made, frozenset(fresh)
+
+
+def _model_to_complete(
+    name: str, arrays: Mapping[str, np.ndarray], num_classes: int | None
+) -> nn.Module:
+    """The network of a state dict, with the classes asked for if its last layer does not fit."""
+    model, head = model_of(name, arrays), FAMILIES[name].head
+    if num_classes is None or _shape(arrays, head) == entries_of(name, model)[head].shape:
+        return model
+    return model.clone(num_classes=num_classes)
+
+
+def _shape(arrays: Mapping[str, np.ndarray], key: str) -> tuple[int, ...] | None:
+    return arrays[key].shape if key in arrays else None
 
 
 def adapt(
@@ -102,6 +152,10 @@ def initialize(model: nn.Module, wanted: Sequence[str]) -> dict[str, np.ndarray]
         return {leaf: leaves[leaf] for leaf in wanted}
 
     return jax.tree.map(np.asarray, run(jax.random.key(0)))
+
+
+def _module(key: str) -> str:
+    return key.rpartition(".")[0]
 
 
 def _flat(tree: Any) -> dict[str, Any]:

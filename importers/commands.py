@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from importers.conversion import convert
+from importers.conversion import arrays_of, convert
 from importers.entries import entries_of, model_of
 from importers.exporting import export, write_safetensors
 from importers.families import FAMILIES
@@ -65,19 +65,20 @@ def show(name: str) -> int:
     return 0
 
 
-def convert_file(file: Path, arch: str, out: Path) -> int:
+def convert_file(file: Path, arch: str, out: Path, prefix: str | None) -> int:
     """Checks a checkpoint and writes it as `.safetensors`."""
-    params, batch_stats = convert(arch, state_dict_of(file))
+    params, batch_stats = convert(arch, state_dict_of(file), prefix=prefix)
     write_safetensors(out, arch, params, batch_stats)
     print(f"{out}: {_count(params):,} parameters of {arch}")
     return 0
 
 
-def verify(file: Path, arch: str) -> int:
+def verify(file: Path, arch: str, prefix: str | None) -> int:
     """Checks a checkpoint and prints the result; returns 1 if the logits differ."""
-    state_dict = state_dict_of(file)
-    params, batch_stats = convert(arch, state_dict)
-    model = model_of(arch, state_dict)
+    choose(arch)
+    arrays = arrays_of(arch, state_dict_of(file), prefix)
+    params, batch_stats = convert(arch, arrays)
+    model = model_of(arch, arrays)
     print(
         f"{file}: all {_count(params):,} parameters of {arch} with "
         f"{model.num_classes} classes are there, finite and of the right shape"  # type: ignore[attr-defined]

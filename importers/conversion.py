@@ -4,6 +4,7 @@ Paths of leaves are written `params/layer1.0/conv1/kernel`.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,42 +12,56 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from importers.entries import Entry, entries_of, model_of
-from importers.errors import CheckpointError
+from importers.entries import Entry, backbone_fits, entries_of, model_of
+from importers.errors import StateDictError, UnsafeFileError
+from importers.explaining import explain, indented, shortened
 from importers.families import FAMILIES
+from importers.foreign_keys import (
+    ForeignKeysWarning,
+    describe_renaming,
+    naming_of,
+    renamed,
+)
 from importers.layouts import SAME, Layout
-from importers.likeness import likeliest
+from importers.naming import Naming
+from importers.placeholders import Foreign, Unreadable
 from importers.rules import IGNORED
-from importers.wrappers import prefix_before, unwrap
+from importers.selection import PrefixWarning, chosen_prefix, select
+from importers.torch_tensors import array_of, kind_without_values
+from importers.wrappers import flatten, unwrapped
 from tlv_jax import models
 
-__all__ = ["KeyMatch", "StateDictError", "arrays_of", "convert", "match_keys"]
+__all__ = ["KeyMatch", "arrays_of", "convert", "match_keys"]
 
 ROWS = 32  # of a kernel, transposed at a time
 
 Shape = tuple[int, ...]
 
 
-class StateDictError(CheckpointError):
-    """A state dict does not fit the architecture it is converted to."""
-
-
 def convert(
-    name: str, state_dict: Mapping[str, Any], *, param_dtype: Any = None
+    name: str,
+    state_dict: Mapping[str, Any],
+    *,
+    param_dtype: Any = None,
+    prefix: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Turns a torch state dict into the parameters of the model of that name.
 
     The numbers of classes and image channels come from the state dict: a ResNet18 trained on ten
     classes fits `models.create("resnet18", num_classes=10)`. Nothing else may differ. The counters
     `num_batches_tracked` are optional and left out. What training loops wrap around a state dict
-    is removed: a checkpoint around it, and a prefix that all names have in common.
+    is removed: a checkpoint around it, the prefix behind which all keys of the network are, and
+    the words of wrapper modules, such as `module`. The keys of some other projects are renamed to
+    torchvision's.
 
     Args:
       name: one of `models.names()`.
       state_dict: from torch's names to arrays or to torch tensors, which are read without importing
-        torch.
+        torch. It may be nested in a checkpoint.
       param_dtype: dtype of the parameters. By default each keeps its own, be it float16, bfloat16
         or float64. Batch statistics always become float32, which the models keep them in.
+      prefix: chooses where the network is there more than once: what the names of the wanted one
+        begin with, for example "model_ema" or "encoder_q".
 
     Returns:
       `(params, batch_stats)`: nested dicts of NumPy arrays that share no memory with the state
@@ -55,15 +70,18 @@ def convert(
 
     Raises:
       OptionError: if the name is unknown.
-      StateDictError: if the state dict does not fit, with every problem; or if values are not
-        finite or too large for `param_dtype`, with every key that has some.
+      StateDictError: if the state dict does not fit, with the likely cause and the first ten
+        problems; if the network is there more than once; or if values are not finite or too large
+        for `param_dtype`, with the first ten keys that have some.
+
+    Warns:
+      ForeignKeysWarning: if the keys are another project's.
+      PrefixWarning: if other weights of a checkpoint are left out.
     """
-    if name not in FAMILIES:
-        models.create(name)  # raises, and suggests close names
-    arrays = arrays_of(name, state_dict)
+    arrays = arrays_of(name, state_dict, prefix)
     match = match_keys(name, arrays)
     if match.problems:
-        raise StateDictError(_explain(name, arrays, match))
+        raise StateDictError(explain(name, arrays, match.problems))
     leaves, broken = {}, {}
     for key, entry in match.entries.items():
         dtype = jnp.float32 if entry.leaf.startswith("batch_stats/") else param_dtype
@@ -115,28 +133,82 @@ def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
     return KeyMatch(entries, tuple(sorted(problems)))
 
 
-def arrays_of(name: str, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a state dict by their current keys, without the counters.
+def arrays_of(
+    name: str, state_dict: Mapping[str, Any], prefix: str | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of a state dict by torchvision's current keys, without the counters.
 
     Args:
       name: one of `models.names()`.
-      state_dict: as for `convert`.
+      state_dict: as for `convert`, or what this function returns.
+      prefix: as for `convert`.
 
     Raises:
-      StateDictError: if a value is not an array, or an array has two keys.
+      OptionError: if the name is unknown.
+      StateDictError: if more than the classifier does not fit, or as `select`.
+      UnsafeFileError: if an object stands where the network has an array.
+
+    Warns:
+      ForeignKeysWarning: if the keys are another project's.
+      PrefixWarning: if other weights of a checkpoint are left out.
     """
-    family = FAMILIES[name]
+    if name not in FAMILIES:
+        models.create(name)  # raises, and suggests close names
+    flat = {key: _with_shape(value) for key, value in flatten(state_dict).items()}
+    naming = naming_of(FAMILIES[name].foreign, flat)
+    if naming is not None:
+        return _renamed_arrays(name, naming, flat, prefix)
+    part = select(name, flat, prefix)
+    model = model_of(name, part.values)
+    expected = entries_of(name, model)
+    # Counters and settings beside the arrays are left out, but nothing that stands for an array.
+    arrays = {
+        key: _as_array(key, value)
+        for key, value in part.values.items()
+        if hasattr(value, "shape") or key in expected
+    }
+    if not backbone_fits(name, model, arrays):
+        problems = match_keys(name, arrays).problems
+        raise StateDictError(explain(name, {**part.values, **arrays}, problems, part.prefix))
+    if part.left_out:
+        place = f"is under {part.prefix.removesuffix('.')!r}" if part.prefix else "has no prefix"
+        warnings.warn(
+            f"Only what {place} in the checkpoint is used as {name!r}. Left out: "
+            f"{shortened(part.left_out, most=3)}.",
+            PrefixWarning,
+            stacklevel=3,
+        )
+    return arrays
+
+
+def _renamed_arrays(
+    name: str, naming: Naming, flat: Mapping[str, Any], prefix: str | None
+) -> dict[str, np.ndarray]:
+    """As `arrays_of`, for another project's keys."""
+    plain = {unwrapped(key): value for key, value in flat.items()}
+    stems = [key for key in plain if f".{key}".endswith(f".{naming.stem}")]
+    found = chosen_prefix(name, sorted(key.removesuffix(naming.stem) for key in stems), prefix)
     arrays: dict[str, np.ndarray] = {}
-    for key, value in unwrap(state_dict, family.stem).items():
-        if IGNORED.fullmatch(key):
+    for key, value in plain.items():
+        current = naming.current_key(key.removeprefix(found))
+        if not key.startswith(found) or IGNORED.fullmatch(key) or not hasattr(value, "shape"):
             continue
-        current = family.current_key(key)
         if current in arrays:
             raise StateDictError(
-                f"The state dict has both {key!r} and {current!r}, an older and the current name "
-                "of the same array. Remove one of them."
+                f"The state dict has {key!r} and another name of the same array. Remove one."
             )
         arrays[current] = _as_array(key, value)
+    arrays = renamed(naming, arrays)
+    problems = match_keys(name, arrays).problems
+    # `importers.load` initializes a classifier that is missing.
+    if not all(FAMILIES[name].is_head(problem) for problem in problems):
+        origin = (
+            f"The keys look like {naming.project}, for another network: do not remove any. "
+            "Renamed, the"
+        )
+        raise StateDictError(explain(name, arrays, problems, origin=origin))
+    warnings.warn(describe_renaming(naming), ForeignKeysWarning, stacklevel=4)
+    return arrays
     return arrays
 
 
@@ -159,10 +231,10 @@ def _explain_broken(broken: Mapping[str, int], arrays: Mapping[str, np.ndarray])
     lines = []
     for key, count in broken.items():
         fits = " are too large for the dtype asked" if np.isfinite(arrays[key]).all() else ""
-        lines.append(f"  {key}: {count} of {arrays[key].size} values{fits}")
+        lines.append(f"{key}: {count} of {arrays[key].size} values{fits}")
     return (
         "The state dict has NaN or infinite values, expected finite ones. Use a checkpoint from "
-        "before the training diverged, or a wider param_dtype.\n" + "\n".join(lines)
+        "before the training diverged, or a wider param_dtype.\n" + indented(lines)
     )
 
 
@@ -195,59 +267,34 @@ def _check_array(key: str, array: np.ndarray, shape: Shape) -> list[str]:
     return []
 
 
-def _explain(name: str, arrays: Mapping[str, np.ndarray], match: KeyMatch) -> str:
-    count = len(match.problems)
-    lines = [
-        f"The state dict does not fit {name!r}: {_likely_cause(name, arrays)}"
-        f"{count} problem{'s' if count > 1 else ''}.",
-        *(f"  {problem}" for problem in match.problems),
-    ]
-    return "\n".join(lines)
-
-
-def _likely_cause(name: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """What most likely happened and what to do, or nothing if there is no telling."""
-    family, expected = FAMILIES[name], entries_of(name, model_of(name, arrays)).keys()
-    missing = expected - arrays.keys()
-    if missing and all(key.startswith(family.classifier) for key in missing):
-        return (
-            "its classifier is missing or has other layers. Remove what is left of it, and "
-            "importers.load initializes a new one. "
-        )
-    prefix = prefix_before(family.stem, arrays)
-    if prefix and sum(prefix + key in arrays for key in expected) > len(expected) / 2:
-        return (
-            f"it seems to be that of a larger network. Pass only the keys that begin with "
-            f"{prefix!r}, without this prefix. "
-        )
-    likely = likeliest(_shapes(arrays))
-    if likely.names and name not in likely.names:
-        return (
-            f"its keys fit {' or '.join(map(repr, likely.names))} best (about {likely.share:.0%} "
-            "of them). Load it under that name. "
-        )
-    return ""
-
-
-def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, Shape]:
-    return {key: array.shape for key, array in arrays.items()}
+def _with_shape(value: Any) -> Any:
+    """The value, unless it is a tensor that refuses to tell its shape."""
+    try:
+        getattr(value, "shape", None)
+    except RuntimeError:
+        return kind_without_values(value)
+    return value
 
 
 def _as_array(key: str, value: Any) -> np.ndarray:
     """Reads an array or a torch tensor, which may be on a device or require a gradient."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        # NumPy has no bfloat16 of its own that torch could export to; float32 holds it exactly.
-        if str(value.dtype) == "torch.bfloat16":
-            return value.float().numpy().astype(jnp.bfloat16)
-        return value.numpy()
-    if not hasattr(value, "shape"):
+    found = array_of(value) if hasattr(value, "detach") else value
+    if isinstance(found, Unreadable):
+        raise StateDictError(
+            f"The state dict has {found.what} at {key!r}, expected an array or a tensor that "
+            f"NumPy can hold. {found.remedy}"
+        )
+    if isinstance(found, Foreign):
+        raise UnsafeFileError(
+            f"The file asks for {found} at {key!r}, which is not needed to read tensors, so it is "
+            "refused and nothing of it was run. Save model.state_dict() instead of the model."
+        )
+    if not hasattr(found, "shape"):
         raise StateDictError(
             f"The state dict has {type(value).__name__} at {key!r}, expected an array or a tensor. "
-            "If the checkpoint holds more than weights, pass the part that holds them, often "
-            "checkpoint['state_dict'] or checkpoint['model']."
+            "Pass model.state_dict()."
         )
-    return np.asarray(value)
+    return np.asarray(found)
 
 
 def _describe(array: np.ndarray) -> str:

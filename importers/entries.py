@@ -14,10 +14,9 @@ from flax import traverse_util
 
 from importers.families import FAMILIES
 from importers.layouts import Layout
-from importers.wrappers import unwrap
 from tlv_jax import models
 
-__all__ = ["Entry", "entries_of", "model_of", "shapes_of"]
+__all__ = ["Entry", "backbone_fits", "entries_of", "model_of", "shapes_of"]
 
 Shape = tuple[int, ...]
 
@@ -36,12 +35,11 @@ def model_of(
 
     Args:
       name: one of `models.names()`.
-      state_dict: as for `importers.convert`.
+      state_dict: from current keys in torch to whatever has their shapes.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
     family = FAMILIES[name]
-    state_dict = unwrap(state_dict, family.stem)
     # A value without a shape is refused by `convert`, which names its key.
     head, stem = (
         tuple(getattr(state_dict.get(key), "shape", ())) for key in (family.head, family.stem)
@@ -86,6 +84,26 @@ def entries_of(name: str, model: nn.Module) -> Mapping[str, Entry]:
         stand_in = np.broadcast_to(np.int8(0), struct.shape)  # a view of one byte
         entries[family.key_of(leaf)] = Entry(leaf, layout, layout.to_torch(stand_in).shape)
     return entries
+
+
+def backbone_fits(name: str, model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
+    """Whether a state dict fits a network, but perhaps for its classifiers.
+
+    There may be other classifiers and whatever else is beside the network, but nothing more within
+    it: a ResNet34 has all of a ResNet18, and more blocks.
+
+    Args:
+      name: of the architecture.
+      model: of that name, see `model_of`.
+      state_dict: see `model_of`.
+    """
+    family, entries = FAMILIES[name], entries_of(name, model)
+    body = {key: entry.shape for key, entry in entries.items() if not family.is_head(key)}
+    shapes = {key: tuple(getattr(value, "shape", ())) for key, value in state_dict.items()}
+    children = {key.partition(".")[0] for key in body}
+    strays = shapes.keys() - entries.keys() - family.buffers(name).keys()
+    within = any(stray.partition(".")[0] in children for stray in strays)
+    return not within and all(shapes.get(key) == shape for key, shape in body.items())
 
 
 def shapes_of(name: str) -> dict[str, Shape]:

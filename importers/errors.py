@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "DownloadError",
     "FileFormatError",
+    "StateDictError",
     "UnsafeFileError",
 ]
 
@@ -19,7 +20,11 @@ class FileFormatError(CheckpointError):
 
 
 class UnsafeFileError(CheckpointError):
-    """A pickle names more than tensors need. Reading it in full would run its code."""
+    """What a pickle names in place of tensors is a class or function, whose code would run."""
+
+
+class StateDictError(CheckpointError):
+    """A state dict does not fit the architecture it is converted to."""
 
 
 class DownloadError(CheckpointError):

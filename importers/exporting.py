@@ -13,7 +13,9 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from importers.conversion import StateDictError, match_keys
+from importers.conversion import match_keys
+from importers.errors import StateDictError
+from importers.explaining import indented
 from importers.families import FAMILIES
 from tlv_jax import models
 
@@ -41,7 +43,8 @@ def export(
 
     Raises:
       OptionError: if the name is unknown.
-      StateDictError: if the parameters are not those of this architecture; lists every problem.
+      StateDictError: if the parameters are not those of this architecture, with ten problems at
+        most.
       ImportError: if torch is not installed; `write_safetensors` does not need it.
     """
     import torch
@@ -71,7 +74,8 @@ def write_safetensors(
 
     Raises:
       OptionError: if the name is unknown.
-      StateDictError: if the parameters are not those of this architecture; lists every problem.
+      StateDictError: if the parameters are not those of this architecture, with ten problems at
+        most.
       OSError: if the file cannot be written.
     """
     arrays = arrays_for_torch(name, params, batch_stats)
@@ -111,9 +115,9 @@ def arrays_for_torch(
     ]
     problems = [*match.problems, *strays]
     if problems:
-        lines = "\n".join(f"  {problem}" for problem in problems)
         raise StateDictError(
-            f"The parameters are not those of {name!r}. In torch's names:\n{lines}"
+            f"The parameters are not those of {name!r}, {len(problems)} problems. In torch's "
+            f"names:\n{indented(problems)}"
         )
     counters = {
         key.removesuffix("running_var") + "num_batches_tracked": np.zeros((), np.int64)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import importlib.util
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from importers.adaptation import FreshHeadWarning, adapt, initialize
+from importers.adaptation import adapt, with_classifier
 from importers.categories import imagenet_categories
 from importers.conversion import arrays_of, convert
 from importers.downloads import download
-from importers.entries import entries_of, model_of
+from importers.entries import model_of
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
 from importers.position_embeddings import at_image_size, check_image_size, preprocess_at
@@ -46,7 +45,8 @@ class Pretrained:
       model: a Linen module, see `tlv_jax.models`.
       params: nested dict of NumPy arrays; `jax.device_put` moves them to a device.
       batch_stats: nested dict of NumPy arrays; empty for a network without batch norm.
-      preprocess: prepares pictures as in the published evaluation.
+      preprocess: prepares pictures as in the published evaluation, at the network's `image_size`
+        if it has one.
       categories: names of the classes in the order of the logits: ImageNet's, or none for a
         checkpoint with another number of classes.
     """
@@ -86,6 +86,7 @@ def load(
     image_size: int | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
+    prefix: str | None = None,
 ) -> Pretrained:
     """Loads a pretrained network from disk, or from where it is published.
 
@@ -96,15 +97,17 @@ def load(
     Args:
       name: one of `available()`.
       source: the path of a `.pth`, `.pt` or `.safetensors` file of this architecture, with any
-        number of classes or without its classifier; or a `torch.nn.Module`; or a state dict, from
-        names to arrays or tensors.
+        number of classes, without its classifier or with another one, with torchvision's keys or
+        those of some other projects; or a `torch.nn.Module`; or a state dict, from names to arrays
+        or tensors. A checkpoint around it, prefixes and the words of wrapper modules are removed.
       weights: torchvision's name of a set, for example "IMAGENET1K_V2", or "DEFAULT" for the set
         that torchvision calls so. By default it is the earliest, mostly IMAGENET1K_V1: published
         results of transfer rest on it, and the recipe of the second raises accuracy on ImageNet
         only. With `source` it chooses the preprocessing and any input transform of the network,
         which otherwise follow from the file's name.
       num_classes: of the result. If the checkpoint has another number, the last layer is
-        re-initialized with a `FreshHeadWarning`. So is a classifier that the checkpoint lacks.
+        re-initialized with a `FreshHeadWarning`. So are the layers of a classifier, or an auxiliary
+        one, that the checkpoint lacks or has in other shapes.
       in_channels: of the result. If the checkpoint has another number, the first kernel is summed
         over its channels (for 1), or repeated and rescaled, as in timm.
       image_size: pixels a side of the images, for a vision transformer or a MaxViT; others take
@@ -113,11 +116,18 @@ def load(
       dtype: of the computation.
       param_dtype: of the parameters, whatever the checkpoint's: float16 and bfloat16 become float32
         exactly, float64 is rounded to it. Batch statistics are always float32.
+      prefix: chooses where the network is in the checkpoint more than once: what the names of the
+        wanted one begin with, for example "model_ema" or "encoder_q".
 
     Raises:
       OptionError: if the architecture or the weights are unknown, a number is below 1, or the
         network cannot have that `image_size`.
       CheckpointError: if a file is missing, cannot be read, or does not fit.
+
+    Warns:
+      ForeignKeysWarning: if the keys are timm's, or those of another project that is known.
+      FreshHeadWarning: if layers of a classifier are re-initialized.
+      PrefixWarning: if other weights of the checkpoint are left out.
     """
     for option, number in (("num_classes", num_classes), ("in_channels", in_channels)):
         if number is not None and number < 1:
@@ -126,17 +136,19 @@ def load(
         check_image_size(name, image_size)
     file = Path(source) if isinstance(source, str | os.PathLike) else None
     chosen = choose(name, tag=weights, file=file and file.name)
-    state_dict = state_dict_of(locate(chosen) if source is None else source)
-    state_dict, missing = _with_classifier(name, state_dict, chosen, num_classes)
-    model = model_of(name, state_dict, dtype=dtype, param_dtype=param_dtype)
-    params, batch_stats = convert(name, state_dict, param_dtype=param_dtype)
+    checkpoint = state_dict_of(locate(chosen) if source is None else source)
+    arrays = _without_placeholder(name, arrays_of(name, checkpoint, prefix), chosen)
+    arrays, fresh = with_classifier(name, arrays, num_classes)
+    model = model_of(name, arrays, dtype=dtype, param_dtype=param_dtype)
+    params, batch_stats = convert(name, arrays, param_dtype=param_dtype)
     if image_size is not None:
         model, params = at_image_size(model, params, image_size)
     model, params = adapt(name, model, params, num_classes=num_classes, in_channels=in_channels)
     if model.in_channels == 3:  # an input transform is for colour images
         model = model.clone(**chosen.options)
     categories = imagenet_categories()
-    known = num_classes is None and model.num_classes == len(categories) and not missing
+    known = num_classes is None and model.num_classes == len(categories)
+    known = known and FAMILIES[name].head not in fresh
     return Pretrained(
         model=model,
         params=params,
@@ -148,36 +160,18 @@ def load(
     )
 
 
-def _with_classifier(
-    name: str, state_dict: Mapping[str, Any], weights: Weights, num_classes: int | None
-) -> tuple[Mapping[str, Any], list[str]]:
-    """Initializes what a state dict lacks of its classifier; also returns the keys it lacks."""
-    family, arrays = FAMILIES[name], arrays_of(name, state_dict)
-    if not weights.classifies:
-        # These are published with NaN in place of a classifier.
-        for key in [key for key in arrays if key.startswith(family.classifier)]:
-            if np.isnan(arrays[key]).any():
-                del arrays[key]
-    model = model_of(name, arrays)
-    if num_classes is not None and family.head not in arrays:
-        model = model.clone(num_classes=num_classes)
-    entries = entries_of(name, model)
-    missing, strays = sorted(entries.keys() - arrays.keys()), arrays.keys() - entries.keys()
-    # If more is missing, or the classifier is another, the state dict is refused by `convert`.
-    if not all(key.startswith(family.classifier) for key in missing):
-        return state_dict, []
-    if not missing or any(key.startswith(family.classifier) for key in strays):
-        return state_dict, []
-    leaves = initialize(model, [entries[key].leaf for key in missing])
-    for key in missing:
-        arrays[key] = entries[key].layout.to_torch(leaves[entries[key].leaf])
-    warnings.warn(
-        f"These weights of {name!r} have no classifier: {', '.join(missing)} are re-initialized "
-        "and need training.",
-        FreshHeadWarning,
-        stacklevel=3,
-    )
-    return arrays, missing
+def _without_placeholder(
+    name: str, arrays: Mapping[str, np.ndarray], weights: Weights
+) -> Mapping[str, np.ndarray]:
+    """Weights of features only are published with NaN in place of a classifier: leaves it out."""
+    if weights.classifies:
+        return arrays
+    classifier = FAMILIES[name].classifier
+    return {
+        key: array
+        for key, array in arrays.items()
+        if not (key.startswith(classifier) and np.isnan(array).any())
+    }
 
 
 def available() -> tuple[str, ...]:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from importers.layouts import CONV, DENSE, SAME, Layout, dense_after_flatten
+from importers.naming import Naming
 
 __all__ = ["IGNORED", "Family"]
 
-IGNORED = re.compile(r"(.+\.)?num_batches_tracked")
-"""Optional keys: a counter that torch uses only for cumulative averages."""
+IGNORED = re.compile(r"(.+\.)?(num_batches_tracked|n_averaged)")
+"""Optional keys: counters that torch uses only for averages over time."""
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
@@ -44,6 +45,8 @@ class Family:
         channels.
       version: that torch stores with the state dict of this class and checks when loading.
       buffers: from the name of an architecture to the constants in its state dict.
+      foreign: the names that other projects give to the same arrays.
+      auxiliary: what the keys of auxiliary classifiers begin with, which only training uses.
     """
 
     stem: str
@@ -54,6 +57,8 @@ class Family:
     options: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_options
     version: int | None = None
     buffers: Callable[[str], Mapping[str, np.ndarray]] = _no_buffers
+    foreign: tuple[Naming, ...] = ()
+    auxiliary: tuple[str, ...] = ()
 
     def key_of(self, leaf: str) -> str:
         """Torch's key of a leaf: `params/layer1.0/conv1/kernel -> layer1.0.conv1.weight`."""
@@ -67,6 +72,10 @@ class Family:
     def classifier(self) -> str:
         """What the keys of the classifier begin with, its last layer and those before it."""
         return self.head.partition(".")[0] + "."
+
+    def is_head(self, key: str) -> bool:
+        """Whether a key is the classifier's or an auxiliary one's."""
+        return key.startswith((self.classifier, *self.auxiliary))
 
     def current_key(self, key: str) -> str:
         """The current key of an array: older files may have another."""

@@ -4,8 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from importers.state_dicts import read_state_dict
-from importers.wrappers import unwrap
+from importers.state_dicts import read_checkpoint, read_state_dict
 
 __all__ = ["Source", "state_dict_of"]
 
@@ -14,7 +13,7 @@ Source = str | os.PathLike[str] | Mapping[str, Any] | Any
 
 
 def state_dict_of(source: Source) -> Mapping[str, Any]:
-    """The arrays or tensors of a source by name, without wrappers.
+    """What a source holds, by name: more than the network's weights if it is a checkpoint.
 
     Raises:
       FileFormatError: as `read_state_dict`.
@@ -22,12 +21,21 @@ def state_dict_of(source: Source) -> Mapping[str, Any]:
       TypeError: if the source is neither a path, a mapping nor a torch module.
     """
     if isinstance(source, str | os.PathLike):
-        return unwrap(read_state_dict(source))
+        return _read(source)
     if isinstance(source, Mapping):
-        return unwrap(source)
+        return source
     if hasattr(source, "state_dict"):
-        return unwrap(source.state_dict())
+        return source.state_dict()
     raise TypeError(
         f"The weights are of type {type(source).__name__}, expected the path of a checkpoint, a "
         "state dict, or a torch.nn.Module."
     )
+
+
+def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    checkpoint = read_checkpoint(path)
+    tensors = any(hasattr(value, "shape") for value in checkpoint.values())
+    # An optimizer's state is explained where the architecture is known.
+    if tensors or "param_groups" in checkpoint:
+        return checkpoint
+    return read_state_dict(path)  # raises, and says what the file holds

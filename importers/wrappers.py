@@ -1,39 +1,33 @@
-"""Remove what training loops wrap around a state dict: checkpoints, prefixes."""
+"""Take apart what training loops wrap around a state dict: checkpoints, prefixes, wrapper modules.
 
-from collections.abc import Iterable, Mapping
+This file knows names only; `importers.selection` chooses among them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-__all__ = ["innermost", "prefix_before", "unwrap"]
+from importers.errors import CheckpointError
+
+__all__ = ["WRAPPERS", "flatten", "innermost", "prefix_counts", "unwrapped"]
 
 NESTS = ("state_dict", "model_state_dict", "model")
 """The keys under which training checkpoints keep the state dict."""
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that `DistributedDataParallel` and `torch.compile` give to every name."""
+WRAPPERS = frozenset(
+    {
+        "module",  # DataParallel, DistributedDataParallel, AveragedModel
+        "_orig_mod",  # torch.compile
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",  # Lightning
+    }
+)
+"""Words that torch's wrapper modules put into names, in front or in the middle."""
 
-
-def unwrap(state_dict: Mapping[str, Any], stem: str = "") -> Mapping[str, Any]:
-    """Removes what training loops wrap around a state dict.
-
-    That is a checkpoint around it, see `innermost`, the prefixes `WRAPPERS`, and any other prefix
-    if all names have it.
-
-    Args:
-      state_dict: the weights by name.
-      stem: name of the first kernel, by which other prefixes are found.
-    """
-    state_dict = innermost(state_dict)
-    for prefix in (*WRAPPERS, prefix_before(stem, state_dict)):
-        if prefix and state_dict and all(str(key).startswith(prefix) for key in state_dict):
-            return unwrap({key.removeprefix(prefix): state_dict[key] for key in state_dict}, stem)
-    return state_dict
-
-
-def prefix_before(stem: str, names: Iterable[str]) -> str:
-    """What stands before the name of the first kernel, such as `backbone.`; often nothing."""
-    # ResNet's `conv1.weight` also ends the names of its blocks, which are longer.
-    first = min((str(n) for n in names if f".{n}".endswith(f".{stem}")), key=len, default=stem)
-    return first.removesuffix(stem) if stem else ""
+# A hostile file may nest without end, or multiply one long name.
+DEEPEST = 8
+LONGEST = 200
 
 
 def innermost(checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -42,3 +36,63 @@ def innermost(checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
         inner = (checkpoint.get(name) for name in NESTS)
         checkpoint = next((x for x in inner if isinstance(x, Mapping) and x), checkpoint)
     return checkpoint
+
+
+def flatten(checkpoint: Mapping[Any, Any]) -> dict[str, Any]:
+    """Every entry of nested mappings by its keys, joined with dots: `model.conv1.weight`.
+
+    Keys that are not text are left out: optimizers have them, networks do not. A mapping that is
+    there twice, under two names, is there once in the result.
+
+    Raises:
+      CheckpointError: if two entries have the same name.
+    """
+    flat: dict[str, Any] = {}
+    level, seen = [("", checkpoint)], {id(checkpoint)}
+    for _ in range(DEEPEST):
+        deeper = []
+        for prefix, mapping in level:
+            for key, value in mapping.items():
+                if not isinstance(key, str):
+                    continue
+                name = prefix + key
+                if not isinstance(value, Mapping):
+                    if name in flat:
+                        raise CheckpointError(
+                            f"The checkpoint has {name!r} twice, once with a dot in its key and "
+                            "once in a nested dict. Remove one of them."
+                        )
+                    flat[name] = value
+                elif id(value) not in seen and len(key) <= LONGEST:
+                    seen.add(id(value))
+                    deeper.append((f"{name}.", value))
+        level = deeper
+    return flat
+
+
+def unwrapped(name: str) -> str:
+    """A name without the words of wrapper modules: `layer1.module.0.weight -> layer1.0.weight`."""
+    return ".".join(word for word in name.split(".") if word not in WRAPPERS)
+
+
+def prefix_counts(
+    names: Iterable[str], keys: Collection[str], current: Callable[[str], str]
+) -> Counter[str]:
+    """Counts, for each prefix, how many of a network's keys are there behind it.
+
+    A prefix such as `backbone.` ends with a dot, or is empty.
+
+    Args:
+      names: of a checkpoint's entries.
+      keys: of the network.
+      current: from a key of older files to the current one.
+    """
+    longest = max(key.count(".") for key in keys) + 2  # older keys may have a dot more
+    counts: Counter[str] = Counter()
+    for name in names:
+        words = name.split(".")
+        inner = [place for place, word in enumerate(words) if word not in WRAPPERS]
+        for first in range(max(len(inner) - longest, 0), len(inner)):
+            if current(".".join(words[place] for place in inner[first:])) in keys:
+                counts["".join(f"{word}." for word in words[: inner[first]])] += 1
+    return counts

@@ -73,6 +73,56 @@ def test_convert_writes_what_torch_and_verify_take(capsys, checkpoint, tmp_path)
     assert "(within 1e-04)" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A checkpoint with an average of the network beside it."""
+    network = random_network("squeezenet1_1")
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    averaged.update_parameters(random_network("squeezenet1_1", seed=1))
+    path = tmp_path_factory.mktemp("several") / "squeezenet.pth"
+    torch.save({"model": network.state_dict(), "model_ema": averaged.state_dict()}, path)
+    return path
+
+
+def test_a_prefix_chooses_the_network_to_convert_and_verify(capsys, several, tmp_path):
+    out = tmp_path / "squeezenet.safetensors"
+    arguments = [str(several), "--arch", "squeezenet1_1"]
+    assert main(["convert", *arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "2 times, under the prefixes 'model', 'model_ema.module'" in error
+    assert "--prefix" in error
+    assert main(["convert", *arguments, "--out", str(out), "--prefix", "model_ema"]) == 0
+    key = "features.0.weight"
+    np.testing.assert_array_equal(
+        load_file(out)[key], torch.load(several)["model_ema"][f"module.{key}"]
+    )
+    assert main(["verify", *arguments, "--prefix", "model_ema"]) == 0
+    assert "(within 1e-04)" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default::importers.PrefixWarning")
+def test_a_warning_is_one_sentence(capsys, checkpoint, tmp_path):
+    state_dict = {f"net.{key}": t for key, t in torch.load(checkpoint)["model"].items()}
+    torch.save({**state_dict, "loss.weight": torch.ones(3)}, tmp_path / "c.pth")
+    out = tmp_path / "squeezenet.safetensors"
+    arguments = ["convert", str(tmp_path / "c.pth"), "--arch", "squeezenet1_1", "--out", str(out)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().err == (
+        "warning: Only what is under 'net' in the checkpoint is used as 'squeezenet1_1'. Left out: "
+        "loss.weight.\n"
+    )
+
+
+def test_convert_and_verify_want_the_classifier(capsys, checkpoint, tmp_path):
+    path = tmp_path / "headless.pth"
+    state_dict = torch.load(checkpoint)["model"]
+    torch.save({k: t for k, t in state_dict.items() if not k.startswith("classifier.")}, path)
+    for command in (["convert", "--out", str(tmp_path / "s.safetensors")], ["verify"]):
+        assert main([command[0], str(path), "--arch", "squeezenet1_1", *command[1:]]) == 2
+        error = capsys.readouterr().err.partition("\n")[0]
+        assert "its classifier is missing or another one. importers.load replaces it" in error
+
+
 def test_verify_compares_with_torchvision(capsys, checkpoint):
     assert main(["verify", str(checkpoint), "--arch", "squeezenet1_1"]) == 0
     out = capsys.readouterr().out

@@ -200,7 +200,7 @@ def test_all_problems_are_listed_at_once(state_dict):
 def test_head_of_another_shape_is_one_problem(state_dict, shape):
     message = message_of("resnet18", {**state_dict, "fc.weight": torch.zeros(shape)})
     assert f"fc.weight: found float32 of shape {shape}" in message
-    assert "layer" not in message
+    assert "layer1" not in message
 
 
 @pytest.mark.parametrize(
@@ -218,39 +218,9 @@ def test_width_tells_architectures_of_the_same_keys_apart():
     assert "fit 'wide_resnet50_2' best" in message_of("resnet50", arrays)
 
 
-def test_a_prefix_of_all_names_is_removed(state_dict):
-    wrapped = {f"model.backbone.{key}": tensor for key, tensor in state_dict.items()}
-    actual = importers.convert("resnet18", {"state_dict": wrapped})
-    np.testing.assert_equal(actual, importers.convert("resnet18", state_dict))
-
-
-def first_line_of(name, state_dict):
-    return message_of(name, state_dict).partition("\n")[0]
-
-
-def test_the_first_line_says_what_most_likely_happened(state_dict):
-    larger = {f"net.{key}": tensor for key, tensor in state_dict.items()}
-    larger["projection.weight"] = torch.zeros(3)
-    assert "larger network. Pass only the keys that begin with 'net.'" in first_line_of(
-        "resnet18", larger
-    )
-    assert "fit 'resnet18' best" in first_line_of("resnet34", state_dict)
-    other = {key: tensor for key, tensor in state_dict.items() if not key.startswith("fc.")}
-    other["fc.1.weight"] = torch.zeros(10, 512)
-    assert "classifier is missing or has other layers" in first_line_of("resnet18", other)
-    del other["conv1.weight"]
-    assert first_line_of("resnet18", other) == (
-        "The state dict does not fit 'resnet18': 4 problems."
-    )
-
-
-def test_a_checkpoint_around_the_weights_is_pointed_out(state_dict):
-    message = message_of("resnet18", {"ema": state_dict, "epoch": 3})
-    assert "checkpoint['state_dict']" in message
-
-
 def test_empty_state_dict_misses_everything():
-    assert "'resnet18': 102 problems" in message_of("resnet18", {})
+    message = message_of("resnet18", {})
+    assert "'resnet18': there are no tensors in it. Pass model.state_dict(). 102 prob" in message
 
 
 def test_unknown_architecture_is_refused():
@@ -277,7 +247,9 @@ def test_densenets_older_names_are_known():
     params, _ = importers.convert("densenet121", older)
     assert params["features.denseblock1.denselayer1"]["conv2"]["kernel"].shape == (3, 3, 128, 32)
     both = {**older, "features.denseblock1.denselayer1.norm1.weight": np.ones(64, "f4")}
-    with pytest.raises(importers.StateDictError, match="an older and the current name"):
+    with pytest.raises(
+        importers.StateDictError, match=r"denselayer1\.norm1\.weight', two names of"
+    ):
         importers.convert("densenet121", both)
 
 

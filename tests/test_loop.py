@@ -17,6 +17,7 @@ import pytest
 import trees
 from PIL import Image
 from rich.console import Console
+from safetensors.numpy import save_file
 
 import importers
 import tlv_jax
@@ -205,6 +206,21 @@ def test_running_statistics_are_carried_over_with_their_norms(config):
     kept = (after["norm"]["mean"] - twin["norm"]["mean"]) / 0.9
     assert np.abs(kept).max() > 0.1
     assert all(np.isclose(given["mean"], value, atol=1e-5).any() for value in kept)
+
+
+def test_a_source_without_classifier_is_chosen_by_its_prefix(config, checkpoint, tmp_path):
+    whole = importers.read_state_dict(checkpoint)
+    body = {f"model.{k}": array for k, array in whole.items() if k.startswith("features.")}
+    average = {f"ema.{k}": -array for k, array in body.items()}
+    save_file({**body, **average}, tmp_path / "two.safetensors")
+    two = dataclasses.replace(
+        config, source_weights=tmp_path / "two.safetensors", epochs=1, name="two", baseline=False
+    )
+    with pytest.raises(importers.StateDictError, match=r"'ema\.model', 'model'.*--source-prefix"):
+        run(two)
+    with pytest.warns(importers.FreshHeadWarning, match=r"classifier\.1\.weight are re-init"):
+        result, _ = run(dataclasses.replace(two, source_prefix="ema"))
+    assert [run.name for run in result.runs] == ["transferred"]
 
 
 def test_networks_that_are_unlike_are_warned_of(config):

@@ -144,6 +144,8 @@ class Config:
     or in its folders train, val and test."""
     source_weights: Path | None = None
     """A .pth or .safetensors file of the source; by default its published weights."""
+    source_prefix: str | None = None
+    """What the names of the source begin with, if that file holds several networks."""
     data_dir: Path | None = None
     """Folder of the data set."""
     image_size: int | None = None

@@ -112,6 +112,8 @@ def run(
 
     Warns:
       SimilarityWarning: where source and target are so unlike that transfers mostly hurt.
+      FreshHeadWarning: where the source's weights lack its classifier.
+      PrefixWarning: where only a part of the source's checkpoint is the source.
     """
     if model is not None:
         kind = type(model)
@@ -127,6 +129,7 @@ def run(
         config.source_weights,
         image_size=_size_lent_at(config),
         dtype=devices.dtype,
+        prefix=config.source_prefix,
     )
     splits = load_on_all_hosts(config)
     show_contents(splits, console)
