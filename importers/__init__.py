@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UnsafeFileError,
     )
     from importers.exporting import export, write_safetensors
+    from importers.foreign_keys import ForeignKeysWarning
     from importers.loading import MissingPackageError, Pretrained, available, load
     from importers.preprocessing import Preprocess
     from importers.selection import PrefixWarning
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "DownloadError",
     "FileFormatError",
+    "ForeignKeysWarning",
     "FreshHeadWarning",
     "MissingPackageError",
     "PrefixWarning",
@@ -53,6 +55,7 @@ __all__ = [
 _MODULES = {
     "FreshHeadWarning": "adaptation",
     "convert": "conversion",
+    "ForeignKeysWarning": "foreign_keys",
     "download": "downloads",
     "export": "exporting",
     "write_safetensors": "exporting",

@@ -16,8 +16,11 @@ from importers.entries import Entry, backbone_fits, entries_of, model_of
 from importers.errors import StateDictError
 from importers.explaining import explain, indented, shortened
 from importers.families import FAMILIES
+from importers.foreign_keys import ForeignKeysWarning, describe_renaming, renamed
 from importers.layouts import SAME, Layout
-from importers.selection import PrefixWarning, select
+from importers.placeholders import Foreign, Unreadable
+from importers.selection import Part, PrefixWarning, select
+from importers.torch_tensors import array_of
 from tlv_jax import models
 
 __all__ = ["KeyMatch", "arrays_of", "convert", "match_keys"]
@@ -40,7 +43,8 @@ def convert(
     classes fits `models.create("resnet18", num_classes=10)`. Nothing else may differ. The counters
     `num_batches_tracked` are optional and left out. What training loops wrap around a state dict
     is removed: a checkpoint around it, the prefix behind which all keys of the network are, and
-    the words of wrapper modules, such as `module`.
+    the words of wrapper modules, such as `module`. The keys of some other projects are renamed to
+    torchvision's.
 
     Args:
       name: one of `models.names()`.
@@ -63,10 +67,9 @@ def convert(
         for `param_dtype`, with the first ten keys that have some.
 
     Warns:
+      ForeignKeysWarning: if the keys are another project's.
       PrefixWarning: if other weights of a checkpoint are left out.
     """
-    if name not in FAMILIES:
-        models.create(name)  # raises, and suggests close names
     arrays = arrays_of(name, state_dict, prefix)
     match = match_keys(name, arrays)
     if match.problems:
@@ -125,28 +128,36 @@ def match_keys(name: str, arrays: Mapping[str, np.ndarray]) -> KeyMatch:
 def arrays_of(
     name: str, state_dict: Mapping[str, Any], prefix: str | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of a state dict by their current keys, without the counters.
+    """The arrays of a state dict by torchvision's current keys, without the counters.
 
     Args:
       name: one of `models.names()`.
-      state_dict: as for `convert`.
+      state_dict: as for `convert`, or what this function returns.
       prefix: as for `convert`.
 
     Raises:
+      OptionError: if the name is unknown.
       StateDictError: if more than the classifier does not fit, or as `select`.
+
+    Warns:
+      ForeignKeysWarning: if the keys are another project's.
+      PrefixWarning: if other weights of a checkpoint are left out.
     """
+    if name not in FAMILIES:
+        models.create(name)  # raises, and suggests close names
     part = select(name, state_dict, prefix)
-    model = model_of(name, part.values)
-    expected = entries_of(name, model)
+    expected = entries_of(name, model_of(name, part.values))
     # Counters and settings beside the arrays are left out, but nothing that stands for an array.
     arrays = {
         key: _as_array(key, value)
         for key, value in part.values.items()
         if hasattr(value, "shape") or key in expected
     }
-    if not backbone_fits(name, model, arrays):
-        problems = match_keys(name, arrays).problems
-        raise StateDictError(explain(name, part.values, problems, part.prefix))
+    if part.naming is not None:
+        arrays = renamed(part.naming, arrays)
+    _refuse_misfits(name, arrays, part)
+    if part.naming is not None:
+        warnings.warn(describe_renaming(part.naming), ForeignKeysWarning, stacklevel=3)
     if part.left_out:
         place = f"is under {part.prefix.removesuffix('.')!r}" if part.prefix else "has no prefix"
         warnings.warn(
@@ -156,6 +167,25 @@ def arrays_of(
             stacklevel=3,
         )
     return arrays
+
+
+def _refuse_misfits(name: str, arrays: Mapping[str, np.ndarray], part: Part) -> None:
+    """Refuses a state dict of which more than the classifier does not fit.
+
+    Raises:
+      StateDictError: with the likely cause and the first problems.
+    """
+    problems = match_keys(name, arrays).problems
+    if part.naming is None:
+        if not backbone_fits(name, model_of(name, arrays), arrays):
+            raise StateDictError(explain(name, part.values, problems, part.prefix))
+    # Another project's network may compute something else wherever it has a key more.
+    elif not all(FAMILIES[name].is_head(problem) for problem in problems):
+        origin = (
+            f"The keys look like {part.naming.project}, for another network: do not remove any. "
+            "Renamed, the"
+        )
+        raise StateDictError(explain(name, arrays, problems, part.prefix, origin=origin))
 
 
 def _copy_to_flax(array: np.ndarray, layout: Layout, dtype: Any) -> np.ndarray:
@@ -215,18 +245,19 @@ def _check_array(key: str, array: np.ndarray, shape: Shape) -> list[str]:
 
 def _as_array(key: str, value: Any) -> np.ndarray:
     """Reads an array or a torch tensor, which may be on a device or require a gradient."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        # NumPy has no bfloat16 of its own that torch could export to; float32 holds it exactly.
-        if str(value.dtype) == "torch.bfloat16":
-            return value.float().numpy().astype(jnp.bfloat16)
-        return value.numpy()
-    if not hasattr(value, "shape"):
+    found = array_of(value) if hasattr(value, "detach") else value
+    if isinstance(found, Unreadable):
         raise StateDictError(
-            f"The state dict has {type(value).__name__} at {key!r}, expected an array or a tensor. "
-            "Pass model.state_dict()."
+            f"The state dict has {found.what} at {key!r}, expected an array or a tensor that "
+            f"NumPy can hold. {found.remedy}"
         )
-    return np.asarray(value)
+    if not hasattr(found, "shape"):
+        kind = f"an object of {found}" if isinstance(found, Foreign) else type(found).__name__
+        raise StateDictError(
+            f"The state dict has {kind} at {key!r}, expected an array or a tensor. Pass "
+            "model.state_dict()."
+        )
+    return np.asarray(found)
 
 
 def _describe(array: np.ndarray) -> str:

@@ -20,7 +20,7 @@ class FileFormatError(CheckpointError):
 
 
 class UnsafeFileError(CheckpointError):
-    """A pickle names more than tensors need. Reading it in full would run its code."""
+    """What a pickle names in place of tensors is a class or function, whose code would run."""
 
 
 class StateDictError(CheckpointError):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from importers.entries import Entry, backbone_fits, entries_of, model_of
 from importers.families import FAMILIES
+from importers.foreign_keys import explain_foreign
 from importers.likeness import likeliest
 
 __all__ = ["explain", "indented", "shortened"]
@@ -53,7 +54,14 @@ SIGNS = (
 )
 
 
-def explain(name: str, values: Mapping[str, Any], problems: Sequence[str], prefix: str = "") -> str:
+def explain(
+    name: str,
+    values: Mapping[str, Any],
+    problems: Sequence[str],
+    prefix: str = "",
+    *,
+    origin: str = "The",
+) -> str:
     """The message for a state dict that does not fit: what most likely happened, then details.
 
     Args:
@@ -61,12 +69,13 @@ def explain(name: str, values: Mapping[str, Any], problems: Sequence[str], prefi
       values: by current key in torch; whatever has their shapes.
       problems: one line for each key that does not fit.
       prefix: that was taken off the names of the checkpoint.
+      origin: the beginning of the first line, if it says whose state dict it is.
     """
     place = f" under the prefix {prefix.removesuffix('.')!r}" if prefix else ""
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     cause = _cause(name, values)
     return (
-        f"The state dict{place} does not fit {name!r}: {cause}{' ' if cause else ''}{count}.\n"
+        f"{origin} state dict{place} does not fit {name!r}: {cause}{' ' if cause else ''}{count}.\n"
         f"{indented(problems)}"
     )
 
@@ -110,6 +119,8 @@ def _cause(name: str, values: Mapping[str, Any]) -> str:
     for sign in SIGNS:
         if any(re.fullmatch(sign.keys, key) for key in strays):
             return sign.cause
+    if foreign := explain_foreign(name, {key: values[key] for key in shapes}):
+        return foreign
     likely = likeliest(shapes)
     if name not in likely.names and likely.share >= LIKELY:
         return (

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from importers import foreign_names
 from importers.rules import Family
 from tlv_jax.models import (
     alexnet,
@@ -74,7 +75,9 @@ def _maxvit_buffers(name: str) -> Mapping[str, np.ndarray]:
     }
 
 
-_CONVNEXT = Family(stem="features.0.0.weight", head="classifier.2.weight")
+_CONVNEXT = Family(
+    stem="features.0.0.weight", head="classifier.2.weight", foreign=foreign_names.CONVNEXT
+)
 _VIT = Family(
     stem="conv_proj.weight",
     head="heads.head.weight",
@@ -82,6 +85,7 @@ _VIT = Family(
     # Published files have older names of the dense layers.
     older=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
     options=_image_size,
+    foreign=foreign_names.VIT,
 )
 _ALEXNET = Family(
     stem="features.0.weight",
@@ -92,6 +96,7 @@ _VGG = Family(
     stem="features.0.weight",
     head="classifier.6.weight",
     flattened={"classifier.0.weight": 512},
+    foreign=foreign_names.VGG,
 )
 _GOOGLENET = Family(
     stem="conv1.conv.weight",
@@ -106,15 +111,22 @@ _INCEPTION_V3 = Family(
     options=_auxiliary_heads,
     auxiliary=_AUXILIARY,
 )
-_SWIN = Family(stem="features.0.0.weight", head="head.weight", buffers=_swin_buffers)
+_SWIN = Family(
+    stem="features.0.0.weight",
+    head="head.weight",
+    buffers=_swin_buffers,
+    foreign=foreign_names.SWIN,
+)
 _MAXVIT = Family(stem="stem.0.0.weight", head="classifier.5.weight", buffers=_maxvit_buffers)
-_RESNET = Family(stem="conv1.weight", head="fc.weight")
+_RESNET = Family(stem="conv1.weight", head="fc.weight", foreign=foreign_names.RESNET)
 _SQUEEZENET = Family(stem="features.0.weight", head="classifier.1.weight")
-_MOBILENET_V2 = Family(stem="features.0.0.weight", head="classifier.1.weight")
+_MOBILENET_V2 = Family(
+    stem="features.0.0.weight", head="classifier.1.weight", foreign=foreign_names.MOBILENET_V2
+)
 _MNASNET = Family(stem="layers.0.weight", head="classifier.1.weight", version=2)
 _EFFICIENTNET = Family(stem="features.0.0.weight", head="classifier.1.weight")
 _MOBILENET_V3 = Family(stem="features.0.0.weight", head="classifier.3.weight")
-_REGNET = Family(stem="stem.0.weight", head="fc.weight")
+_REGNET = Family(stem="stem.0.weight", head="fc.weight", foreign=foreign_names.REGNET)
 _SHUFFLENET_V2 = Family(stem="conv1.0.weight", head="fc.weight")
 _DENSENET = Family(
     stem="features.conv0.weight",

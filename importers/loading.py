@@ -20,6 +20,7 @@ from importers.downloads import download
 from importers.entries import model_of
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
+from importers.position_embeddings import at_image_size, check_image_size, preprocess_at
 from importers.preprocessing import Preprocess
 from importers.sources import Source, state_dict_of
 from importers.weights import WEIGHTS, Weights, choose
@@ -44,7 +45,8 @@ class Pretrained:
       model: a Linen module, see `tlv_jax.models`.
       params: nested dict of NumPy arrays; `jax.device_put` moves them to a device.
       batch_stats: nested dict of NumPy arrays; empty for a network without batch norm.
-      preprocess: prepares pictures as in the published evaluation.
+      preprocess: prepares pictures as in the published evaluation, at the network's `image_size`
+        if it has one.
       categories: names of the classes in the order of the logits: ImageNet's, or none for a
         checkpoint with another number of classes.
     """
@@ -81,6 +83,7 @@ def load(
     weights: str | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    image_size: int | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     prefix: str | None = None,
@@ -94,9 +97,9 @@ def load(
     Args:
       name: one of `available()`.
       source: the path of a `.pth`, `.pt` or `.safetensors` file of this architecture, with any
-        number of classes, without its classifier or with another one; or a `torch.nn.Module`; or a
-        state dict, from names to arrays or tensors. A checkpoint around it, prefixes and the words
-        of wrapper modules are removed.
+        number of classes, without its classifier or with another one, with torchvision's keys or
+        those of some other projects; or a `torch.nn.Module`; or a state dict, from names to arrays
+        or tensors. A checkpoint around it, prefixes and the words of wrapper modules are removed.
       weights: torchvision's name of a set, for example "IMAGENET1K_V2", or "DEFAULT" for the set
         that torchvision calls so. By default it is the earliest, mostly IMAGENET1K_V1: published
         results of transfer rest on it, and the recipe of the second raises accuracy on ImageNet
@@ -107,6 +110,9 @@ def load(
         one, that the checkpoint lacks or has in other shapes.
       in_channels: of the result. If the checkpoint has another number, the first kernel is summed
         over its channels (for 1), or repeated and rescaled, as in timm.
+      image_size: pixels a side of the images, for a vision transformer or a MaxViT; others take
+        images of any size. If the checkpoint has another, its position embedding is resized as by
+        torchvision's `interpolate_embeddings`, and `preprocess` is scaled with it.
       dtype: of the computation.
       param_dtype: of the parameters, whatever the checkpoint's: float16 and bfloat16 become float32
         exactly, float64 is rounded to it. Batch statistics are always float32.
@@ -114,16 +120,20 @@ def load(
         wanted one begin with, for example "model_ema" or "encoder_q".
 
     Raises:
-      OptionError: if the architecture or the weights are unknown, or a number is below 1.
+      OptionError: if the architecture or the weights are unknown, a number is below 1, or the
+        network cannot have that `image_size`.
       CheckpointError: if a file is missing, cannot be read, or does not fit.
 
     Warns:
+      ForeignKeysWarning: if the keys are timm's, or those of another project that is known.
       FreshHeadWarning: if layers of a classifier are re-initialized.
       PrefixWarning: if other weights of the checkpoint are left out.
     """
     for option, number in (("num_classes", num_classes), ("in_channels", in_channels)):
         if number is not None and number < 1:
             raise OptionError(f"{option}={number!r} for {name!r}, expected at least 1.")
+    if image_size is not None:
+        check_image_size(name, image_size)
     file = Path(source) if isinstance(source, str | os.PathLike) else None
     chosen = choose(name, tag=weights, file=file and file.name)
     checkpoint = state_dict_of(locate(chosen) if source is None else source)
@@ -131,6 +141,8 @@ def load(
     arrays, fresh = with_classifier(name, arrays, num_classes)
     model = model_of(name, arrays, dtype=dtype, param_dtype=param_dtype)
     params, batch_stats = convert(name, arrays, param_dtype=param_dtype)
+    if image_size is not None:
+        model, params = at_image_size(model, params, image_size)
     model, params = adapt(name, model, params, num_classes=num_classes, in_channels=in_channels)
     if model.in_channels == 3:  # an input transform is for colour images
         model = model.clone(**chosen.options)
@@ -141,7 +153,9 @@ def load(
         model=model,
         params=params,
         batch_stats=batch_stats,
-        preprocess=chosen.preprocess,
+        preprocess=preprocess_at(
+            chosen.preprocess, getattr(model, "image_size", chosen.preprocess.crop)
+        ),
         categories=categories if known else (),
     )
 

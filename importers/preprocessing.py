@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from importers.pictures import to_rgb
 from tlv_jax.errors import OptionError
 from tlv_jax.models import ImageError
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Picture", "Preprocess"]
 
 Picture = Image.Image | np.ndarray
-"""A PIL image of any mode, or a uint8 array `[H, W, 3]`."""
+"""A PIL image of any mode with 8 or 16 bits a channel, or a uint8 array `[H, W, 3]`."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -25,6 +26,9 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """Resizes, crops and normalizes pictures as torchvision's `ImageClassification` preset does.
+
+    Departs from it before that: PIL images are turned as their EXIF orientation says, 16-bit values
+    are scaled to 8 bits, and transparent pixels are laid on white.
 
     Attributes:
       resize: pixels of the shorter side after resizing, which keeps the aspect ratio.
@@ -62,7 +66,8 @@ class Preprocess:
           float32 `[B, crop, crop, 3]`; `B` is 1 for a single picture.
 
         Raises:
-          ImageError: if an array has another type or shape, or the list is empty.
+          ImageError: if an array has another type or shape, a PIL image has 32-bit values, or the
+            list is empty.
         """
         single = isinstance(pictures, Image.Image) or getattr(pictures, "ndim", 0) == 3
         batch: Any = [pictures] if single else pictures
@@ -89,7 +94,7 @@ def _margin(side: int, crop: int) -> int:
 
 def _as_image(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return to_rgb(picture)
     array = np.asarray(picture)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise ImageError(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from importers.layouts import CONV, DENSE, SAME, Layout, dense_after_flatten
+from importers.naming import Naming
 
 __all__ = ["IGNORED", "Family"]
 
@@ -45,6 +46,7 @@ class Family:
       version: that torch stores with the state dict of this class and checks when loading.
       buffers: from the name of an architecture to the constants in its state dict.
       auxiliary: what the keys of auxiliary classifiers begin with, which only training uses.
+      foreign: the names that other projects give to the same arrays.
     """
 
     stem: str
@@ -56,6 +58,7 @@ class Family:
     version: int | None = None
     buffers: Callable[[str], Mapping[str, np.ndarray]] = _no_buffers
     auxiliary: tuple[str, ...] = ()
+    foreign: tuple[Naming, ...] = ()
 
     def key_of(self, leaf: str) -> str:
         """Torch's key of a leaf: `params/layer1.0/conv1/kernel -> layer1.0.conv1.weight`."""

@@ -12,7 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from importers.errors import FileFormatError
-from importers.torch_files import is_legacy, read_legacy, read_zip
+from importers.other_files import description
+from importers.torch_files import is_legacy, is_pickle, read_legacy, read_pickle, read_zip
 
 __all__ = ["read_checkpoint", "read_state_dict"]
 
@@ -31,27 +32,37 @@ SAFETENSORS_DTYPES = {
     "I8": np.int8,
     "U8": np.uint8,
     "BOOL": np.bool_,
+    "C64": np.complex64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the tensors of a `.pth`, `.pt` or `.safetensors` file.
 
-    The content decides the format: torch's zip format, its older one from before torch 1.6, or
-    safetensors. Nothing in the file is ever executed.
+    The content decides the format: torch's zip format, its older one from before torch 1.6,
+    safetensors, or a plain pickle of NumPy arrays. Nothing in the file is ever executed, and none
+    of its classes is imported.
 
     Args:
       path: of a file with one state dict, either flat, or under "state_dict", "model" or
-        "model_state_dict" in a training checkpoint, whose other entries are ignored.
+        "model_state_dict" in a training checkpoint, whose other entries are ignored, be they
+        settings, optimizer states or objects of any class.
 
     Returns:
       Read-only arrays by name, in the file's order, which for safetensors is that of the bytes.
-      They are views of the memory-mapped file: copy them before the file changes. bfloat16
-      tensors become `ml_dtypes.bfloat16`, as in JAX.
+      They are views of the memory-mapped file: copy them before the file changes. bfloat16 and
+      float8 tensors become arrays of `ml_dtypes`, as in JAX.
 
     Raises:
-      FileFormatError: if the file is missing, empty, damaged, or of an unknown format.
-      UnsafeFileError: if a pickle in the file names anything that is not needed for tensors.
+      FileFormatError: if the file is missing, empty, damaged, or of an unknown format; or if the
+        state dict holds what is no dense tensor.
+      UnsafeFileError: if the state dict is, or holds, an object of a class that is not needed for
+        tensors, such as a pickled model.
     """
     return _read(Path(path), whole=False)
 
@@ -75,10 +86,17 @@ def _read(path: Path, *, whole: bool) -> dict[str, Any]:
     data = _map(path)
     if data[:4] == ZIP_MAGIC:
         return read_zip(path, data, whole=whole)
+    # First, as the length that it begins with may look like any of the others.
+    if data[4:9] == b"\0\0\0\0{":
+        return _read_safetensors(path, data)
     if is_legacy(data):
         return read_legacy(path, data, whole=whole)
-    if len(data) > 8 and data[8:9] == b"{":
-        return _read_safetensors(path, data)
+    if other := description(data):
+        raise FileFormatError(
+            f"{path}: expected a file of torch.save or safetensors, found {other}"
+        )
+    if is_pickle(data):
+        return read_pickle(path, data, whole=whole)
     raise FileFormatError(
         f"{path}: expected a file of torch.save or safetensors, found one that begins with "
         f"{data[:8]!r}. Give the path of a .pth, .pt or .safetensors file."

@@ -6,35 +6,37 @@ are views of. The zip format keeps each storage in an entry of its own; the form
 """
 
 import io
-import math
 import mmap
-import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from importers.errors import FileFormatError
-from importers.pickles import Storage, Tensor, Unpickler, damaged
-from importers.wrappers import flatten, innermost
+from importers.other_files import zip_of_another_kind
+from importers.pickled_arrays import arrays_by_name
+from importers.pickles import Unpickler, damaged
+from importers.placeholders import Storage
 
-__all__ = ["is_legacy", "read_legacy", "read_zip"]
+__all__ = ["is_legacy", "is_pickle", "read_legacy", "read_pickle", "read_zip"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 LOCAL_HEADER = 30  # bytes before the name in a zip entry's local header
-MOST_REPEATED = 1 << 20  # elements that a tensor may make of fewer stored ones, by stride 0
 
 Data = mmap.mmap
-Locate = Callable[[Storage], tuple[int, int]]
-"""Finds the bytes of a storage in the file, as `(offset, size)`."""
 
 
 def is_legacy(data: Data) -> bool:
     """Whether a file begins as `torch.save` did before torch 1.6."""
-    return data[:1] == b"\x80" and LEGACY_MAGIC.to_bytes(10, "little") in data[:32]
+    if data[:1] == b"\x80":
+        return LEGACY_MAGIC.to_bytes(10, "little") in data[:32]
+    return data[:32].startswith(b"L%dL\n." % LEGACY_MAGIC)  # in pickle protocol 0 or 1
+
+
+def is_pickle(data: Data) -> bool:
+    """Whether a file is a plain pickle, most likely of a dict."""
+    begins = data[:1] == b"\x80" and data[1:2] <= b"\x05"
+    return begins or data[:32].startswith((b"(d", b"}", b"ccollections\nOrderedDict\n"))
 
 
 def read_zip(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
@@ -45,6 +47,8 @@ def read_zip(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise damaged(path, str(error)) from error
     names = [entry.filename for entry in entries]
+    if other := zip_of_another_kind(names):
+        raise FileFormatError(f"{path}: expected a file of torch.save, found {other}")
     pickles = [name for name in names if name.endswith("/data.pkl")]
     if len(pickles) != 1 or len(set(names)) != len(names):
         raise FileFormatError(
@@ -67,7 +71,7 @@ def read_zip(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
             raise damaged(path, f"storage {storage.key!r} is missing") from None
 
     description = io.BytesIO(_slice(data, places["data.pkl"]))
-    return _build(path, data, Unpickler(description, path).load(), locate, whole=whole)
+    return arrays_by_name(path, data, Unpickler(description, path).load(), locate, whole=whole)
 
 
 def read_legacy(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
@@ -88,7 +92,8 @@ def read_legacy(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
     for key in keys:
         storage = unpickler.storages.get(key) if isinstance(key, str) else None
         if storage is None:
-            raise damaged(path, f"storage {key!r} belongs to no tensor")
+            # Not shown: the text of a hostile key may be longer than memory.
+            raise damaged(path, "a storage belongs to no tensor of a known type")
         count = int.from_bytes(data[offset : offset + 8], "little")
         places[key] = (offset + 8, count * storage.dtype.itemsize)
         offset = sum(places[key])
@@ -98,89 +103,17 @@ def read_legacy(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
             raise damaged(path, f"storage {storage.key!r} is missing")
         return places[storage.key]
 
-    return _build(path, data, tensors, locate, whole=whole)
+    return arrays_by_name(path, data, tensors, locate, whole=whole)
 
 
-def _build(
-    path: Path, data: Data, loaded: object, locate: Locate, *, whole: bool
-) -> dict[str, Any]:
-    """Turns the described tensors into views of the file."""
-    if not isinstance(loaded, dict) or not loaded:
-        raise FileFormatError(
-            f"{path}: expected a state dict of tensors by name, found "
-            f"{'an empty one' if loaded == {} else type(loaded).__name__}. Save model.state_dict()."
-        )
-    if whole:
-        return {
-            name: _view(path, data, name, value, locate(value.storage))
-            if isinstance(value, Tensor)
-            else value
-            for name, value in flatten(loaded).items()
-        }
-    entries = innermost(loaded)
-    strays = [stray for name, value in entries.items() if (stray := _stray(name, value))]
-    if strays:
-        raise FileFormatError(
-            f"{path}: expected a state dict of tensors by name, found{_joined(strays)}"
-        )
-    return {
-        name: _view(path, data, name, value, locate(value.storage))
-        for name, value in entries.items()
-    }
+def read_pickle(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
+    """Reads a plain pickle of NumPy arrays; see `read_zip`."""
 
+    def locate(storage: Storage) -> tuple[int, int]:
+        raise damaged(path, f"storage {storage.key!r} is missing")
 
-def _stray(name: object, value: object) -> str:
-    """What is wrong with an entry, and what to do; nothing if it is a tensor with a name."""
-    if not isinstance(name, str):
-        return f"the key {name!r}, which is not text. Save model.state_dict()."
-    if isinstance(value, Tensor):
-        return ""
-    nested = isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
-    advice = f"Save the part under {name!r} by itself." if nested else "Leave it out."
-    return f"key {name!r} that holds {_describe(value)}. {advice}"
-
-
-def _joined(strays: list[str]) -> str:
-    if len(strays) == 1:
-        return f" {strays[0]}"
-    return f" {len(strays)} other entries:\n" + "\n".join(f"  {stray}" for stray in strays)
-
-
-def _view(path: Path, data: Data, name: str, tensor: Tensor, place: tuple[int, int]) -> np.ndarray:
-    offset, size = place
-    storage = tensor.storage
-    itemsize = storage.dtype.itemsize
-    available = max(min(size, len(data) - offset), 0) // itemsize
-    # In the old format, a storage longer than described would shift all that follow it.
-    if storage.count != available:
-        raise damaged(
-            path, f"tensor {name!r} needs {storage.count} elements, {available} are there"
-        )
-    elements = math.prod(tensor.shape)
-    extent = math.prod(n for n in tensor.shape if n) * itemsize
-    last = tensor.offset + sum(
-        (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
-    )
-    inside = elements == 0 or last < storage.count
-    # NumPy refuses a larger extent, even if one axis is empty.
-    holdable = extent <= sys.maxsize and elements <= max(storage.count, MOST_REPEATED)
-    if not (inside and holdable):
-        raise damaged(
-            path,
-            f"tensor {name!r} of shape {tensor.shape} and strides {tensor.strides} from "
-            f"{tensor.offset} on does not lie in its storage of {storage.count} elements",
-        )
-    if elements == 0:
-        return np.empty(tensor.shape, storage.dtype)
-    flat = np.frombuffer(data, storage.dtype, storage.count, offset)
-    # The stride of an axis of length 1 is never used, and may be too large for NumPy.
-    strides = [
-        (stride if n > 1 else 1) * itemsize
-        for n, stride in zip(tensor.shape, tensor.strides, strict=True)
-    ]
-    return np.lib.stride_tricks.as_strided(
-        flat[tensor.offset :], tensor.shape, strides, writeable=False
-    )
+    data.seek(0)
+    return arrays_by_name(path, data, Unpickler(data, path).load(), locate, whole=whole)
 
 
 def _place(path: Path, data: Data, entry: zipfile.ZipInfo) -> tuple[int, int]:
@@ -205,11 +138,6 @@ def _place(path: Path, data: Data, entry: zipfile.ZipInfo) -> tuple[int, int]:
 def _slice(data: Data, place: tuple[int, int]) -> bytes:
     offset, size = place
     return data[offset : offset + size]
-
-
-def _describe(value: object) -> str:
-    text = repr(value) if isinstance(value, int | float | str) else ""
-    return f"{type(value).__name__} {text[:40]}".strip()
 
 
 def _big_endian(path: Path) -> FileFormatError:

@@ -7,6 +7,7 @@ os.environ.setdefault(
     "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
 )
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -27,6 +28,18 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture
+def unprivileged(tmp_path) -> Iterator[None]:
+    """Takes away the right to read and write in `tmp_path`, also from root."""
+    tmp_path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+    tmp_path.chmod(0o700)
 
 
 def pytest_addoption(parser):

@@ -7,7 +7,6 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from importers.errors import DownloadError
 from train.cifar import ARCHIVES, load_cifar
@@ -26,27 +25,8 @@ def test_elpv_has_the_published_counts_in_every_split():
         assert part.images.dtype == np.uint8
         assert part.labels.mean() == pytest.approx(821 / 2624, abs=0.002)
     assert splits.classes == ("functional", "defective")
-
-
-@pytest.fixture
-def image_folder(tmp_path):
-    for label, name in enumerate(("cats", "dogs")):
-        (tmp_path / name).mkdir()
-        for number in range(10):
-            Image.new("RGB", (20, 30), (label * 255, number, 0)).save(
-                tmp_path / name / f"{number}.png"
-            )
-    (tmp_path / "cats" / "broken.jpg").write_bytes(b"no image")
-    (tmp_path / "cats" / "empty.jpg").touch()
-    return tmp_path
-
-
-def test_an_image_folder_has_its_classes_sorted_and_bad_files_counted(image_folder, capsys):
-    splits = load_dataset(Config(dataset="folder", data_dir=image_folder, image_size=8))
-    assert splits.classes == ("cats", "dogs")
-    assert len(splits.train) + len(splits.validation) + len(splits.test) == 20
-    np.testing.assert_array_equal(splits.train.images[:, 0, 0, 0] == 255, splits.train.labels == 1)
-    assert "skipped 2 unreadable files" in capsys.readouterr().out
+    assert splits.counts()["test"] == {"functional": 270, "defective": 123}
+    assert len(splits.listing) == 2624
 
 
 def write_idx(path, array):
@@ -255,15 +235,25 @@ def test_cifar_that_cannot_be_reached_is_told_with_the_flag(monkeypatch, tmp_pat
         load_cifar("cifar10", None)
 
 
-def test_a_folder_too_small_to_be_split_is_refused(tmp_path):
-    for name in ("cats", "dogs"):
-        (tmp_path / name).mkdir()
-        for number in range(2):
-            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
-    with pytest.raises(DataError, match=r"too small to be split.*'test': 0"):
-        load_dataset(Config(dataset="folder", data_dir=tmp_path, image_size=8))
+def test_a_data_set_that_cannot_be_read_is_told_with_its_path(fashion_folder, unprivileged):
+    with pytest.raises(DataError, match=f"cannot be read.*Permission denied: '{fashion_folder}"):
+        load_dataset(Config(dataset="fashion_mnist", data_dir=fashion_folder, image_size=28))
 
 
-def test_a_folder_without_classes_is_refused(tmp_path):
-    with pytest.raises(DataError, match="0 sub-folders"):
-        load_dataset(Config(dataset="folder", data_dir=tmp_path, image_size=8))
+def test_parts_that_are_missing_are_cut_and_said(fashion_folder, capsys):
+    load_dataset(Config(dataset="fashion_mnist", data_dir=fashion_folder, image_size=28))
+    assert "cut from the training images: 15% for validation\n" in capsys.readouterr().out
+
+
+def test_a_data_set_of_arrays_is_listed_with_digests(fashion_folder):
+    config = Config(dataset="fashion_mnist", data_dir=fashion_folder, image_size=8)
+    first = load_dataset(config).listing
+    assert {name: part["images"] for name, part in first.items()} == {
+        "training images": 40,
+        "test images": 20,
+    }
+    labels = np.arange(20, dtype=np.uint8) % 10
+    write_idx(fashion_folder / "t10k-labels-idx1-ubyte.gz", labels[::-1])
+    second = load_dataset(config).listing
+    assert second["training images"] == first["training images"]
+    assert second["test images"] != first["test images"]

@@ -97,7 +97,7 @@ def test_the_run_folder_holds_everything_that_was_measured(finished):
     result, output = finished
     names = {path.name for path in result.folder.iterdir()}
     assert names == {
-        "config.json", "plan.json", "plan.txt", "report.json", "report.txt",
+        "config.json", "data.json", "plan.json", "plan.txt", "report.json", "report.txt",
         "results.json", "curves.png", "checkpoints", "transferred", "he",
     }  # fmt: skip
     for run in ("transferred", "he"):
@@ -107,6 +107,15 @@ def test_the_run_folder_holds_everything_that_was_measured(finished):
         assert events.read_bytes().count(b"validation_loss") == 2
     assert TransferPlan.from_json((result.folder / "plan.json").read_text()) == result.plan
     assert (result.folder / "plan.txt").read_text().strip() in output
+
+
+def test_the_images_of_every_class_are_told_and_kept(finished):
+    result, output = finished
+    words = [line.replace("│", " ").split() for line in output.splitlines()]
+    assert ["light", "14", "3", "3"] in words
+    kept = json.loads((result.folder / "data.json").read_text())
+    assert kept["counts"]["test"] == {"dark": 3, "light": 3}
+    assert len(kept["files"]) == 40
 
 
 def test_both_trainings_are_reported(finished):
@@ -262,6 +271,18 @@ def test_other_settings_cannot_resume_a_run(finished, config):
         run(changed)
 
 
+def test_other_images_cannot_resume_a_run(finished, config, photographs):
+    result, _ = finished
+    (photographs / "bird").mkdir()
+    shutil.copy(photographs / "light" / "0.png", photographs / "bird")
+    changed = dataclasses.replace(config, name=result.folder.name, resume=True)
+    try:
+        with pytest.raises(ConfigError, match=r"classes added: 1 \(bird\); files added: 1 "):
+            run(changed)
+    finally:
+        shutil.rmtree(photographs / "bird")
+
+
 def test_a_training_that_diverges_stops_and_says_so(config):
     wild = dataclasses.replace(config, learning_rate=1e30, name="wild", baseline=False)
     with pytest.raises(DivergedError, match=r"'transferred' became nan in step 3\. .*=1e\+30"):
@@ -282,6 +303,13 @@ def test_a_vgg_lends_the_features_that_are_pooled_globally(key):
         variables = jax.eval_shape(model.init, key, images)
         features = functools.partial(model.apply, method="features")
         assert jax.eval_shape(features, variables, images).shape == (2, width)
+
+
+def test_a_source_that_takes_one_size_is_resized_only_to_lend_features(config):
+    source = dataclasses.replace(config, source="vit_b_32")
+    assert loop._size_lent_at(source) == config.image_size
+    assert loop._size_lent_at(dataclasses.replace(source, crossover_rate=0)) is None
+    assert loop._size_lent_at(config) is None
 
 
 HOST = """

@@ -265,8 +265,8 @@ def test_trees_of_the_zoo_and_traced_networks_are_not_warned_of():
 @pytest.mark.parametrize(
     ("tree", "path"),
     [
-        ({"params": UNKNOWN, "opt_state": [{"trace": UNKNOWN}]}, "opt_state/0/trace/block2"),
-        ((UNKNOWN, {"count": np.int32(1), "mu": UNKNOWN, "nu": UNKNOWN}), "1/mu/block2"),
+        ({"params": UNKNOWN, "opt_state": [{"trace": UNKNOWN}]}, "opt_state/0/trace/block2/kernel"),
+        ((UNKNOWN, {"count": np.int32(1), "mu": UNKNOWN, "nu": UNKNOWN}), "1/mu/block2/kernel"),
     ],
     ids=["by its name", "by its moments"],
 )

@@ -1,5 +1,6 @@
 import equinox as eqx
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import pytest
@@ -19,6 +20,32 @@ def test_boxes_around_one_array_do_not_show(key):
     assert set(array_leaves(state, name="t")) == {"kernel", "bias"}
     boxed = {"w": nn.Partitioned(jnp.zeros((2, 2)), names=("a", "b"))}
     assert list(array_leaves(boxed, name="t")) == ["w"]
+
+
+def test_a_dict_in_the_place_of_a_box_does_not_show():
+    kernel = jnp.zeros(2)
+    assert list(array_leaves({"w": {"value": kernel}, "v": {"raw_value": kernel}}, name="t")) == [
+        "v",
+        "w",
+    ]
+    # A module may be called so.
+    attention = {"query": kernel, "value": kernel}
+    assert list(array_leaves(attention, name="t")) == ["query", "value"]
+    assert list(array_leaves({"value": kernel}, name="t")) == ["value"]
+    taken = {"a": {"b": {"value": kernel}}, "a/b": kernel}
+    assert list(array_leaves(taken, name="t")) == ["a/b/value", "a/b"]
+
+
+def test_tuples_as_keys_are_paths():
+    tree = flax.traverse_util.flatten_dict({"a": {"kernel": jnp.zeros(1)}, "b": jnp.zeros(1)})
+    assert set(tree) == {("a", "kernel"), ("b",)}
+    assert list(array_leaves(tree, name="t")) == ["a/kernel", "b"]
+
+
+def test_tensors_of_torch_are_refused_by_their_path():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ParameterTreeError, match=r"src: leaf 'a' is a torch\.Tensor.*numpy"):
+        array_leaves({"a": torch.zeros(1)}, name="src")
 
 
 def test_leaves_that_are_no_arrays_are_passed_over(key):

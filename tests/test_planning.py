@@ -143,7 +143,6 @@ def test_a_traced_network_decides_the_order():
 
 
 DENSE_ONLY = {"fc": {"kernel": jnp.zeros((2, 2))}}
-CONV_1D = {"conv1": {"kernel": jnp.zeros((3, 2, 2))}}
 
 
 def wrong_shape(key, source, target):
@@ -174,11 +173,6 @@ def wrong_shape(key, source, target):
             r"channels=.*bare tree.*tlv_jax\.trace",
         ),
         ({"method": methods.NET2NET}, tlv_jax.OptionError, r"bare tree.*tlv_jax\.trace"),
-        (
-            {"src": CONV_1D, "method": Method(match=tlv_jax.matching.ByIndex())},
-            tlv_jax.OptionError,
-            r"rule Clip\(\) fits kernels of equal ranks only, got source 'conv1' \(3, 2, 2\)",
-        ),
     ],
 )
 def test_bad_input_is_refused(change, error, message):
@@ -186,12 +180,6 @@ def test_bad_input_is_refused(change, error, message):
     with pytest.raises(error, match=message) as caught:
         tlv_jax.plan_transfer(**arguments)
     assert isinstance(caught.value, tlv_jax.TLVError)
-
-
-def test_kernels_of_other_ranks_are_planned_for_the_rule_that_fits_them():
-    method = Method(rule=rules.Variance(), match=tlv_jax.matching.ByIndex())
-    plan = tlv_jax.plan_transfer(CONV_1D, trees.target_tree(), method)
-    assert plan.pairs == (("conv1", "conv1"), ("conv1", "conv2"))
 
 
 @pytest.mark.parametrize("name", ["DPIAT", "TLVFC", "WEIGHT_SELECTION"])

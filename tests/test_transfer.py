@@ -1,6 +1,7 @@
 """The one-liner, and what a plan that is carried out makes of each parameter."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import chex
@@ -265,3 +266,39 @@ def test_the_key_is_zero_unless_given(key):
     )
     chex.assert_trees_all_equal(first, again)
     assert not np.array_equal(first["stem"]["kernel"], other["stem"]["kernel"])
+
+
+@pytest.mark.parametrize("how", ["interleaved", "two_tailed", "random"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float8_e4m3fn])
+def test_it_runs_under_whatever_jax_is_told(key, how, dtype):
+    method = dataclasses.replace(methods.TLVFC, rule=rules.Variance(keep=how, remove=how))
+    src = {"a": {"kernel": trees.normal(0, 3, 3, 8, 6)}}
+    dst = {"a": {"kernel": jnp.asarray(trees.normal(1, 5, 5, 4, 9), dtype)}}
+    expected = tlv_jax.transfer(src, dst, key=key, method=method)
+    assert expected["a"]["kernel"].dtype == dtype
+    with jax.disable_jit():
+        plain = tlv_jax.transfer(src, dst, key=key, method=method)
+    with jax.transfer_guard("disallow"):
+        guarded = tlv_jax.transfer(src, dst, key=key, method=method)
+    chex.assert_trees_all_equal(plain, expected)
+    chex.assert_trees_all_equal(guarded, expected)
+
+
+@pytest.mark.parametrize(
+    ("bad", "came"),
+    [(7, "7"), ("seed", "'seed'"), (jax.random.split(jax.random.key(0)), r"\(2,\).*jax\.vmap")],
+    ids=["a number", "text", "several"],
+)
+def test_a_key_that_is_none_is_refused(bad, came):
+    with pytest.raises(tlv_jax.OptionError, match=rf"key: expected one random key.*{came}"):
+        tlv_jax.transfer(trees.source_tree(), trees.target_tree(), key=bad)
+
+
+@pytest.mark.parametrize("side", ["src", "dst"])
+def test_shapes_without_values_are_refused_by_their_path(side):
+    networks = {"src": trees.source_tree(), "dst": trees.target_tree()}
+    networks[side] = jax.eval_shape(lambda: networks[side])
+    with pytest.raises(
+        tlv_jax.ParameterTreeError, match=f"{side}: leaf 'conv1/kernel'.*plan_transfer"
+    ):
+        tlv_jax.transfer(**networks)

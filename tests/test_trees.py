@@ -1,14 +1,18 @@
 """Layers of a bare tree, by the names and ranks of its leaves."""
 
+import dataclasses
+
 import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 import trees
-from flax import nnx
+from flax import nnx, traverse_util
 from flax.core import freeze
 
+import tlv_jax
 from tlv_jax import ParameterTreeError
 from tlv_jax.layers.trees import find_layers
 
@@ -130,3 +134,98 @@ def test_attention_projections_are_not_taken_for_convs():
 def test_an_empty_kernel_is_refused_by_its_path():
     with pytest.raises(ParameterTreeError, match="'conv/kernel'"):
         find_layers({"conv": {"kernel": shape(3, 3, 0, 4)}}, name="t")
+
+
+FLAT = {
+    "sep": lambda tree: traverse_util.flatten_dict(tree, sep="/"),
+    "dots": lambda tree: traverse_util.flatten_dict(tree, sep="."),
+    "tuples": traverse_util.flatten_dict,
+}
+
+
+@pytest.mark.parametrize("form", FLAT)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_flat_dicts_are_read_as_the_trees_that_they_were(name, form):
+    nested = trees.shapes(name)
+    expected, family = find_layers(nested, name="t")
+    found, same = find_layers(FLAT[form](nested), name="t")
+    assert same == family
+
+    def slashed(layer):
+        return dataclasses.replace(
+            layer,
+            path=layer.path.replace(".", "/"),
+            weight=layer.weight.replace(".", "/"),
+            vectors=tuple((name, path.replace(".", "/")) for name, path in layer.vectors),
+        )
+
+    assert [slashed(layer) for layer in found] == [slashed(layer) for layer in expected]
+
+
+def test_a_state_dict_of_torch_is_read_in_its_own_layout():
+    tree = {
+        "layer1.10.conv1.weight": shape(8, 4, 5, 7),
+        "layer1.2.bn1.weight": shape(8),
+        "layer1.2.bn1.bias": shape(8),
+        "layer1.2.bn1.running_mean": shape(8),
+        "layer1.2.bn1.running_var": shape(8),
+        "layer1.2.bn1.num_batches_tracked": shape(dtype=jnp.int32),
+        "attention.in_proj_weight": shape(24, 8),
+        "norm.weight": shape(4, 6, 6),  # a layer norm over all axes
+        "norm.bias": shape(4, 6, 6),
+    }
+    attention, norm, conv = layers_of(tree)
+    assert (conv.path, conv.kind, conv.shape) == ("layer1.10.conv1", "conv", (5, 7, 4, 8))
+    assert (norm.path, norm.kind, norm.shape) == ("layer1.2.bn1", "norm", (8,))
+    assert [name for name, _ in norm.vectors] == ["bias", "mean", "var"]
+    assert (attention.kind, attention.shape) == ("dense", (8, 24))
+
+
+def test_a_list_of_layers_is_a_tree_and_vectors_that_broadcast_are_no_kernels():
+    stax = [(shape(3, 3, 3, 8), shape(1, 1, 1, 8)), (), (shape(3, 3, 8, 8), shape(1, 1, 1, 8))]
+    assert paths([*stax, (shape(8, 2), shape(2))]) == ["0/0", "2/0", "3/0"]
+    assert paths([{"kernel": shape(3, 3, 4, 4)}] * 3) == ["0", "1", "2"]
+
+
+class Small(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 4, (3,), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.linear = nnx.Linear(4, 4, rngs=rngs)
+        self.drop = nnx.Dropout(0.1, rngs=rngs)
+
+
+def boxed():
+    ones = nnx.initializers.ones
+    layer = nn.Conv(4, (3,), kernel_init=nn.with_partitioning(ones, (None, None, "model")))
+    return layer.init(jax.random.key(0), jnp.ones((1, 8, 3)))
+
+
+@pytest.mark.parametrize("make", [lambda: nnx.state(Small()), boxed], ids=["nnx", "linen"])
+def test_a_tree_that_orbax_restored_without_a_target_has_the_same_layers(tmp_path, make):
+    tree = make()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "tree", tree)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "tree")
+    assert layers_of(restored) == layers_of(tree)
+    assert layers_of(restored)[0].vectors
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, images, _):
+        return nn.relu(nn.Conv(4, (3, 3))(images)), None
+
+
+@pytest.mark.filterwarnings("ignore::tlv_jax.UnknownOrderWarning")
+def test_layers_of_a_scan_are_pointed_to_trace():
+    stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+    images = jnp.ones((1, 8, 8, 4))
+    variables = stack().init(jax.random.key(0), images, None)
+    source = {"conv": {"kernel": jnp.ones((3, 3, 4, 4))}}
+    with pytest.raises(ParameterTreeError, match=r"Conv_0/kernel'.*3 layers.*tlv_jax\.trace"):
+        tlv_jax.transfer(source, variables)
+    network = tlv_jax.trace(lambda *args: stack().apply(*args, None)[0], variables, images)
+    assert len(tlv_jax.plan_transfer(source, network).pairs) == 3

@@ -154,19 +154,6 @@ def test_the_same_is_drawn_under_jit(key, source, target):
         np.testing.assert_allclose(fitted, rule(key, source, target), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [((5, 2, 3), (3, 3, 2, 3)), ((3, 3, 2, 3), (5, 2, 3)), ((3, 3, 3, 2, 3), (2, 2, 3))],
-)
-def test_kernels_of_other_ranks_fit_too(key, source, target):
-    source, target = normal(0, *source), normal(1, *target)
-    fitted = rules.Variance()(key, source, target)
-    assert fitted.shape == target.shape
-    assert np.isfinite(fitted).all()
-    assert np.count_nonzero(fitted) > 0
-    np.testing.assert_allclose(jax.jit(rules.Variance())(key, source, target), fitted, rtol=1e-6)
-
-
 SIZES = [(size, count) for size in range(1, 10) for count in range(1, size + 1)]
 
 

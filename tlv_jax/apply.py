@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax import rules
-from tlv_jax.arrays import replace
+from tlv_jax.arrays import fold_in, replace
 from tlv_jax.consistent.apply import (
     axis_places,
     choose_kernel,
@@ -29,6 +29,7 @@ from tlv_jax.consistent.insert import IDENTITY
 from tlv_jax.consistent.plan import ChannelPlan
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import fitted_vectors, settled_counts
+from tlv_jax.rules.axes import change_axes
 from tlv_jax.rules.copying import paste
 from tlv_jax.rules.dense import draw_dense, pooled_statistics
 from tlv_jax.types import Layer, LayerPair
@@ -49,11 +50,14 @@ class _Fitting:
     def key_of(self, layer: Layer) -> Any:
         """The layer's own random key, whichever other layers the plan has."""
         # Python's own hash differs between processes.
-        return jax.random.fold_in(self.key, np.uint32(zlib.crc32(layer.path.encode())))
+        return fold_in(self.key, zlib.crc32(layer.path.encode()))
 
     def kernels(self, pair: LayerPair) -> tuple[Any, Any]:
-        """The source's kernel and the target's own."""
-        return take_kernel(pair.source, self.source), take_kernel(pair.target, self.fitted)
+        """The source's kernel, with as many axes as the target's, and the target's own."""
+        given, own = take_kernel(pair.source, self.source), take_kernel(pair.target, self.fitted)
+        if pair.target.kind != "norm":
+            given = change_axes(given, own.shape[:-2], self.xp)
+        return given, own
 
 
 def fit_leaves(

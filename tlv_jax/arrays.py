@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tlv_jax.errors import OptionError
+
 BLOCK = 1 << 15  # random words in one draw: one size, so that one program serves all
 
 
@@ -53,6 +55,32 @@ def largest(worth: Any, count: int, xp: ModuleType) -> Any:
     return xp.sort(xp.argsort(-worth, stable=True)[:count])
 
 
+def check_key(key: Any) -> None:
+    """Checks that a key is one random key, of either kind that JAX has.
+
+    Raises:
+      OptionError: if it is not.
+    """
+    if isinstance(key, jax.Array | np.ndarray):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == 0 if typed else key.ndim == 1 and key.dtype == np.uint32:
+            return
+        came = f"an array {key.dtype} of shape {key.shape}. For several keys, use jax.vmap."
+    else:
+        came = f"{key!r}."
+    raise OptionError(f"key: expected one random key, jax.random.key(seed), got {came}")
+
+
+def fold_in(key: Any, number: int) -> Any:
+    """`jax.random.fold_in`, allowed under `jax.transfer_guard("disallow")`."""
+    return jax.random.fold_in(key, jax.device_put(np.uint32(number)))
+
+
+def fetched(array: Any, xp: ModuleType) -> Any:
+    """What was drawn by JAX, as an array of `xp`."""
+    return jax.device_get(array) if xp is np else array
+
+
 def noise(key: Any, shape: tuple[int, ...], xp: ModuleType) -> Any:
     """Random words, the same in NumPy and under `jit`. uint32 `[*shape]`.
 
@@ -61,7 +89,8 @@ def noise(key: Any, shape: tuple[int, ...], xp: ModuleType) -> Any:
     count = math.prod(shape)
     blocks = np.arange(-(-count // BLOCK), dtype=np.uint32)
     if xp is np:
-        words = np.concatenate([np.asarray(_words(key, block)) for block in blocks])
+        drawn = [_words(key, jax.device_put(block)) for block in blocks]
+        words = np.concatenate(jax.device_get(drawn))
     else:
         words = jax.vmap(functools.partial(_words, key))(blocks).reshape(-1)
     return words[:count].reshape(shape)

@@ -7,8 +7,9 @@ from typing import Any, TypeGuard
 
 from tlv_jax.errors import ParameterTreeError, UnknownOrderWarning
 from tlv_jax.layers.channels import ChannelGraph
+from tlv_jax.layers.optimizers import refuse_optimizer_state, without_averages
 from tlv_jax.layers.program import walk_program
-from tlv_jax.layers.trees import find_layers
+from tlv_jax.layers.trees import find_layers, refuse_stacks
 from tlv_jax.types import Layer, PyTree
 
 NATURAL = "natural order of the paths, not known to be that of execution"
@@ -100,16 +101,10 @@ def as_networks(
 
 def _bare(tree: PyTree, name: str) -> Network:
     """A bare tree as a network without channels."""
-    layers, family = find_layers(tree, name=name)
-    paths = [layer.path.split("/") for layer in layers]
-    for path in paths:
-        # An optimizer's moments look like layers: each under `mu` has a twin under `nu`.
-        twin = ["nu" if word == "mu" else word for word in path]
-        if "opt_state" in path or (twin != path and twin in paths):
-            raise ParameterTreeError(
-                f"{name}: {'/'.join(path)!r} belongs to the state of an optimizer, which cannot be "
-                "transferred. Pass only the parameters, for example state.params."
-            )
+    found, family = find_layers(tree, name=name)
+    refuse_optimizer_state(tree, found, name=name)
+    refuse_stacks(tree, found, name=name)
+    layers = without_averages(found)
     order = NATURAL if family is None else f"execution order of the {family} family"
     return Network(None, tree, layers, None, order)
 

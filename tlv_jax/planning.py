@@ -82,36 +82,28 @@ def settled_counts(pair: LayerPair) -> list[str]:
 
 
 def check_rule(rule: Rule, pairs: Iterable[LayerPair]) -> None:
-    """Tries a rule on one pair of each combination of ranks, without running it.
+    """Tries a user's rule on one pair of each rank, without running it.
 
     Raises:
-      OptionError: if it does not return the target's shape. Of the library's rules, only
-        `rules.Variance` fits kernels of different ranks.
+      OptionError: if it does not return the target's shape.
     """
-    tried: dict[tuple[int, int], LayerPair] = {}
+    if type(rule) in rules.LIBRARY:
+        return
+    tried: dict[int, LayerPair] = {}
     for pair in pairs:
         if pair.target.kind != "norm":
-            tried.setdefault((len(pair.source.shape), len(pair.target.shape)), pair)
-    for (source_rank, target_rank), pair in tried.items():
-        where = (
-            f"source {pair.source.path!r} {pair.source.shape} and target {pair.target.path!r} "
-            f"{pair.target.shape}"
-        )
-        if type(rule) in rules.LIBRARY:
-            if source_rank != target_rank and not isinstance(rule, rules.Variance):
-                raise OptionError(
-                    f"rule {rule} fits kernels of equal ranks only, got {where}. Use "
-                    "rules.Variance, or another matching."
-                )
-            continue
-        kernels = (
-            jax.ShapeDtypeStruct(layer.shape, "float32") for layer in (pair.source, pair.target)
-        )
+            tried.setdefault(len(pair.target.shape), pair)
+    for pair in tried.values():
+        *spatial, _, _ = pair.target.shape
+        # As when the plan is applied: with as many axes as the target.
+        given = (*spatial, *pair.source.shape)[-len(pair.target.shape) :]
+        kernels = (jax.ShapeDtypeStruct(shape, "float32") for shape in (given, pair.target.shape))
         fitted = jax.eval_shape(rule, jax.eval_shape(lambda: jax.random.key(0)), *kernels)
         if getattr(fitted, "shape", None) != pair.target.shape:
             raise OptionError(
-                f"rule {rule} returned {getattr(fitted, 'shape', fitted)!r} for {where}; expected "
-                "an array of the target's shape."
+                f"rule {rule} returned {getattr(fitted, 'shape', fitted)!r} for source "
+                f"{pair.source.path!r} {given} and target {pair.target.path!r} "
+                f"{pair.target.shape}; expected an array of the target's shape."
             )
 
 

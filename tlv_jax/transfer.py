@@ -13,9 +13,15 @@ import numpy as np
 from jax.core import Tracer
 
 from tlv_jax.apply import Leaves, fit_leaves
+from tlv_jax.arrays import check_key, fold_in
 from tlv_jax.consistent.insert import Insertions, plan_insertions
 from tlv_jax.consistent.plan import plan_channels
-from tlv_jax.errors import NonFiniteSourceError, OptionError, PlanMismatchError
+from tlv_jax.errors import (
+    NonFiniteSourceError,
+    OptionError,
+    ParameterTreeError,
+    PlanMismatchError,
+)
 from tlv_jax.layers.blocks import flatten_blocks, standardize_blocks, standardize_graph
 from tlv_jax.layers.paths import array_leaves, is_array
 from tlv_jax.methods import DEFAULT, Method
@@ -194,16 +200,19 @@ def apply_transfer(
       where the target's own lie.
 
     Raises:
+      OptionError: if `key` is not a random key.
       PlanMismatchError: if a leaf that the plan names is missing or of another shape.
+      ParameterTreeError: if such a leaf is a `jax.ShapeDtypeStruct`, which has no values.
       NonFiniteSourceError: if a source leaf that the plan reads is not finite.
     """
+    check_key(key)
     dst_params = params_of(dst)
     all_leaves = array_leaves(dst_params, name="dst")
     source = _named(plan.source_leaves, array_leaves(_tree_of(src), name="src"), "src")
     target = _named(plan.target_leaves, all_leaves, "dst")
     arrays = [*source.values(), *target.values()]
     # Inside `jit` drawn numbers are traced, even where no argument is.
-    drawn = jax.random.fold_in(key, 0)
+    drawn = fold_in(key, 0)
     traced = any(isinstance(array, Tracer) for array in [drawn, *arrays])
     if traced or any(_is_remote(array) for array in arrays):
         if check_finite:
@@ -265,7 +274,7 @@ def _tree_of(src: Network | PyTree) -> PyTree:
 def _named(
     expected: Iterable[tuple[str, tuple[int, ...]]], leaves: Mapping[str, Any], name: str
 ) -> Leaves:
-    """The leaves that a plan names. Raises if one is missing or has another shape."""
+    """The leaves that a plan names. Raises if one is missing, of another shape, or only a shape."""
     found = {}
     for path, shape in expected:
         came = tuple(leaves[path].shape) if path in leaves else "no such leaf"
@@ -273,6 +282,11 @@ def _named(
             raise PlanMismatchError(
                 f"{name}: the plan expects leaf {path!r} of shape {shape}, found {came}. Make a "
                 "plan for these networks with plan_transfer(src, dst)."
+            )
+        if isinstance(leaves[path], jax.ShapeDtypeStruct):
+            raise ParameterTreeError(
+                f"{name}: leaf {path!r} is a jax.ShapeDtypeStruct, which has no values. "
+                "plan_transfer works on shapes; pass arrays to apply_transfer and transfer."
             )
         found[path] = leaves[path]
     return found

@@ -138,7 +138,8 @@ class Config:
     """Network to train: an architecture, or MODULE:CLASS of your own Flax Linen module."""
     dataset: Dataset = "elpv"
     """Images. elpv: a package. cifar*: downloaded, or in --data-dir.
-    fashion_mnist: idx files in --data-dir. folder: one sub-folder a class in --data-dir."""
+    fashion_mnist: idx files in --data-dir. folder: one sub-folder a class in --data-dir,
+    or in its folders train, val and test."""
     source_weights: Path | None = None
     """A .pth or .safetensors file of the source; by default its published weights."""
     source_prefix: str | None = None

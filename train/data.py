@@ -4,7 +4,7 @@ Shapes: `N` images, `[N, H, W, C]` uint8 with one size for all; labels `[N]` int
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,12 +13,16 @@ import numpy as np
 from train.errors import DataError
 
 __all__ = [
+    "PARTS",
+    "Given",
     "LabelledImages",
     "Splits",
     "eval_batches",
     "stratified_split",
     "train_order",
 ]
+
+PARTS = ("train", "validation", "test")
 
 
 @jax.tree_util.register_dataclass
@@ -43,13 +47,51 @@ class LabelledImages:
 
 
 @dataclasses.dataclass(frozen=True)
+class Given:
+    """A data set as its files divide it.
+
+    Attributes:
+      parts: `train`, and `validation` and `test` where the files give them.
+      classes: names in the order of the labels.
+      listing: what the images were read from, in JSON values: of each file the bytes and the class;
+        of a data set in large arrays, of each part the number of images and their digest.
+    """
+
+    parts: Mapping[str, LabelledImages]
+    classes: tuple[str, ...]
+    listing: Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Splits:
-    """One data set in three parts, with the names of its classes in the order of the labels."""
+    """One data set in three parts.
+
+    Attributes:
+      train: training images.
+      validation: images by which the best epoch is chosen.
+      test: images that are classified at the end.
+      classes: names in the order of the labels.
+      listing: as of `Given`.
+    """
 
     train: LabelledImages
     validation: LabelledImages
     test: LabelledImages
     classes: tuple[str, ...]
+    listing: Mapping[str, Mapping[str, Any]]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Returns the number of images of each class in each part."""
+        return {
+            part: dict(
+                zip(
+                    self.classes,
+                    np.bincount(getattr(self, part).labels, minlength=len(self.classes)).tolist(),
+                    strict=True,
+                )
+            )
+            for part in PARTS
+        }
 
 
 def stratified_split(

@@ -1,8 +1,9 @@
 """Load a data set by name, resized, as three splits."""
 
 import gzip
+import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ from PIL import Image
 
 from train.cifar import load_cifar
 from train.config import Config
-from train.data import LabelledImages, Splits, stratified_split
+from train.data import PARTS, Given, LabelledImages, Splits, stratified_split
+from train.devices import is_first_process
 from train.errors import DataError
+from train.folders import load_folder, resize
 
 __all__ = ["load_dataset"]
 
-VALIDATION_SHARE, TEST_SHARE = 0.15, 0.15
+CUT_SHARE = 0.15  # of the training images, for each part that is missing
 IDX_UINT8 = 0x08
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # as Pillow raises
 FASHION_MNIST = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -27,36 +29,58 @@ FASHION_MNIST = (
 def load_dataset(config: Config) -> Splits:
     """Loads what `config.dataset` names at `config.image_size`.
 
-    A data set with test images of its own gives some training images for validation; any other is
-    split in three. Splits are stratified and depend only on `config.seed`.
+    Validation and test images that the data set does not give are cut from its training images, in
+    the same proportion of each class. What is cut depends only on `config.seed`.
 
     Raises:
       DataError: if the data set is missing (the message says how to get it), damaged, or so small
         that a part would be empty.
       DownloadError: if it could not be downloaded.
     """
+    try:
+        given = _given(config)
+    except OSError as error:
+        raise DataError(f"The data set {config.dataset} cannot be read: {error}.") from error
+    parts = {**given.parts, **_cut_missing(given.parts, config.seed)}
+    sizes = {part: len(parts[part]) for part in PARTS}
+    if not all(sizes.values()):
+        raise DataError(f"{config.dataset} is too small to be split in three: {sizes}.")
+    return Splits(**parts, classes=given.classes, listing=given.listing)
+
+
+def _given(config: Config) -> Given:
     size = config.image_size
     assert size is not None  # resolved before
     if config.dataset == "elpv":
-        splits = _three_ways(*_elpv(size), config.seed)
-    elif config.dataset == "folder":
-        splits = _three_ways(*_folder(_data_dir(config), size), config.seed)
-    else:
-        splits = _two_ways(config, size)
-    sizes = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
-    if not all(sizes.values()):
-        raise DataError(f"{config.dataset} is too small to be split in three: {sizes}.")
-    return splits
-
-
-def _two_ways(config: Config, size: int) -> Splits:
-    """A data set that has its own test images."""
+        return _elpv(size)
+    if config.dataset == "folder":
+        return load_folder(_data_dir(config), size)
     if config.dataset == "fashion_mnist":
         train, test = _fashion_mnist(_data_dir(config))
-        classes = FASHION_MNIST
-    else:
-        train, test, classes = load_cifar(config.dataset, config.data_dir)
-    for part in (train, test):
+        return _from_arrays(config, train, test, FASHION_MNIST)
+    return _from_arrays(config, *load_cifar(config.dataset, config.data_dir))
+
+
+def _cut_missing(parts: Mapping[str, LabelledImages], seed: int) -> dict[str, LabelledImages]:
+    """The parts that are not given, and what they leave of the training images."""
+    missing = [part for part in PARTS if part not in parts]
+    if not missing:
+        return {}
+    if is_first_process():
+        print(f"cut from the training images: {CUT_SHARE:.0%} for {' and for '.join(missing)}")
+    shares = (1 - CUT_SHARE * len(missing), *[CUT_SHARE] * (len(missing) - 1))
+    rows = stratified_split(parts["train"].labels, shares, seed=seed)
+    return {
+        part: parts["train"][chosen] for part, chosen in zip(("train", *missing), rows, strict=True)
+    }
+
+
+def _from_arrays(
+    config: Config, train: LabelledImages, test: LabelledImages, classes: tuple[str, ...]
+) -> Given:
+    """A data set that has its own test images, resized."""
+    listing = {}
+    for name, part in (("training images", train), ("test images", test)):
         if (
             len(part.images) != len(part)
             or not ((part.labels >= 0) & (part.labels < len(classes))).all()
@@ -66,20 +90,18 @@ def _two_ways(config: Config, size: int) -> Splits:
                 f"{part.labels.min()} to {part.labels.max()}, expected as many of both and labels "
                 f"from 0 to {len(classes) - 1}. Get the published files again."
             )
-    rows, validation_rows = stratified_split(
-        train.labels, (1 - VALIDATION_SHARE,), seed=config.seed
-    )
-    train, test = _resized(train, size), _resized(test, size)
-    return Splits(train[rows], train[validation_rows], test, classes)
+        digest = hashlib.sha256(np.ascontiguousarray(part.images).data)
+        digest.update(np.ascontiguousarray(part.labels).data)
+        listing[name] = {"images": len(part), "sha256": digest.hexdigest()}
+    assert config.image_size is not None  # resolved before
+    parts = {
+        part: _resized(images, config.image_size)
+        for part, images in (("train", train), ("test", test))
+    }
+    return Given(parts, classes, listing)
 
 
-def _three_ways(images: LabelledImages, classes: tuple[str, ...], seed: int) -> Splits:
-    shares = (1 - VALIDATION_SHARE - TEST_SHARE, VALIDATION_SHARE)
-    train, validation, test = stratified_split(images.labels, shares, seed=seed)
-    return Splits(images[train], images[validation], images[test], classes)
-
-
-def _elpv(size: int) -> tuple[LabelledImages, tuple[str, ...]]:
+def _elpv(size: int) -> Given:
     """Photographs of solar cells (Deitsch et al., 2019), from the package `elpv-dataset`.
 
     Each has a probability of being defective, of 0, 1/3, 2/3 or 1; above one half counts as
@@ -91,32 +113,14 @@ def _elpv(size: int) -> tuple[LabelledImages, tuple[str, ...]]:
     folder = Path(spec.submodule_search_locations[0], "data")
     lines = (folder / "labels.csv").read_text().splitlines()
     paths, probabilities, _ = zip(*(line.split() for line in lines if line), strict=True)
-    images = np.stack([_read(folder / path, size, "L") for path in paths])
+    images = np.stack([_read_grey(folder / path, size) for path in paths])
     labels = (np.array(probabilities, float) > 0.5).astype(np.int32)
-    return LabelledImages(images, labels), ("functional", "defective")
-
-
-def _folder(folder: Path, size: int) -> tuple[LabelledImages, tuple[str, ...]]:
-    """One sub-folder a class. Files that are not images are skipped and counted."""
-    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-    images, labels, unreadable = [], [], []
-    for label, name in enumerate(classes):
-        for path in sorted((folder / name).rglob("*")):
-            if not path.is_file():
-                continue
-            try:
-                images.append(_read(path, size, "RGB"))
-                labels.append(label)
-            except UNREADABLE:
-                unreadable.append(path)
-    if unreadable:
-        print(f"skipped {len(unreadable)} unreadable files, for example {unreadable[0]}")
-    if len(classes) < 2 or not images:
-        raise DataError(
-            f"{folder} has {len(classes)} sub-folders and {len(images)} images, expected one "
-            "sub-folder of images for each of two classes or more."
-        )
-    return LabelledImages(np.stack(images), np.array(labels, np.int32)), classes
+    classes = ("functional", "defective")
+    listing = {
+        path: {"bytes": (folder / path).stat().st_size, "class": classes[label]}
+        for path, label in zip(paths, labels, strict=True)
+    }
+    return Given({"train": LabelledImages(images, labels)}, classes, listing)
 
 
 def _fashion_mnist(folder: Path) -> tuple[LabelledImages, LabelledImages]:
@@ -145,10 +149,9 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
-def _read(path: Path, size: int, mode: str) -> np.ndarray:
-    """Decodes and resizes one image to `[size, size, C]`."""
+def _read_grey(path: Path, size: int) -> np.ndarray:
     with Image.open(path) as image:
-        return _resize(image.convert(mode), size)
+        return resize(image.convert("L"), size)
 
 
 def _resized(images: LabelledImages, size: int) -> LabelledImages:
@@ -156,13 +159,8 @@ def _resized(images: LabelledImages, size: int) -> LabelledImages:
         return images
     grey = images.images.shape[-1] == 1
     pictures: Iterable[np.ndarray] = images.images[..., 0] if grey else images.images
-    resized = np.stack([_resize(Image.fromarray(picture), size) for picture in pictures])
+    resized = np.stack([resize(Image.fromarray(picture), size) for picture in pictures])
     return LabelledImages(resized, images.labels)
-
-
-def _resize(image: Image.Image, size: int) -> np.ndarray:
-    resized = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    return resized if resized.ndim == 3 else resized[..., None]
 
 
 def _data_dir(config: Config) -> Path:

@@ -5,6 +5,7 @@ and prints.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,9 +17,17 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from train.config import Config, HostOptions
 from train.errors import ConfigError
 
-__all__ = ["Devices", "find_devices", "is_first_process", "join_hosts", "place", "shared_text"]
+__all__ = [
+    "Devices",
+    "ask_first",
+    "find_devices",
+    "is_first_process",
+    "join_hosts",
+    "place",
+    "same_everywhere",
+]
 
-LONGEST_TEXT = 1024  # bytes
+LONGEST_TEXT = 8192  # bytes, above the longest path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +79,34 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(place_one, tree)
 
 
-def shared_text(text: str) -> str:
-    """The first process's text, on all of them."""
+def ask_first(make: Callable[[], str]) -> str:
+    """Returns, on all processes, the text that the first one makes.
+
+    Raises:
+      ConfigError: on all processes, if `make` raises it. The others would wait forever else.
+    """
     if jax.process_count() == 1:
-        return text
-    sent = np.frombuffer(text.encode().ljust(LONGEST_TEXT), np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))).decode().rstrip()
+        return make()
+    text, failed = "", False
+    if is_first_process():
+        try:
+            text = make()
+        except ConfigError as error:
+            text, failed = str(error), True
+    sent = bytes([failed]) + text.encode()[:LONGEST_TEXT].ljust(LONGEST_TEXT)
+    failure, *answer = multihost_utils.broadcast_one_to_all(np.frombuffer(sent, np.uint8)).tolist()
+    text = bytes(answer).decode(errors="ignore").rstrip()
+    if failure:
+        raise ConfigError(text)
+    return text
+
+
+def same_everywhere(data: bytes) -> bool:
+    """Whether all processes have the same bytes, of which there must be equally many."""
+    if jax.process_count() == 1:
+        return True
+    own = np.frombuffer(data, np.uint8)
+    return bool((multihost_utils.process_allgather(own) == own).all())
 
 
 def find_devices(config: Config) -> Devices:

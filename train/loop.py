@@ -19,15 +19,15 @@ import tlv_jax
 from tlv_jax import models
 from train import checkpoints
 from train.config import Config, resolve
+from train.contents import load_on_all_hosts, show_contents
 from train.data import LabelledImages, Splits, eval_batches, train_order
-from train.datasets import load_dataset
 from train.devices import (
     Devices,
+    ask_first,
     find_devices,
     is_first_process,
     join_hosts,
     place,
-    shared_text,
 )
 from train.errors import ConfigError, DivergedError
 from train.method import method_of
@@ -112,11 +112,18 @@ def run(config: Config, *, console: Console | None = None) -> Result:
     console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
     pretrained = importers.load(
-        config.source, config.source_weights, dtype=devices.dtype, prefix=config.source_prefix
+        config.source,
+        config.source_weights,
+        image_size=_size_lent_at(config),
+        dtype=devices.dtype,
+        prefix=config.source_prefix,
     )
-    splits = load_dataset(config)
+    splits = load_on_all_hosts(config)
+    show_contents(splits, console)
     classes = len(splits.classes)
-    model = create_target(config.target, num_classes=classes, dtype=devices.dtype)
+    model = create_target(
+        config.target, num_classes=classes, dtype=devices.dtype, image_size=config.image_size
+    )
     if config.crossover_rate and isinstance(model, models.SqueezeNet):
         # Its head on averaged features is another function than the network that is evaluated.
         raise ConfigError(
@@ -127,7 +134,7 @@ def run(config: Config, *, console: Console | None = None) -> Result:
     key_init, key_transfer, key_training = jax.random.split(jax.random.key(config.seed), 3)
     images = jnp.zeros((1, config.image_size, config.image_size, 3), devices.dtype)
     variables = initialize(config.target, model, key_init, images, num_classes=classes)
-    folder = Path(shared_text(str(open_run_folder(config)) if is_first_process() else ""))
+    folder = Path(ask_first(lambda: str(open_run_folder(config, splits))))
     target = tlv_jax.trace(model.apply, variables, images)
     plan, transferred, report = _transfer(method, key_transfer, pretrained.network, target, folder)
     console.print(str(plan), highlight=False, soft_wrap=True)
@@ -201,6 +208,12 @@ def _prepare(
         order_key=key_order,
         step_key=key_step,
     )
+
+
+def _size_lent_at(config: Config) -> int | None:
+    """The size of the images, if the source sees them and takes images of one size only."""
+    fixed = hasattr(models.create(config.source), "image_size")
+    return config.image_size if fixed and config.crossover_rate else None
 
 
 def _features_only(model: nn.Module) -> nn.Module:

@@ -13,6 +13,8 @@ from rich.table import Table
 import tlv_jax
 from train import curves
 from train.config import Config
+from train.contents import check_contents, write_contents
+from train.data import Splits
 from train.devices import is_first_process
 from train.errors import ConfigError
 from train.metrics import Summary
@@ -52,39 +54,52 @@ class RunResult:
     epochs: tuple[Mapping[str, Any], ...]
 
 
-def open_run_folder(config: Config) -> Path:
+def open_run_folder(config: Config, splits: Splits) -> Path:
     """Creates the run folder, or finds the one to resume.
 
     Without `config.resume` an existing folder is left alone: the new one gets a number after its
     name.
 
     Raises:
-      ConfigError: if there is no run to resume, or it was started with other settings.
+      ConfigError: if there is no run to resume, it was started with other settings or other data,
+        or the folder cannot be made or read.
     """
+    try:
+        return _find_run(config, splits) if config.resume else _start_run(config, splits)
+    except OSError as error:
+        raise ConfigError(
+            f"The run folder {config.folder} cannot be used: {error}. Give another with --out."
+        ) from error
+
+
+def _find_run(config: Config, splits: Splits) -> Path:
     folder = config.folder
-    settings = _settings(config)
-    if config.resume:
-        if not (folder / CONFIG_FILE).is_file():
-            raise ConfigError(f"There is no run to resume in {folder}. Leave --resume out.")
-        started = _named(json.loads((folder / CONFIG_FILE).read_text()))
-        changed = {
-            name: started.get(name)
-            for name, value in _named(settings).items()
-            if started.get(name) != value and name.partition(".")[0] not in NOT_COMPARED
-        }
-        if changed:
-            was = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-            raise ConfigError(
-                f"The run in {folder} was started with {was}. Resume it with the same settings, or "
-                "start another with --name."
-            )
-        return folder
-    number = 1
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"There is no run to resume in {folder}. Leave --resume out.")
+    started = _named(json.loads((folder / CONFIG_FILE).read_text()))
+    changed = {
+        name: started.get(name)
+        for name, value in _named(_settings(config)).items()
+        if started.get(name) != value and name.partition(".")[0] not in NOT_COMPARED
+    }
+    if changed:
+        was = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        raise ConfigError(
+            f"The run in {folder} was started with {was}. Resume it with the same settings, or "
+            "start another with --name."
+        )
+    check_contents(folder, splits)
+    return folder
+
+
+def _start_run(config: Config, splits: Splits) -> Path:
+    folder, number = config.folder, 1
     while folder.exists():
         number += 1
         folder = config.folder.with_name(f"{config.folder.name}-{number}")
     folder.mkdir(parents=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=1))
+    write_contents(folder, splits)  # first: a run can be resumed as soon as it has settings
+    (folder / CONFIG_FILE).write_text(json.dumps(_settings(config), indent=1))
     return folder
 
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 from flax.errors import FlaxError
 
+from importers.position_embeddings import check_image_size
 from tlv_jax import models
 from train.errors import ConfigError
 
@@ -20,7 +21,9 @@ METHODS_WANTED = (
 )
 
 
-def create_target(name: str, *, num_classes: int, dtype: Any) -> nn.Module:
+def create_target(
+    name: str, *, num_classes: int, dtype: Any, image_size: int | None = None
+) -> nn.Module:
     """Builds the target; draws no weights.
 
     Args:
@@ -29,13 +32,19 @@ def create_target(name: str, *, num_classes: int, dtype: Any) -> nn.Module:
         fields of these names.
       num_classes: size of the last layer.
       dtype: of the computation.
+      image_size: pixels a side of the images, for an architecture that takes one size only; by
+        default its own.
 
     Raises:
-      OptionError: for an unknown architecture.
+      OptionError: for an unknown architecture, or one that cannot take images of that size.
       ConfigError: if there is no such module, or it cannot be built like that.
     """
     if ":" not in name:
-        return models.create(name, num_classes=num_classes, dtype=dtype)
+        model = models.create(name, num_classes=num_classes, dtype=dtype)
+        if image_size is None or not hasattr(model, "image_size"):
+            return model
+        check_image_size(name, image_size)
+        return model.clone(image_size=image_size)
     path, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(path), attribute)

@@ -1,15 +1,18 @@
 """Name the leaves of any pytree by paths, and sort paths as a reader would."""
 
 import re
+from collections import Counter
 from typing import Any
 
 import jax
-from jax.tree_util import GetAttrKey
+import numpy as np
+from jax.tree_util import DictKey, GetAttrKey
 
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.types import PyTree
 
 # Boxes around one array (NNX variables, Linen's partitioned parameters) end a key path with these.
+# So does a dict in their place, which Orbax restores without a target.
 BOX_ATTRIBUTES = frozenset({"value", "raw_value", "get_value"})
 
 
@@ -19,10 +22,18 @@ def is_array(leaf: Any) -> bool:
 
 
 def leaf_path(keys: tuple[Any, ...]) -> str:
-    """Joins JAX's key path by `/`: `(DictKey('conv1'), DictKey('kernel'))` -> `conv1/kernel`."""
+    """Joins JAX's key path by `/`: `(DictKey('conv1'), DictKey('kernel'))` -> `conv1/kernel`.
+
+    A tuple as a key, as `flax.traverse_util.flatten_dict` makes them, is several keys.
+    """
     if keys and isinstance(keys[-1], GetAttrKey) and keys[-1].name in BOX_ATTRIBUTES:
         keys = keys[:-1]
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+    return "/".join(
+        "/".join(map(str, key.key))
+        if isinstance(key, DictKey) and isinstance(key.key, tuple)
+        else jax.tree_util.keystr((key,), simple=True)
+        for key in keys
+    )
 
 
 def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
@@ -33,8 +44,8 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
       name: of the tree in errors, for example `src`.
 
     Raises:
-      ParameterTreeError: if there is no array, two leaves have one path, or one module has two
-        places.
+      ParameterTreeError: if there is no array, an array is of a library that JAX does not read, two
+        leaves have one path, or one module has two places.
     """
     leaves: dict[str, Any] = {}
     met: dict[int, Any] = {}  # holds the nodes too: else an id could be used again
@@ -50,6 +61,7 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
         if not jax.tree_util.all_leaves([leaf]):
             _refuse_shared(tree, leaf, path, name)
         elif is_array(leaf):
+            _refuse_foreign(leaf, path, name)
             if path in leaves:
                 raise ParameterTreeError(
                     f"{name}: two leaves have the path {path!r}, so a plan cannot tell them apart. "
@@ -61,7 +73,32 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
             f"{name}: expected a pytree of arrays, got a {type(tree).__name__} without any. Pass "
             "the parameters, for example model.init(...)['params']."
         )
-    return leaves
+    return _without_boxes(leaves)
+
+
+def _without_boxes(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the last key of a path where it names the box around one array."""
+    within = Counter(split_path(path)[0] for path in leaves)
+    short = {
+        path: module if name in BOX_ATTRIBUTES and module and within[module] == 1 else path
+        for path, (module, name) in zip(leaves, map(split_path, leaves), strict=True)
+    }
+    # Not where another leaf has the shorter path.
+    taken = Counter(short.values())
+    return {path if taken[short[path]] > 1 else short[path]: leaf for path, leaf in leaves.items()}
+
+
+def _refuse_foreign(leaf: Any, path: str, name: str) -> None:
+    """Raises a `ParameterTreeError` for a tensor of torch, say, which only looks like an array."""
+    # The dtype of a random key is none of NumPy's.
+    if isinstance(leaf.dtype, np.dtype) or isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return
+    kind = type(leaf)
+    raise ParameterTreeError(
+        f"{name}: leaf {path!r} is a {kind.__module__.partition('.')[0]}.{kind.__name__}, expected "
+        "an array of JAX or NumPy. Convert the leaves, in torch: tensor.numpy(force=True). "
+        "importers.load and importers.convert read state dicts of known architectures."
+    )
 
 
 def _refuse_shared(tree: PyTree, node: Any, path: str, name: str) -> None:
@@ -78,9 +115,12 @@ def _refuse_shared(tree: PyTree, node: Any, path: str, name: str) -> None:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """Splits a leaf's path into its module's path (empty for a bare leaf) and its own name."""
-    module, _, name = path.rpartition("/")
-    return module, name
+    """Splits a leaf's path into its module's path (empty for a bare leaf) and its own name.
+
+    A flat dict, such as a state dict of torch, has dots between modules.
+    """
+    cut = max(path.rfind("/"), path.rfind("."))
+    return path[: max(cut, 0)], path[cut + 1 :]
 
 
 def path_components(path: str) -> list[str]:

@@ -215,8 +215,8 @@ class _Walk:
 
     def _bias(self, weight: str, index: Sequence[int], outputs: int) -> list[tuple[str, str]]:
         """The bias beside a kernel that is not known by name, such as attention's."""
-        module, name = split_path(weight)
-        path = f"{module}/bias" if module else "bias"
+        name = split_path(weight)[1]
+        path = weight.removesuffix(name) + "bias"
         # Several kernels of other names may stand beside one bias.
         if name != "kernel" or path not in self.leaves:
             return []

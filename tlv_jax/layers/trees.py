@@ -1,13 +1,15 @@
 """Find the layers of a bare parameter tree by the names and ranks of its leaves.
 
-Works on shapes alone. `kernel` and `w` hold `[*spatial, I, O]` (Flax, Haiku), `weight` holds
-`[O, I, *spatial]` (Equinox, torch). A leaf of another name is a layer by itself if it has two axes
-(dense), or four or five (conv), unless it is a lookup table. `tlv_jax.trace` needs no such
-conventions.
+Works on shapes alone. `kernel` and `w` hold `[*spatial, I, O]` (Flax, Haiku), `weight` and names
+that end so hold `[O, I, *spatial]` (Equinox, torch). A leaf of another name is a layer by itself if
+it has two axes (dense), or four or five (conv), unless it is a lookup table or a vector that is
+ready to broadcast. `tlv_jax.trace` needs no such conventions.
 """
 
 import math
+import re
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,10 +22,9 @@ from tlv_jax.types import Kind, Layer, PyTree
 # One module has leaves in several of these (Linen's variables, `{"params": ..., "state": ...}`).
 COLLECTIONS = ("params", "batch_stats", "state")
 KERNELS = frozenset({"kernel", "w", "weight"})
-CHANNELS_FIRST = frozenset({"weight"})
 NORM_SCALES = frozenset({"scale", "weight"})
 BIASES = frozenset({"bias", "b", "offset"})
-STATISTICS = frozenset({"mean", "var"})
+STATISTICS = {"mean": "mean", "var": "var", "running_mean": "mean", "running_var": "var"}
 LOOKED_UP = frozenset({"embedding", "relative_position_bias_table"})  # rows by index
 MOVING_AVERAGE = frozenset({"average", "hidden", "counter"})  # in Haiku a module by itself
 # Attention projections [D, heads, D'] look like one-dimensional convs; only a trace can tell.
@@ -46,11 +47,12 @@ def find_layers(tree: PyTree, *, name: str) -> tuple[tuple[Layer, ...], str | No
     """
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     leaves = array_leaves(tree, name=name)
-    collections = any(path.startswith("params/") for path in leaves)
+    collections = any(path.startswith(("params/", "params.")) for path in leaves)
     for path in leaves:
         module, leaf_name = split_path(path)
-        if collections and path.split("/")[0] in COLLECTIONS:
-            module = module.partition("/")[2]
+        collection, *rest = re.split("[/.]", module, maxsplit=1)
+        if collections and collection in COLLECTIONS:
+            module = "".join(rest)
         modules[module][leaf_name] = path
     _join_averages(modules)
     order, family = sort_modules(modules)
@@ -83,19 +85,22 @@ def _join_averages(modules: dict[str, dict[str, str]]) -> None:
 def _layers_of(names: dict[str, str], leaves: dict[str, Any]) -> list[Layer]:
     """The layers made of one module's own leaves: none, one, or one for each bare kernel."""
     vectors = sorted(
-        ("bias" if name in BIASES else name, path)
+        (STATISTICS.get(name, "bias"), path)
         for name, path in names.items()
         # Haiku's are ready to broadcast: [1, 1, 1, C].
-        if name in BIASES | STATISTICS and max(leaves[path].shape, default=0) == leaves[path].size
+        if name in BIASES | STATISTICS.keys() and _is_vector(leaves[path].shape)
     )
     layers: list[Layer] = []
     for name, path in names.items():
         leaf, (module, _) = leaves[path], split_path(path)
         kind = _kind(module, name, leaf.shape)
+        bias = leaves[names["bias"]].shape if "bias" in names else ()
+        if name == "weight" and leaf.ndim > 1 and bias == leaf.shape:
+            continue  # a layer norm over several axes
         if kind is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         axes = tuple(range(leaf.ndim))
-        if name in CHANNELS_FIRST and kind != "norm":
+        if name.endswith("weight") and kind != "norm":
             axes = (*axes[2:], 1, 0)
         shape = (leaf.size,) if kind == "norm" else tuple(leaf.shape[axis] for axis in axes)
         # Several bare kernels may stand in one module: each has a path, and none the vectors.
@@ -109,12 +114,46 @@ def _layers_of(names: dict[str, str], leaves: dict[str, Any]) -> list[Layer]:
 def _kind(module: str, name: str, shape: tuple[int, ...]) -> Kind | None:
     """The kind of layer that a leaf is the kernel or scale of; None if of none."""
     rank = len(shape)
-    if name == "scale" and rank and max(shape) == math.prod(shape):
-        return "norm"  # Haiku's too, ready to broadcast: [1, 1, 1, C]
+    if name == "scale" and _is_vector(shape):
+        return "norm"
     if name == "weight" and rank == 1:
         return "norm"
     # One-dimensional convs are known by name alone: other arrays of three axes are many things.
     conv1d = name in KERNELS and module.rpartition("/")[2] not in ATTENTION
-    if name in BIASES | STATISTICS | LOOKED_UP | {"scale"} or (rank == 3 and not conv1d):
+    if name in BIASES | STATISTICS.keys() | LOOKED_UP | {"scale"} or (rank == 3 and not conv1d):
+        return None
+    if name not in KERNELS and _is_vector(shape):
         return None
     return "dense" if rank == 2 else "conv" if rank in (3, 4, 5) else None
+
+
+def _is_vector(shape: tuple[int, ...]) -> bool:
+    """Whether at most one axis is longer than 1: `[C]`, or ready to broadcast, `[1, 1, 1, C]`."""
+    return len(shape) > 0 and max(shape) == math.prod(shape)
+
+
+def refuse_stacks(tree: PyTree, layers: Iterable[Layer], *, name: str) -> None:
+    """Checks that no kernel of a bare tree holds several layers, as `nn.scan` or `vmap` make them.
+
+    Four kernels `[3, 3, I, O]` are one leaf `[4, 3, 3, I, O]`, which could be a 3-D conv. Its bias
+    `[4, O]` tells.
+
+    Args:
+      tree: any pytree.
+      layers: that were found in it.
+      name: of the tree in errors.
+
+    Raises:
+      ParameterTreeError: if one does.
+    """
+    leaves = array_leaves(tree, name=name)
+    for layer in layers:
+        shape, (_, own) = leaves[layer.weight].shape, split_path(layer.weight)
+        module = layer.weight.removesuffix(own)
+        biases = [leaves[module + bias].shape for bias in BIASES if module + bias in leaves]
+        if len(shape) > 2 and (shape[0], layer.shape[-1]) in biases:
+            raise ParameterTreeError(
+                f"{name}: leaf {layer.weight!r} of shape {shape} seems to hold {shape[0]} layers, "
+                "stacked by nn.scan or vmap. A bare tree does not say so. Pass a network instead: "
+                "tlv_jax.trace(fn, params, images)."
+            )

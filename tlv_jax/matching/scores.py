@@ -16,25 +16,23 @@ Score = Callable[[Sequence[Layer], Sequence[Layer]], np.ndarray]
 def shape_scores(source: Sequence[Layer], target: Sequence[Layer]) -> np.ndarray:
     """Scores by shape (DPIAT's `ShapeScore`). m and n layers `-> [m, n]`.
 
-    The product, over all axes, of the smaller size divided by the larger. Layers of different kinds
-    or ranks score 0.
+    The product, over all axes that both have, of the smaller size divided by the larger. Layers of
+    different kinds score 0. Published code also scores convs with different numbers of spatial axes
+    0; ours fits them, see `tlv_jax.rules`.
     """
     if not source or not target:
         return np.zeros((len(source), len(target)))
-    kinds, others = (
-        np.array([f"{layer.kind} {len(layer.shape)}" for layer in side])
-        for side in (source, target)
-    )
+    kinds, others = (np.array([layer.kind for layer in side]) for side in (source, target))
     scores = (kinds[:, None] == others[None, :]).astype(float)
     rank = max(2, *(len(layer.shape) for layer in (*source, *target)))
-    # An axis that a layer lacks has size 1.
     sizes, others = (
-        np.array([(1,) * (rank - len(layer.shape)) + layer.shape for layer in side], float)
+        np.array([(np.nan,) * (rank - len(layer.shape)) + layer.shape for layer in side], float)
         for side in (source, target)
     )
     # Axes in torch's order, so that ties round as in the published code.
     for axis in (-1, -2, *range(rank - 2)):
         ratio = sizes[:, None, axis] / others[None, :, axis]
+        ratio = np.where(np.isnan(ratio), 1, ratio)  # an axis that one of them lacks
         scores *= np.minimum(ratio, 1 / ratio)
     return scores
 

@@ -78,6 +78,11 @@ class MaxViT(Classifier):
     config: MaxViTConfig
     image_size: int = 224
 
+    @property
+    def image_size_unit(self) -> int:
+        """What divides every possible `image_size`."""
+        return self.config.partition * 2 ** (len(self.config.depths) + 1)
+
     def setup(self) -> None:  # noqa: D102
         settings = {"kernel_init": _normal, **self.types}
         self.norm = _layer_norm(name="classifier.2", **self.types)
@@ -105,8 +110,7 @@ class MaxViT(Classifier):
         return outputs
 
     def _check_size(self, images: jax.Array) -> None:
-        size, partition = self.image_size, self.config.partition
-        unit = partition * 2 ** (len(self.config.depths) + 1)
+        size, unit, partition = self.image_size, self.image_size_unit, self.config.partition
         if size % unit or images.shape[1:3] != (size, size):
             raise ImageError(
                 f"Images have shape {tuple(images.shape)} and image_size is {size}, expected "

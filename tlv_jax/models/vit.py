@@ -57,11 +57,17 @@ class ViT(Classifier):
     """A vision transformer whose parameters carry torchvision's names (`encoder/ln`).
 
     Attributes:
-      image_size: pixels a side, to which the position embedding is bound.
+      image_size: pixels a side, to which the position embedding is bound; a multiple of the
+        patch.
     """
 
     config: ViTConfig
     image_size: int = 224
+
+    @property
+    def image_size_unit(self) -> int:
+        """What divides every possible `image_size`."""
+        return self.config.patch
 
     def setup(self) -> None:  # noqa: D102
         self._make_last_layer("heads.head", kernel_init=nn.initializers.zeros)
@@ -76,10 +82,11 @@ class ViT(Classifier):
         del train  # torchvision publishes these networks with all dropout rates at zero
         check_images(images, channels=self.in_channels)
         size, config = self.image_size, self.config
-        if images.shape[1:3] != (size, size):
+        if size % config.patch or images.shape[1:3] != (size, size):
             raise ImageError(
-                f"Images have shape {tuple(images.shape)}, expected {size} pixels a side, to which "
-                "the position embedding is bound. Resize them."
+                f"Images have shape {tuple(images.shape)} and image_size is {size}, expected "
+                f"{size} pixels a side, to which the position embedding is bound, and a multiple "
+                f"of {config.patch}. Resize them, or importers.load(..., image_size=)."
             )
         stem = conv(
             config.width,

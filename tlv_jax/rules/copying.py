@@ -3,10 +3,9 @@
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
-from tlv_jax.arrays import namespace, noise, replace
+from tlv_jax.arrays import fold_in, namespace, noise, replace
 from tlv_jax.types import Array
 
 
@@ -60,7 +59,7 @@ class Full:
                 chosen = (n - m) // 2 + np.arange(m)
             else:
                 # Drawn in blocks of one size: `randint` would compile a program for each size.
-                words = noise(jax.random.fold_in(key, axis), (m,), xp)
+                words = noise(fold_in(key, axis), (m,), xp)
                 start = (m - n) // 2
                 chosen = replace(
                     (words % n).astype(np.int32), slice(start, start + n), np.arange(n)

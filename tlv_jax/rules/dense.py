@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from tlv_jax.arrays import fetched
+
 
 def pooled_statistics(kernels: Sequence[Any], targets: int, xp: ModuleType) -> tuple[Any, Any]:
     """Pools the source's dense kernels into one mean and one standard deviation.
@@ -27,5 +29,5 @@ def pooled_statistics(kernels: Sequence[Any], targets: int, xp: ModuleType) -> t
 
 def draw_dense(key: Any, target: Any, mean: Any, spread: Any, xp: ModuleType) -> Any:
     """Draws a dense kernel from N(mean, spread). Shape and dtype are those of `target [I, O]`."""
-    normal = xp.asarray(jax.random.normal(key, target.shape, np.float32))
+    normal = fetched(jax.random.normal(key, target.shape, np.float32), xp)
     return (mean + spread * normal).astype(target.dtype)

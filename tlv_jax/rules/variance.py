@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from tlv_jax.arrays import ascending, namespace, noise, replace
+from tlv_jax.arrays import ascending, fetched, fold_in, namespace, noise, replace
 from tlv_jax.errors import check_option
 from tlv_jax.rules.copying import paste
 from tlv_jax.types import Array
@@ -106,7 +106,7 @@ class Variance:
         filters = self._places(
             given_outputs,
             outputs,
-            lambda size: noise(jax.random.fold_in(key, 0), (1, size), xp),
+            lambda size: noise(fold_in(key, 0), (1, size), xp),
             lambda: filter_variance(kernel if given_outputs > outputs else target, xp),
             xp,
         )[0]
@@ -117,15 +117,15 @@ class Variance:
         chosen = self._places(
             given_inputs,
             inputs,
-            lambda size: noise(jax.random.fold_in(key, 1), (outputs, size), xp),
+            lambda size: noise(fold_in(key, 1), (outputs, size), xp),
             lambda: input_variance(ranked, xp)[rows],
             xp,
         ).T
         if self.pad == "init" and border.any():
             # As for a new layer, but after the channels are chosen: noise must not rank them.
             scale = np.float32(math.sqrt(2 / (given_outputs * math.prod(spatial))))
-            normal = jax.random.normal(jax.random.fold_in(key, 2), kernel.shape)
-            kernel = xp.where(border[..., None, None], scale * xp.asarray(normal), kernel)
+            normal = jax.random.normal(fold_in(key, 2), kernel.shape)
+            kernel = xp.where(border[..., None, None], scale * fetched(normal, xp), kernel)
         # One gather: for each place the pixels of input `chosen` of filter `filters`.
         places = xp.maximum(chosen, 0) * given_outputs + source_filters[None, :]
         pixels = kernel.reshape(-1, given_inputs * given_outputs)
@@ -170,19 +170,16 @@ class Variance:
 def pool(kernel: Any, spatial: Sequence[int], how: str, xp: ModuleType) -> Any:
     """Shrinks every spatial axis that is too large, by windows of n - m + 1 at stride 1.
 
-    `[*S, I, O] -> [*s, I, O]`, of the target's rank. Missing spatial axes are added in front with
-    size 1; extra ones in front are pooled away.
+    `[*S, I, O] -> [*s, I, O]`, of as many axes.
     """
-    missing = len(spatial) - (kernel.ndim - 2)
-    kernel = kernel.reshape((1,) * missing + kernel.shape)
-    for axis, size in enumerate((1,) * -missing + tuple(spatial)):
+    for axis, size in enumerate(spatial):
         window = kernel.shape[axis] - size + 1
         if window > 1:
             before = (slice(None),) * axis
             shifted = [kernel[(*before, slice(i, i + size))] for i in range(window)]
             kernel = functools.reduce(operator.add if how == "avg" else xp.maximum, shifted)
             kernel = kernel / np.float32(window) if how == "avg" else kernel
-    return kernel.reshape(kernel.shape[-2 - len(spatial) :])
+    return kernel
 
 
 def filter_variance(kernel: Any, xp: ModuleType) -> Any:

@@ -1,0 +1,120 @@
+"""What a data set holds: shown, kept in the run folder, compared between hosts and on resuming."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tlv_jax.errors import TLVError
+from train.config import Config
+from train.data import PARTS, Splits
+from train.datasets import load_dataset
+from train.devices import same_everywhere
+from train.errors import ConfigError, DataError, name_some
+
+__all__ = ["check_contents", "load_on_all_hosts", "show_contents", "write_contents"]
+
+DATA_FILE = "data.json"
+MOST_ROWS = 20  # of classes that are printed
+NOTHING = bytes(hashlib.sha256().digest_size)  # instead of the digest of a data set
+
+
+def load_on_all_hosts(config: Config) -> Splits:
+    """Loads the data set, of which every host reads a copy of its own, and compares the copies.
+
+    Raises:
+      TLVError: on all hosts, if one cannot load the data set (see `load_dataset`) or has another.
+        Those that go on would wait forever for one that stops.
+    """
+    try:
+        splits = load_dataset(config)
+    except TLVError:
+        same_everywhere(NOTHING)
+        raise
+    text = json.dumps(_contents(splits), sort_keys=True)
+    if not same_everywhere(hashlib.sha256(text.encode()).digest()):
+        images = sum(len(getattr(splits, part)) for part in PARTS)
+        raise DataError(
+            f"The hosts read different images, or one cannot read any; this one read {images}. "
+            "Give every host the same files in --data-dir."
+        )
+    return splits
+
+
+def show_contents(splits: Splits, console: Console) -> None:
+    """Prints the number of images of each class in each part, and which classes a part lacks."""
+    counts = splits.counts()
+    table = Table(title="images", show_footer=len(splits.classes) > 1)
+    table.add_column("class", footer="all")
+    for part in PARTS:
+        table.add_column(part, justify="right", footer=str(sum(counts[part].values())))
+    for name in splits.classes[:MOST_ROWS]:
+        table.add_row(Text(name), *(str(counts[part][name]) for part in PARTS))
+    if (more := len(splits.classes) - MOST_ROWS) > 0:
+        table.add_row(f"{more} more, see {DATA_FILE}", *["..."] * len(PARTS))
+    console.print(table)
+    for part in PARTS:
+        if absent := [name for name, count in counts[part].items() if not count]:
+            text = f"classes without {part} images: {len(absent)} ({name_some(absent)})"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_contents(folder: Path, splits: Splits) -> None:
+    """Writes `data.json`: the classes, the counts of each part, and the listing of all files."""
+    (folder / DATA_FILE).write_text(json.dumps(_contents(splits), indent=1))
+
+
+def check_contents(folder: Path, splits: Splits) -> None:
+    """Compares with what the run in `folder` was started with.
+
+    A run folder of an earlier version, without a listing, gets one.
+
+    Raises:
+      ConfigError: if the data set has changed, with what was added, removed and changed.
+    """
+    path = folder / DATA_FILE
+    if not path.is_file():
+        print(f"{path} is missing, so changes of the data set since the start are not noticed")
+        write_contents(folder, splits)
+        return
+    try:
+        started = json.loads(path.read_text())
+        changes = _changes(started, _contents(splits))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error!r}), expected the listing of a data set. Start another run "
+            "with --name."
+        ) from error
+    if changes:
+        raise ConfigError(
+            f"The data set has changed since the run in {folder} was started: {changes}. Resume it "
+            "with the same data, or start another with --name."
+        )
+
+
+def _contents(splits: Splits) -> dict[str, Any]:
+    return {
+        "classes": list(splits.classes),
+        "counts": splits.counts(),
+        "files": dict(splits.listing),
+    }
+
+
+def _changes(started: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is different, with counts and examples; empty if nothing is."""
+    was, files = started["files"], now["files"]
+    found = {
+        "classes added": [name for name in now["classes"] if name not in started["classes"]],
+        "classes removed": [name for name in started["classes"] if name not in now["classes"]],
+        "files added": [path for path in files if path not in was],
+        "files removed": [path for path in was if path not in files],
+        "files changed": [path for path in files if path in was and files[path] != was[path]],
+    }
+    return "; ".join(
+        f"{what}: {len(names)} ({name_some(names)})" for what, names in found.items() if names
+    )
