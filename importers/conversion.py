@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from importers.entries import Entry, backbone_fits, entries_of, model_of
-from importers.errors import StateDictError
+from importers.errors import StateDictError, UnsafeFileError
 from importers.explaining import explain, indented, shortened
 from importers.families import FAMILIES
 from importers.foreign_keys import ForeignKeysWarning, describe_renaming, renamed
@@ -138,6 +138,7 @@ def arrays_of(
     Raises:
       OptionError: if the name is unknown.
       StateDictError: if more than the classifier does not fit, or as `select`.
+      UnsafeFileError: if an object stands where the network has an array.
 
     Warns:
       ForeignKeysWarning: if the keys are another project's.
@@ -178,7 +179,8 @@ def _refuse_misfits(name: str, arrays: Mapping[str, np.ndarray], part: Part) -> 
     problems = match_keys(name, arrays).problems
     if part.naming is None:
         if not backbone_fits(name, model_of(name, arrays), arrays):
-            raise StateDictError(explain(name, part.values, problems, part.prefix))
+            values = {**part.values, **arrays}
+            raise StateDictError(explain(name, values, problems, part.prefix))
     # Another project's network may compute something else wherever it has a key more.
     elif not all(FAMILIES[name].is_head(problem) for problem in problems):
         origin = (
@@ -251,11 +253,15 @@ def _as_array(key: str, value: Any) -> np.ndarray:
             f"The state dict has {found.what} at {key!r}, expected an array or a tensor that "
             f"NumPy can hold. {found.remedy}"
         )
+    if isinstance(found, Foreign):
+        raise UnsafeFileError(
+            f"The file asks for {found} at {key!r}, which is not needed to read tensors, so it is "
+            "refused and nothing of it was run. Save model.state_dict() instead of the model."
+        )
     if not hasattr(found, "shape"):
-        kind = f"an object of {found}" if isinstance(found, Foreign) else type(found).__name__
         raise StateDictError(
-            f"The state dict has {kind} at {key!r}, expected an array or a tensor. Pass "
-            "model.state_dict()."
+            f"The state dict has {type(value).__name__} at {key!r}, expected an array or a tensor. "
+            "Pass model.state_dict()."
         )
     return np.asarray(found)
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from importers.entries import Entry, backbone_fits, entries_of, model_of
 from importers.families import FAMILIES
 from importers.foreign_keys import explain_foreign
@@ -69,7 +71,7 @@ def explain(
       values: by current key in torch; whatever has their shapes.
       problems: one line for each key that does not fit.
       prefix: that was taken off the names of the checkpoint.
-      origin: the beginning of the first line, if it says whose state dict it is.
+      origin: how the message begins, before "state dict".
     """
     place = f" under the prefix {prefix.removesuffix('.')!r}" if prefix else ""
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
@@ -119,7 +121,8 @@ def _cause(name: str, values: Mapping[str, Any]) -> str:
     for sign in SIGNS:
         if any(re.fullmatch(sign.keys, key) for key in strays):
             return sign.cause
-    if foreign := explain_foreign(name, {key: values[key] for key in shapes}):
+    arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+    if foreign := explain_foreign(name, arrays):
         return foreign
     likely = likeliest(shapes)
     if name not in likely.names and likely.share >= LIKELY:

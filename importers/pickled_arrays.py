@@ -16,7 +16,7 @@ from importers.pickles import damaged
 from importers.placeholders import Foreign, OtherKey, Storage, Tensor, Unreadable
 from importers.wrappers import NESTS, flatten, innermost
 
-__all__ = ["Locate", "arrays_by_name"]
+__all__ = ["Collect", "Locate", "arrays_by_name", "everything_by_name"]
 
 MOST_REPEATED = 1 << 20  # elements that a tensor may make of fewer stored ones, by stride 0
 MOST_PARTS = 100  # of a dict, looked at to see whether it holds tensors
@@ -25,10 +25,13 @@ MOST_LINES = 20  # of an error; enough to see what the others are
 Locate = Callable[[Storage], tuple[int, int]]
 """Finds the bytes of a storage in the file, as `(offset, size)`."""
 
+Collect = Callable[[Path, mmap.mmap, object, Locate], dict[str, Any]]
+"""`arrays_by_name` or `everything_by_name`."""
+
 
 def arrays_by_name(
-    path: Path, data: mmap.mmap, loaded: object, locate: Locate, *, whole: bool
-) -> dict[str, Any]:
+    path: Path, data: mmap.mmap, loaded: object, locate: Locate
+) -> dict[str, np.ndarray]:
     """Finds the state dict, and turns the tensors described there into views of the file.
 
     Args:
@@ -36,12 +39,33 @@ def arrays_by_name(
       data: its content.
       loaded: what an `Unpickler` made of its pickle.
       locate: finds the storages of tensors.
-      whole: whether to return all that is there by name, what is no tensor too.
 
     Raises:
       FileFormatError: if there is no state dict, or if it holds other things than tensors.
       UnsafeFileError: if it is an object of a class that is not allowed, or holds one.
     """
+    entries: dict[Any, Any] = {
+        name: value.value if isinstance(value, Array) else value
+        for name, value in innermost(_mapping(path, loaded)).items()
+    }
+    _check(path, entries)
+    return {name: _value(path, data, name, value, locate) for name, value in entries.items()}
+
+
+def everything_by_name(
+    path: Path, data: mmap.mmap, loaded: object, locate: Locate
+) -> dict[str, Any]:
+    """As `arrays_by_name`, but takes all entries of nested dicts, and refuses none of them.
+
+    Raises:
+      FileFormatError: if the file holds no dict, or is damaged.
+      UnsafeFileError: if it is an object of a class that is not allowed.
+    """
+    entries = flatten(_mapping(path, loaded))
+    return {name: _value(path, data, name, value, locate) for name, value in entries.items()}
+
+
+def _mapping(path: Path, loaded: object) -> dict[Any, Any]:
     if isinstance(loaded, Foreign):
         raise _unsafe(path, loaded, "")
     if not isinstance(loaded, dict) or not loaded:
@@ -49,16 +73,13 @@ def arrays_by_name(
             f"{path}: expected a state dict of tensors by name, found "
             f"{'an empty one' if loaded == {} else type(loaded).__name__}. Save model.state_dict()."
         )
-    entries: dict[Any, Any] = {
-        name: value.value if isinstance(value, Array) else value
-        for name, value in (flatten(loaded) if whole else innermost(loaded)).items()
-    }
-    if not whole:
-        _check(path, entries)
-    return {
-        name: _view(path, data, name, value, locate) if isinstance(value, Tensor) else value
-        for name, value in entries.items()
-    }
+    return loaded
+
+
+def _value(path: Path, data: mmap.mmap, name: str, value: object, locate: Locate) -> Any:
+    if isinstance(value, Array):
+        return value.value
+    return _view(path, data, name, value, locate) if isinstance(value, Tensor) else value
 
 
 def _check(path: Path, entries: Mapping[Any, Any]) -> None:

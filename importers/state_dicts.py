@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from importers.errors import FileFormatError
 from importers.other_files import description
+from importers.pickled_arrays import Collect, arrays_by_name, everything_by_name
 from importers.torch_files import is_legacy, is_pickle, read_legacy, read_pickle, read_zip
 
 __all__ = ["read_checkpoint", "read_state_dict"]
@@ -64,13 +65,14 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       UnsafeFileError: if the state dict is, or holds, an object of a class that is not needed for
         tensors, such as a pickled model.
     """
-    return _read(Path(path), whole=False)
+    return _read(Path(path), arrays_by_name)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads all that such a file holds, and names what is nested by its keys, joined with dots.
 
-    What is no tensor comes as it is described in the file: counters, settings, lists.
+    What is no tensor comes as it is described in the file: counters, settings, and placeholders for
+    objects of classes that are not allowed.
 
     Args:
       path: as for `read_state_dict`.
@@ -79,24 +81,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileFormatError: as `read_state_dict`.
       UnsafeFileError: as `read_state_dict`.
     """
-    return _read(Path(path), whole=True)
+    return _read(Path(path), everything_by_name)
 
 
-def _read(path: Path, *, whole: bool) -> dict[str, Any]:
+def _read(path: Path, collect: Collect) -> dict[str, Any]:
     data = _map(path)
     if data[:4] == ZIP_MAGIC:
-        return read_zip(path, data, whole=whole)
+        return read_zip(path, data, collect)
     # First, as the length that it begins with may look like any of the others.
     if data[4:9] == b"\0\0\0\0{":
         return _read_safetensors(path, data)
     if is_legacy(data):
-        return read_legacy(path, data, whole=whole)
+        return read_legacy(path, data, collect)
     if other := description(data):
         raise FileFormatError(
             f"{path}: expected a file of torch.save or safetensors, found {other}"
         )
     if is_pickle(data):
-        return read_pickle(path, data, whole=whole)
+        return read_pickle(path, data, collect)
     raise FileFormatError(
         f"{path}: expected a file of torch.save or safetensors, found one that begins with "
         f"{data[:8]!r}. Give the path of a .pth, .pt or .safetensors file."

@@ -13,7 +13,7 @@ from typing import Any
 
 from importers.errors import FileFormatError
 from importers.other_files import zip_of_another_kind
-from importers.pickled_arrays import arrays_by_name
+from importers.pickled_arrays import Collect
 from importers.pickles import Unpickler, damaged
 from importers.placeholders import Storage
 
@@ -39,8 +39,14 @@ def is_pickle(data: Data) -> bool:
     return begins or data[:32].startswith((b"(d", b"}", b"ccollections\nOrderedDict\n"))
 
 
-def read_zip(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
-    """Reads torch's zip format; see `read_state_dict`, or `read_checkpoint` for the whole."""
+def read_zip(path: Path, data: Data, collect: Collect) -> dict[str, Any]:
+    """Reads torch's zip format.
+
+    Args:
+      path: of the file, for errors.
+      data: its content.
+      collect: makes arrays of what its pickle describes.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -71,10 +77,10 @@ def read_zip(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
             raise damaged(path, f"storage {storage.key!r} is missing") from None
 
     description = io.BytesIO(_slice(data, places["data.pkl"]))
-    return arrays_by_name(path, data, Unpickler(description, path).load(), locate, whole=whole)
+    return collect(path, data, Unpickler(description, path).load(), locate)
 
 
-def read_legacy(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
+def read_legacy(path: Path, data: Data, collect: Collect) -> dict[str, Any]:
     """Reads the format from before torch 1.6; see `read_zip`."""
     data.seek(0)
     magic, protocol, system = (Unpickler(data, path).load() for _ in range(3))
@@ -103,17 +109,17 @@ def read_legacy(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
             raise damaged(path, f"storage {storage.key!r} is missing")
         return places[storage.key]
 
-    return arrays_by_name(path, data, tensors, locate, whole=whole)
+    return collect(path, data, tensors, locate)
 
 
-def read_pickle(path: Path, data: Data, *, whole: bool) -> dict[str, Any]:
+def read_pickle(path: Path, data: Data, collect: Collect) -> dict[str, Any]:
     """Reads a plain pickle of NumPy arrays; see `read_zip`."""
 
     def locate(storage: Storage) -> tuple[int, int]:
         raise damaged(path, f"storage {storage.key!r} is missing")
 
     data.seek(0)
-    return arrays_by_name(path, data, Unpickler(data, path).load(), locate, whole=whole)
+    return collect(path, data, Unpickler(data, path).load(), locate)
 
 
 def _place(path: Path, data: Data, entry: zipfile.ZipInfo) -> tuple[int, int]:

@@ -43,7 +43,13 @@ def array_of(tensor: Any) -> np.ndarray | Unreadable:
 
 
 def kind_without_values(tensor: Any) -> Unreadable | None:
-    """The kind of a tensor whose values do not lie in memory one by one."""
+    """The kind of a tensor whose values do not lie in memory one by one, if it is of one.
+
+    Some of them have not even a shape.
+
+    Args:
+      tensor: a `torch.Tensor`.
+    """
     kinds = {
         UNINITIALIZED: type(tensor).__name__.startswith("Uninitialized"),
         WRAPPED: hasattr(tensor, "full_tensor"),

@@ -124,7 +124,7 @@ def test_the_command_converts_such_a_file(regnet, tmp_path, capsys):
     torch.save({key: torch.from_numpy(a) for key, a in regnet.items()}, tmp_path / "timm.pth")
     given, out = tmp_path / "timm.pth", tmp_path / "mine.safetensors"
     assert main(["convert", str(given), "--arch", "regnet_y_400mf", "--out", str(out)]) == 0
-    assert capsys.readouterr().err.startswith("warning: The keys are timm's: they are renamed")
+    assert "warning: The keys are timm's" in capsys.readouterr().err
     loaded = importers.load("regnet_y_400mf", out)  # without a warning
     np.testing.assert_array_equal(loaded.params["fc"]["bias"], regnet["head.fc.bias"])
 
