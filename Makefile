@@ -5,9 +5,10 @@ FLOORS_PYTHON ?= python3.13
 FLOORS := .venv-floors
 # What needs neither torch nor real weights.
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
-  alignment apply arrays axes blocks channels consistent cpu_convolutions crossover each_once insert \
-  matchers methods mixture network network_libraries network_loops network_modules optimizers paths \
-  plan planning recipes report rules_copying rules_library similarity transfer trees variance zoo_order))
+  alignment any_convolution apply arrays axes blocks channels consistent cpu_convolutions \
+  crossover each_once insert matchers methods mixture network network_libraries network_loops \
+  network_modules optimizers paths plan planning recipes report rules_copying rules_library \
+  similarity transfer trees variance zoo_order))
 
 .PHONY: help demo test test-all test-floors parity fuzz lint types format clean
 

@@ -75,7 +75,6 @@ def convert_file(file: Path, arch: str, out: Path, prefix: str | None) -> int:
 
 def verify(file: Path, arch: str, prefix: str | None) -> int:
     """Checks a checkpoint and prints the result; returns 1 if the logits differ."""
-    choose(arch)
     arrays = arrays_of(arch, state_dict_of(file), prefix)
     params, batch_stats = convert(arch, arrays)
     model = model_of(arch, arrays)

@@ -16,19 +16,11 @@ from importers.entries import Entry, backbone_fits, entries_of, model_of
 from importers.errors import StateDictError, UnsafeFileError
 from importers.explaining import explain, indented, shortened
 from importers.families import FAMILIES
-from importers.foreign_keys import (
-    ForeignKeysWarning,
-    describe_renaming,
-    naming_of,
-    renamed,
-)
+from importers.foreign_keys import ForeignKeysWarning, describe_renaming, renamed
 from importers.layouts import SAME, Layout
-from importers.naming import Naming
 from importers.placeholders import Foreign, Unreadable
-from importers.rules import IGNORED
-from importers.selection import PrefixWarning, chosen_prefix, select
-from importers.torch_tensors import array_of, kind_without_values
-from importers.wrappers import flatten, unwrapped
+from importers.selection import Part, PrefixWarning, select
+from importers.torch_tensors import array_of
 from tlv_jax import models
 
 __all__ = ["KeyMatch", "arrays_of", "convert", "match_keys"]
@@ -154,22 +146,19 @@ def arrays_of(
     """
     if name not in FAMILIES:
         models.create(name)  # raises, and suggests close names
-    flat = {key: _with_shape(value) for key, value in flatten(state_dict).items()}
-    naming = naming_of(FAMILIES[name].foreign, flat)
-    if naming is not None:
-        return _renamed_arrays(name, naming, flat, prefix)
-    part = select(name, flat, prefix)
-    model = model_of(name, part.values)
-    expected = entries_of(name, model)
+    part = select(name, state_dict, prefix)
+    expected = entries_of(name, model_of(name, part.values))
     # Counters and settings beside the arrays are left out, but nothing that stands for an array.
     arrays = {
         key: _as_array(key, value)
         for key, value in part.values.items()
         if hasattr(value, "shape") or key in expected
     }
-    if not backbone_fits(name, model, arrays):
-        problems = match_keys(name, arrays).problems
-        raise StateDictError(explain(name, {**part.values, **arrays}, problems, part.prefix))
+    if part.naming is not None:
+        arrays = renamed(part.naming, arrays)
+    _refuse_misfits(name, arrays, part)
+    if part.naming is not None:
+        warnings.warn(describe_renaming(part.naming), ForeignKeysWarning, stacklevel=3)
     if part.left_out:
         place = f"is under {part.prefix.removesuffix('.')!r}" if part.prefix else "has no prefix"
         warnings.warn(
@@ -181,35 +170,24 @@ def arrays_of(
     return arrays
 
 
-def _renamed_arrays(
-    name: str, naming: Naming, flat: Mapping[str, Any], prefix: str | None
-) -> dict[str, np.ndarray]:
-    """As `arrays_of`, for another project's keys."""
-    plain = {unwrapped(key): value for key, value in flat.items()}
-    stems = [key for key in plain if f".{key}".endswith(f".{naming.stem}")]
-    found = chosen_prefix(name, sorted(key.removesuffix(naming.stem) for key in stems), prefix)
-    arrays: dict[str, np.ndarray] = {}
-    for key, value in plain.items():
-        current = naming.current_key(key.removeprefix(found))
-        if not key.startswith(found) or IGNORED.fullmatch(key) or not hasattr(value, "shape"):
-            continue
-        if current in arrays:
-            raise StateDictError(
-                f"The state dict has {key!r} and another name of the same array. Remove one."
-            )
-        arrays[current] = _as_array(key, value)
-    arrays = renamed(naming, arrays)
+def _refuse_misfits(name: str, arrays: Mapping[str, np.ndarray], part: Part) -> None:
+    """Refuses a state dict of which more than the classifier does not fit.
+
+    Raises:
+      StateDictError: with the likely cause and the first problems.
+    """
     problems = match_keys(name, arrays).problems
-    # `importers.load` initializes a classifier that is missing.
-    if not all(FAMILIES[name].is_head(problem) for problem in problems):
+    if part.naming is None:
+        if not backbone_fits(name, model_of(name, arrays), arrays):
+            values = {**part.values, **arrays}
+            raise StateDictError(explain(name, values, problems, part.prefix))
+    # Another project's network may compute something else wherever it has a key more.
+    elif not all(FAMILIES[name].is_head(problem) for problem in problems):
         origin = (
-            f"The keys look like {naming.project}, for another network: do not remove any. "
+            f"The keys look like {part.naming.project}, for another network: do not remove any. "
             "Renamed, the"
         )
-        raise StateDictError(explain(name, arrays, problems, origin=origin))
-    warnings.warn(describe_renaming(naming), ForeignKeysWarning, stacklevel=4)
-    return arrays
-    return arrays
+        raise StateDictError(explain(name, arrays, problems, part.prefix, origin=origin))
 
 
 def _copy_to_flax(array: np.ndarray, layout: Layout, dtype: Any) -> np.ndarray:
@@ -265,15 +243,6 @@ def _check_array(key: str, array: np.ndarray, shape: Shape) -> list[str]:
             "Convert quantized or integer weights first."
         ]
     return []
-
-
-def _with_shape(value: Any) -> Any:
-    """The value, unless it is a tensor that refuses to tell its shape."""
-    try:
-        getattr(value, "shape", None)
-    except RuntimeError:
-        return kind_without_values(value)
-    return value
 
 
 def _as_array(key: str, value: Any) -> np.ndarray:

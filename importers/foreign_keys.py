@@ -11,13 +11,11 @@ from importers.entries import entries_of, model_of
 from importers.families import FAMILIES
 from importers.foreign_names import UNREAD
 from importers.likeness import likeliest
-from importers.naming import Naming
+from importers.naming import PART, Naming
 
 __all__ = ["ForeignKeysWarning", "describe_renaming", "explain_foreign", "naming_of", "renamed"]
 
 ENOUGH = 0.5  # of the keys, in common with an architecture that is worth naming
-
-_PART = re.compile(r"(.+\.in_proj_(?:weight|bias))\.[qkv]")
 
 
 class ForeignKeysWarning(UserWarning):
@@ -45,7 +43,7 @@ def renamed(naming: Naming, arrays: Mapping[str, np.ndarray]) -> dict[str, np.nd
     arrays = {key: array for key, array in arrays.items() if not re.search(naming.left_out, key)}
     whole: dict[str, np.ndarray] = {}
     for key, array in arrays.items():
-        part = _PART.fullmatch(key)
+        part = PART.fullmatch(key)
         if part is None:
             whole[key] = _with_tail(naming, key, array)
         elif part[1] not in whole:

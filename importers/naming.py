@@ -8,10 +8,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Naming", "Rule"]
+__all__ = ["PART", "Naming", "Rule"]
 
 Rule = tuple[str, str | Callable[["re.Match[str]"], str]]
 """A regular expression and what replaces it, as `re.sub` takes them."""
+
+PART = re.compile(r"(.+\.in_proj_(?:weight|bias))\.[qkv]")
+"""What rules make of the key of a part of an array."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,3 +51,9 @@ class Naming:
         for pattern, replacement in self.rules:
             key = re.sub(pattern, replacement, key)
         return key
+
+    def current_whole_key(self, key: str) -> str:
+        """Torchvision's key of an array, or of the one that a part is of."""
+        current = self.current_key(key)
+        part = PART.fullmatch(current)
+        return part[1] if part else current

@@ -45,8 +45,8 @@ class Family:
         channels.
       version: that torch stores with the state dict of this class and checks when loading.
       buffers: from the name of an architecture to the constants in its state dict.
-      foreign: the names that other projects give to the same arrays.
       auxiliary: what the keys of auxiliary classifiers begin with, which only training uses.
+      foreign: the names that other projects give to the same arrays.
     """
 
     stem: str
@@ -57,8 +57,8 @@ class Family:
     options: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_options
     version: int | None = None
     buffers: Callable[[str], Mapping[str, np.ndarray]] = _no_buffers
-    foreign: tuple[Naming, ...] = ()
     auxiliary: tuple[str, ...] = ()
+    foreign: tuple[Naming, ...] = ()
 
     def key_of(self, leaf: str) -> str:
         """Torch's key of a leaf: `params/layer1.0/conv1/kernel -> layer1.0.conv1.weight`."""

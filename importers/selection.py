@@ -1,19 +1,21 @@
 """Choose the part of a checkpoint that is the network, among prefixes and other networks."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from importers.entries import backbone_fits, entries_of, model_of
 from importers.errors import StateDictError
 from importers.families import FAMILIES
+from importers.foreign_keys import naming_of
+from importers.naming import Naming
 from importers.rules import IGNORED
-from importers.wrappers import flatten, prefix_counts, unwrapped
+from importers.torch_tensors import kind_without_values
+from importers.wrappers import flatten, names_by_prefix, unwrapped
 
-__all__ = ["Part", "PrefixWarning", "chosen_prefix", "select"]
+__all__ = ["Part", "PrefixWarning", "select"]
 
-STEMS = frozenset(family.stem for family in FAMILIES.values())
+STEMS = frozenset(names.stem for family in FAMILIES.values() for names in (family, *family.foreign))
 
 MOST_COMPARED = 8
 """Networks in a checkpoint that are told apart by their shapes: each is compared in full."""
@@ -30,12 +32,14 @@ class Part:
     Attributes:
       prefix: that its names have in the checkpoint, for example `backbone.`; often empty.
       values: by current key in torch, without the counters.
+      naming: of another project whose keys these are, not renamed yet.
       left_out: names of other weights, of those in the checkpoint that the caller did not exclude
         by choosing a prefix.
     """
 
     prefix: str
     values: Mapping[str, Any]
+    naming: Naming | None
     left_out: tuple[str, ...]
 
 
@@ -57,52 +61,68 @@ def select(name: str, checkpoint: Mapping[str, Any], prefix: str | None = None) 
       StateDictError: if the network is there more than once, if nothing has that prefix, or if a
         key is there twice.
     """
-    flat = flatten(checkpoint)
-    keys = entries_of(name, model_of(name, flat)).keys()
-    needed = {key for key in keys if not FAMILIES[name].is_head(key)}
-    counts = prefix_counts(flat, needed, FAMILIES[name].current_key)
-    complete = sorted(found for found in counts if counts[found] == len(needed))
-    chosen = _matching(complete, prefix)
-    if prefix is not None and not chosen:
-        _refuse_prefix(name, flat, complete, prefix)
-    if 1 < len(chosen) <= MOST_COMPARED:
-        chosen = _fitting(name, flat, chosen, complete) or chosen[:1]
-    _refuse_several(name, chosen)
-    found = chosen[0] if chosen else _closest(flat, counts, len(needed), prefix)
-    origins = _origins(name, flat, found, complete)
+    family = FAMILIES[name]
+    flat = {key: _described(value) for key, value in flatten(checkpoint).items()}
+    search = _search(name, flat)
+    found = _choose(name, flat, search, prefix)
+    # timm's VGGs differ from torchvision's in the classifier only, which need not be complete.
+    part = [n.removeprefix(found) for n in flat if n.startswith(found)]
+    naming = search.naming or naming_of(family.foreign, part)
+    current = naming.current_key if naming else family.current_key
+    origins = _origins(current, flat, found, search.complete)
     values = {key: flat[origin] for key, origin in origins.items()}
     # Whoever chooses a prefix knows that there is more: only what is under it too may surprise.
     near = [n for n in flat if prefix is None or (prefix and _begins(n, prefix))]
     others = [n for n in near if _is_weight(flat[n])]
     used = set(origins.values())
-    return Part(found, values, tuple(n for n in others if n not in used))
+    return Part(found, values, naming, tuple(n for n in others if n not in used))
 
 
-def chosen_prefix(name: str, complete: Sequence[str], prefix: str | None) -> str:
-    """The one prefix behind which a network is; an empty one if it is nowhere.
+class _Search(NamedTuple):
+    """Where the keys of a network are: for each prefix, keys and their names in the checkpoint."""
 
-    Args:
-      name: of the architecture.
-      complete: all prefixes behind which it is.
-      prefix: as for `select`.
+    needed: int
+    names: Mapping[str, Mapping[str, str]]
+    complete: Sequence[str]
+    naming: Naming | None
 
-    Raises:
-      StateDictError: as `select`.
-    """
-    chosen = _matching(complete, prefix)
+
+def _search(name: str, flat: Mapping[str, Any]) -> _Search:
+    """Looks for torchvision's keys, or else for another project's."""
+    family = FAMILIES[name]
+    keys = entries_of(name, model_of(name, flat)).keys()
+    needed = {key for key in keys if not family.is_head(key)}
+    names = names_by_prefix(flat, needed, family.current_key)
+    complete, naming = _complete(names, len(needed)), None
+    if not complete and (naming := naming_of(family.foreign, flat)):
+        names = names_by_prefix(flat, needed, naming.current_whole_key)
+        complete = _complete(names, len(needed))
+    return _Search(len(needed), names, complete, naming)
+
+
+def _complete(names: Mapping[str, Mapping[str, str]], needed: int) -> list[str]:
+    """The prefixes behind which all keys are; of those for the same names, the shortest."""
+    complete = {}
+    for prefix in sorted(names, key=len, reverse=True):
+        if len(names[prefix]) == needed:
+            complete[frozenset(names[prefix].values())] = prefix
+    return sorted(complete.values())
+
+
+def _choose(name: str, flat: Mapping[str, Any], search: _Search, prefix: str | None) -> str:
+    """The prefix of the one network, or of what resembles it most."""
+    chosen = _matching(search.complete, prefix)
     if prefix is not None and not chosen:
-        _refuse_prefix(name, complete, complete, prefix)
-    _refuse_several(name, chosen)
-    return chosen[0] if chosen else ""
-
-
-def _refuse_several(name: str, chosen: Sequence[str]) -> None:
+        _refuse_prefix(name, flat, search.complete, prefix)
+    if search.naming is None and 1 < len(chosen) <= MOST_COMPARED:
+        chosen = _fitting(name, flat, chosen, search.complete) or chosen[:1]
     if len(chosen) > 1:
         raise StateDictError(
             f"The checkpoint holds {name!r} {len(chosen)} times, under the prefixes "
             f"{_listed(chosen)}. Choose one of them by prefix={_shown(chosen[0])} (for python -m "
             "importers by --prefix, for python -m train by --source-prefix)."
         )
+    return chosen[0] if chosen else _closest(flat, search, prefix)
 
 
 def _refuse_prefix(name: str, names: Iterable[str], complete: Sequence[str], prefix: str) -> None:
@@ -120,17 +140,16 @@ def _refuse_prefix(name: str, names: Iterable[str], complete: Sequence[str], pre
 
 
 def _origins(
-    architecture: str, names: Iterable[str], prefix: str, complete: Iterable[str]
+    current: Callable[[str], str], names: Iterable[str], prefix: str, complete: Iterable[str]
 ) -> dict[str, str]:
     """From each current key of the part with that prefix to its name in the checkpoint.
 
     Other complete networks whose prefix is longer are not in the part.
     """
-    family = FAMILIES[architecture]
     within = tuple(other for other in complete if other != prefix and other.startswith(prefix))
     origins: dict[str, str] = {}
     for name in names:
-        key = family.current_key(unwrapped(name.removeprefix(prefix)))
+        key = current(unwrapped(name.removeprefix(prefix)))
         if not name.startswith(prefix) or name.startswith(within) or IGNORED.fullmatch(key):
             continue
         if key in origins:
@@ -148,7 +167,7 @@ def _fitting(
     """The prefixes behind which shapes fit too: ResNet50 has all keys of ResNet18, and more."""
     fitting = []
     for prefix in prefixes:
-        origins = _origins(name, flat, prefix, complete)
+        origins = _origins(FAMILIES[name].current_key, flat, prefix, complete)
         values = {key: flat[origin] for key, origin in origins.items()}
         if backbone_fits(name, model_of(name, values), values):
             fitting.append(prefix)
@@ -166,10 +185,11 @@ def _matching(prefixes: Iterable[str], wanted: str | None) -> list[str]:
     return same or [p for p in prefixes if wanted and _begins(p, wanted)]
 
 
-def _closest(flat: Mapping[str, Any], counts: Counter[str], needed: int, wanted: str | None) -> str:
+def _closest(flat: Mapping[str, Any], search: _Search, wanted: str | None) -> str:
     """The prefix of what resembles the network, or any other network, most."""
-    best = max(_matching(counts, wanted), key=lambda prefix: counts[prefix], default="")
-    if 3 * counts[best] >= needed:
+    likely = _matching(search.names, wanted)
+    best = max(likely, key=lambda prefix: len(search.names[prefix]), default="")
+    if 3 * len(search.names.get(best, ())) >= search.needed:
         return best
     names = [name for name, value in flat.items() if _is_weight(value)]
     stems = [n.removesuffix(s) for n in names for s in STEMS if f".{n}".endswith(f".{s}")]
@@ -179,6 +199,11 @@ def _closest(flat: Mapping[str, Any], counts: Counter[str], needed: int, wanted:
         return best
     whole = _with_dot(wanted or "")
     return whole if any(name.startswith(whole) for name in flat) else ""
+
+
+def _described(value: Any) -> Any:
+    """The value, or what it is for a tensor of which not even the shape can be asked."""
+    return (hasattr(value, "detach") and kind_without_values(value)) or value
 
 
 def _is_weight(value: Any) -> bool:

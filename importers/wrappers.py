@@ -3,13 +3,13 @@
 This file knows names only; `importers.selection` chooses among them.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from importers.errors import CheckpointError
 
-__all__ = ["WRAPPERS", "flatten", "innermost", "prefix_counts", "unwrapped"]
+__all__ = ["NESTS", "WRAPPERS", "flatten", "innermost", "names_by_prefix", "unwrapped"]
 
 NESTS = ("state_dict", "model_state_dict", "model")
 """The keys under which training checkpoints keep the state dict."""
@@ -75,24 +75,25 @@ def unwrapped(name: str) -> str:
     return ".".join(word for word in name.split(".") if word not in WRAPPERS)
 
 
-def prefix_counts(
+def names_by_prefix(
     names: Iterable[str], keys: Collection[str], current: Callable[[str], str]
-) -> Counter[str]:
-    """Counts, for each prefix, how many of a network's keys are there behind it.
+) -> dict[str, dict[str, str]]:
+    """Finds, for each prefix, the keys of a network that are there behind it, and their names.
 
     A prefix such as `backbone.` ends with a dot, or is empty.
 
     Args:
       names: of a checkpoint's entries.
       keys: of the network.
-      current: from a key of older files to the current one.
+      current: from a key of older files, or of another project, to the current one.
     """
-    longest = max(key.count(".") for key in keys) + 2  # older keys may have a dot more
-    counts: Counter[str] = Counter()
+    longest = max(key.count(".") for key in keys) + 8  # other projects' keys have more words
+    found: dict[str, dict[str, str]] = defaultdict(dict)
     for name in names:
         words = name.split(".")
         inner = [place for place, word in enumerate(words) if word not in WRAPPERS]
         for first in range(max(len(inner) - longest, 0), len(inner)):
-            if current(".".join(words[place] for place in inner[first:])) in keys:
-                counts["".join(f"{word}." for word in words[: inner[first]])] += 1
-    return counts
+            key = current(".".join(words[place] for place in inner[first:]))
+            if key in keys:
+                found["".join(f"{word}." for word in words[: inner[first]])][key] = name
+    return found

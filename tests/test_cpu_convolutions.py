@@ -1,32 +1,21 @@
 """The transformed function is the function: values, gradients, and everything around them."""
 
-import math
-
 import chex
 import flax.nnx as nnx
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import tlv_jax
-from tests import oracles
-from tests.helpers import relative_error
+from tests.helpers import relative_error, value_and_gradients
 
 IMAGES = 0.1 * jax.random.normal(jax.random.key(1), (2, 5, 4, 6))
 DEPTHWISE = jax.random.normal(jax.random.key(2), (3, 3, 1, 6))
 POINTWISE = jax.random.normal(jax.random.key(3), (1, 1, 6, 6))
 GROUPED = jax.random.normal(jax.random.key(4), (3, 3, 2, 6))
-LAYOUTS = {
-    1: (("NWC", "WIO", "NWC"), ("NCW", "OIW", "NWC")),
-    2: (("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("HWNC", "IOHW", "NHWC")),
-    3: (("NDHWC", "DHWIO", "NDHWC"), ("NCDHW", "OIDHW", "NCDHW")),
-}
 
 
 def depthwise(images, kernel, padding="SAME", strides=(1, 1)):
@@ -45,20 +34,6 @@ def convolutions(fn, *args):
     return str(jax.make_jaxpr(fn)(*args)).count("conv_general_dilated[")
 
 
-def weights_of(result):
-    """Small integers, by which a function's result is weighted to a number with gradients."""
-    return (np.arange(result.size) % 5 - 2).astype(result.dtype).reshape(result.shape)
-
-
-def value_and_gradients(fn, *args):
-    def weighted(*args):
-        result = fn(*args)
-        return jnp.vdot(weights_of(result), result), result
-
-    (_, result), gradients = jax.value_and_grad(weighted, range(len(args)), has_aux=True)(*args)
-    return result, *gradients
-
-
 def assert_same(fn, *args, rtol=1e-5):
     """Checks the function's value, and its gradients for all arguments."""
     expected = jax.jit(lambda *args: value_and_gradients(fn, *args))(*args)
@@ -69,92 +44,6 @@ def assert_same(fn, *args, rtol=1e-5):
     ):
         assert new.dtype == old.dtype
         assert relative_error(new, old) <= rtol, name
-
-
-@st.composite
-def any_convolution(draw):
-    """Settings of `lax.conv_general_dilated`, and the shapes of its operands, channels last."""
-    axes = draw(st.integers(1, 3))
-
-    def each(low, high):
-        return tuple(draw(st.integers(low, high)) for _ in range(axes))
-
-    sizes, kernel = each(1, 6), each(1, 4)
-    groups, reads = draw(st.integers(1, 4)), draw(st.sampled_from([1, 1, 2, 3]))
-    writes = groups * draw(st.integers(1, 2))
-    settings = {
-        "window_strides": each(1, 3),
-        "padding": tuple(zip(each(-1, 3), each(-1, 3), strict=True)),
-        "lhs_dilation": each(1, 2),
-        "rhs_dilation": each(1, 2),
-        "feature_group_count": groups,
-        "dimension_numbers": draw(st.sampled_from(LAYOUTS[axes])),
-    }
-    batch = draw(st.integers(1, 3))
-    return settings, (batch, *sizes, groups * reads), (*kernel, reads, writes)
-
-
-def in_layout(array, spec, wanted):
-    return np.transpose(array, [spec.index(letter) for letter in wanted])
-
-
-@pytest.mark.parametrize("examples", [60, pytest.param(2000, marks=pytest.mark.slow)])
-def test_any_convolution_and_its_gradients(examples):
-    @hypothesis.settings(max_examples=examples)
-    @given(any_convolution())
-    def check(drawn):
-        settings, inputs, kernel = drawn
-        lhs_spec, rhs_spec, out_spec = settings["dimension_numbers"]
-        spatial = "DHW"[-(len(inputs) - 2) :]
-        channels_last = f"N{spatial}C"
-        # Small integers, of which float32 sums are exact.
-        rng = np.random.default_rng(0)
-        plain = [rng.integers(-3, 4, shape).astype(np.float32) for shape in (inputs, kernel)]
-        lhs = in_layout(plain[0], channels_last, lhs_spec)
-        rhs = in_layout(plain[1], f"{spatial}IO", rhs_spec)
-
-        def fn(lhs, rhs):
-            return lax.conv_general_dilated(lhs, rhs, **settings)
-
-        try:
-            result = jax.eval_shape(fn, lhs, rhs)
-        except ValueError:  # padding that crops everything
-            assume(False)
-            raise
-        assume(math.prod(result.shape))
-        # Not XLA itself: it is wrong for some negative paddings.
-        weights = in_layout(weights_of(result), out_spec, channels_last)
-        value, of_inputs, of_kernel = oracles.convolution(*plain, weights, settings)
-        expected = (
-            in_layout(value, channels_last, out_spec),
-            in_layout(of_inputs, channels_last, lhs_spec),
-            in_layout(of_kernel, f"{spatial}IO", rhs_spec),
-        )
-        actual = jax.jit(lambda *args: value_and_gradients(tlv_jax.cpu_convolutions(fn), *args))(
-            lhs, rhs
-        )
-        for new, old in zip(actual, expected, strict=True):
-            np.testing.assert_array_equal(new, old)
-
-    check()
-
-
-def test_paddings_that_xla_gets_wrong():
-    images = jnp.arange(16.0).reshape(1, 2, 2, 4)
-    kernel = jnp.arange(32.0).reshape(1, 2, 4, 4) % 7
-
-    def padded_here(images, kernel):
-        images = jnp.pad(images, ((0, 0), (0, 0), (2, 0), (0, 0)))
-        return lax.conv_general_dilated(
-            images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    def fn(images, kernel):
-        return depthwise(images, kernel, ((0, 0), (2, 0)))
-
-    expected = value_and_gradients(padded_here, images, kernel)
-    actual = value_and_gradients(tlv_jax.cpu_convolutions(fn), images, kernel)
-    chex.assert_trees_all_equal(actual, expected)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 
+import foreign
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from parity import random_network, torchvision
 
 import importers
-from importers.wrappers import flatten, prefix_counts, unwrapped
+from importers.wrappers import flatten, names_by_prefix, unwrapped
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,8 @@ def test_a_prefix_of_what_does_not_fit_is_told_from_one_of_nothing(other):
 
 def test_of_several_networks_the_one_that_fits_is_taken(state_dict, expected):
     with torch.device("meta"):
-        larger = torchvision.models.resnet50().state_dict()
+        tensors = torchvision.models.resnet50().state_dict()
+    larger = {key: np.broadcast_to(np.float32(0), tensor.shape) for key, tensor in tensors.items()}
     assert larger.keys() > state_dict.keys()
     with pytest.warns(importers.PrefixWarning, match="under 'student'"):
         actual = importers.convert("resnet18", {"teacher": larger, "student": state_dict})
@@ -304,8 +306,8 @@ def test_any_prefix_and_any_wrapper_are_found(prefix, wrapper):
     keys = {"conv1.weight", "layer1.0.conv1.weight", "layer1.1.conv1.weight"}
     start = "".join(f"{word}." for word in prefix)
     names = [start + key.replace("layer1.", f"layer1.{wrapper}.") for key in keys]
-    counts = prefix_counts(names, keys, lambda key: key)
-    assert [found for found in counts if counts[found] == len(keys)] == [start]
+    found = names_by_prefix(names, keys, lambda key: key)
+    assert [prefix for prefix in found if found[prefix].keys() == keys] == [start]
 
 
 @pytest.mark.parametrize(
@@ -335,3 +337,40 @@ def test_nests_without_end_are_left_in_no_time():
     assert flatten({"x" * 1000: {"w": 1}, "b": 2}) == {"b": 2}
     while deep is not None:  # else Python would free it by recursion
         deep = deep.get("a") if isinstance(deep, dict) else None
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_unreadable_entries_beside_the_network_do_no_harm(tmp_path, state_dict, expected):
+    beside = {
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "lazy": torch.nn.LazyLinear(2).state_dict()["weight"],
+        "sparse": torch.eye(3).to_sparse(),
+    }
+    check(importers.load("resnet18", {"model": state_dict, "other": beside}), expected)
+    checkpoint = {"model": state_dict, "other": {"sparse": beside["sparse"], "task": Task}}
+    torch.save(checkpoint, tmp_path / "c.pt")
+    check(importers.load("resnet18", tmp_path / "c.pt"), expected)
+    torch.save({"model": {**state_dict, "conv1.weight": Task}}, tmp_path / "c.pt")
+    with pytest.raises(importers.UnsafeFileError, match=r"Task' at 'conv1\.weight'"):
+        importers.load("resnet18", tmp_path / "c.pt")
+    torch.save({"model": {**state_dict, "conv1.weight": beside["sparse"]}}, tmp_path / "c.pt")
+    with pytest.raises(importers.StateDictError, match=r"a sparse tensor at 'conv1\.weight'"):
+        importers.load("resnet18", tmp_path / "c.pt")
+    torch.save({"model": Task(torch.nn.Identity()), "epoch": 3}, tmp_path / "c.pt")
+    with pytest.raises(importers.UnsafeFileError, match="Task"):
+        importers.load("resnet18", tmp_path / "c.pt")
+
+
+def test_another_projects_keys_behind_prefixes(tmp_path):
+    record = foreign.recorded()["transformers resnet18"]
+    weights = {key: torch.from_numpy(a) for key, a in foreign.weights_of(record["shapes"]).items()}
+    with pytest.warns(importers.ForeignKeysWarning):
+        expected = importers.convert("resnet18", weights)
+    torch.save({"state_dict": under("module.net.", weights), "epoch": 3}, tmp_path / "c.pt")
+    with pytest.warns(importers.ForeignKeysWarning):
+        check(importers.load("resnet18", tmp_path / "c.pt"), expected)
+    two = {"student": weights, "teacher": {key: -t for key, t in weights.items()}}
+    with pytest.raises(importers.StateDictError, match="under the prefixes 'student', 'teacher'"):
+        importers.load("resnet18", two)
+    with pytest.warns(importers.ForeignKeysWarning):
+        check(importers.load("resnet18", two, prefix="student"), expected)

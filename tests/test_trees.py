@@ -214,18 +214,24 @@ def test_a_tree_that_orbax_restored_without_a_target_has_the_same_layers(tmp_pat
 
 
 class Block(nn.Module):
+    norm: bool
+
     @nn.compact
     def __call__(self, images, _):
-        return nn.relu(nn.Conv(4, (3, 3))(images)), None
+        images = nn.Conv(4, (3, 3), use_bias=not self.norm)(images)
+        images = nn.BatchNorm(use_running_average=True)(images) if self.norm else images
+        return nn.relu(images), None
 
 
 @pytest.mark.filterwarnings("ignore::tlv_jax.UnknownOrderWarning")
-def test_layers_of_a_scan_are_pointed_to_trace():
-    stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+@pytest.mark.parametrize("norm", [False, True])
+def test_layers_of_a_scan_are_pointed_to_trace(norm):
+    axes = {"params": 0, "batch_stats": 0}
+    blocks = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=3)(norm)
     images = jnp.ones((1, 8, 8, 4))
-    variables = stack().init(jax.random.key(0), images, None)
+    variables = blocks.init(jax.random.key(0), images, None)
     source = {"conv": {"kernel": jnp.ones((3, 3, 4, 4))}}
     with pytest.raises(ParameterTreeError, match=r"Conv_0/kernel'.*3 layers.*tlv_jax\.trace"):
         tlv_jax.transfer(source, variables)
-    network = tlv_jax.trace(lambda *args: stack().apply(*args, None)[0], variables, images)
+    network = tlv_jax.trace(lambda *args: blocks.apply(*args, None)[0], variables, images)
     assert len(tlv_jax.plan_transfer(source, network).pairs) == 3

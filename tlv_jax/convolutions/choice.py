@@ -9,11 +9,11 @@ from jax import Array
 
 from tlv_jax.convolutions.dense import (
     MAX_PLACES,
+    convolution,
     grouped,
     is_matrix_product,
     is_wrong_in_xla,
     matrix_product,
-    padded_convolution,
 )
 from tlv_jax.convolutions.depthwise import depthwise
 from tlv_jax.convolutions.window import Shape, Window
@@ -70,7 +70,7 @@ def _form(
     if groups == 1:
         if is_matrix_product(inputs, kernel, window):
             return matrix_product
-        return padded_convolution if is_wrong_in_xla(kernel, window) else None
+        return convolution if is_wrong_in_xla(kernel, window) else None
     if kernel[-2] > 1:
         return grouped
     columns = window.visible(inputs, kernel)[1:]

@@ -84,12 +84,12 @@ def grouped(inputs: Array, kernel: Array, window: Window) -> Array:
         own_weights = jnp.where(own, weights, 0) if together > 1 else weights
         dense = own_weights.reshape(*sizes, together * reads, writes // blocks)
         faster = is_matrix_product(part.shape, dense.shape, window)
-        results.append((matrix_product if faster else padded_convolution)(part, dense, window))
+        results.append((matrix_product if faster else convolution)(part, dense, window))
     return jnp.concatenate(results, axis=-1)
 
 
-def padded_convolution(inputs: Array, kernel: Array, window: Window) -> Array:
-    """XLA's own, of the padded input, where it is always right.
+def convolution(inputs: Array, kernel: Array, window: Window) -> Array:
+    """XLA's own, of the padded input where it may be wrong otherwise.
 
     Args:
       inputs: `[N, *spatial, C]`.
@@ -99,8 +99,9 @@ def padded_convolution(inputs: Array, kernel: Array, window: Window) -> Array:
     Returns:
       `[N, *spatial, O]`.
     """
-    inputs, none = window.pad(inputs), tuple((0, 0) for _ in window.padding)
-    window = window._replace(padding=none, lhs_dilation=tuple(1 for _ in none))
+    if is_wrong_in_xla(kernel.shape, window):
+        inputs, none = window.pad(inputs), tuple((0, 0) for _ in window.padding)
+        window = window._replace(padding=none, lhs_dilation=tuple(1 for _ in none))
     channels, spatial = inputs.ndim - 1, range(1, inputs.ndim - 1)
     activation = (0, channels, *spatial)
     weights = (channels, channels - 1, *(axis - 1 for axis in spatial))

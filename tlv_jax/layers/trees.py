@@ -136,7 +136,7 @@ def refuse_stacks(tree: PyTree, layers: Iterable[Layer], *, name: str) -> None:
     """Checks that no kernel of a bare tree holds several layers, as `nn.scan` or `vmap` make them.
 
     Four kernels `[3, 3, I, O]` are one leaf `[4, 3, 3, I, O]`, which could be a 3-D conv. Its bias
-    `[4, O]` tells.
+    `[4, O]` tells, or the scale `[4, O]` of a norm in the same block.
 
     Args:
       tree: any pytree.
@@ -147,13 +147,24 @@ def refuse_stacks(tree: PyTree, layers: Iterable[Layer], *, name: str) -> None:
       ParameterTreeError: if one does.
     """
     leaves = array_leaves(tree, name=name)
+    scales = {
+        (_around(path), leaf.shape[0])
+        for path, leaf in leaves.items()
+        if split_path(path)[1] == "scale" and leaf.ndim == 2 and not _is_vector(leaf.shape)
+    }
     for layer in layers:
         shape, (_, own) = leaves[layer.weight].shape, split_path(layer.weight)
         module = layer.weight.removesuffix(own)
         biases = [leaves[module + bias].shape for bias in BIASES if module + bias in leaves]
-        if len(shape) > 2 and (shape[0], layer.shape[-1]) in biases:
+        known = (shape[0], layer.shape[-1]) in biases or (_around(layer.weight), shape[0]) in scales
+        if len(shape) > 2 and known:
             raise ParameterTreeError(
                 f"{name}: leaf {layer.weight!r} of shape {shape} seems to hold {shape[0]} layers, "
                 "stacked by nn.scan or vmap. A bare tree does not say so. Pass a network instead: "
                 "tlv_jax.trace(fn, params, images)."
             )
+
+
+def _around(path: str) -> str:
+    """The path of what is around a leaf's module."""
+    return split_path(split_path(path)[0])[0]
