@@ -53,29 +53,18 @@ class Block(nn.Module):
 
 
 class OddMobileNet(nn.Module):
-    """The network. `python -m train` asks for `features` and `head`, the transfer for neither."""
+    """The network. All that `python -m train` asks of it is this one call."""
 
     num_classes: int = 2
     dtype: Any = jnp.float32
 
-    def setup(self) -> None:  # noqa: D102
-        self.classifier = nn.Dense(self.num_classes, dtype=self.dtype)
-
     @nn.compact
-    def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """The last feature maps, averaged over all places. `[B, H, W, 3] -> [B, 900]`."""
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """From images to logits. `[B, H, W, 3] -> [B, num_classes]`."""
         x = nn.relu6(ConvNorm(STEM, 3, 2, dtype=self.dtype)(images, train))
         for blocks, width, kernel, stride, expansion in STAGES:
             for number in range(blocks):
                 first = stride if number == 0 else 1
                 x = Block(width, kernel, first, expansion, self.dtype)(x, train)
-        return nn.relu6(ConvNorm(FEATURES, dtype=self.dtype)(x, train)).mean((1, 2))
-
-    def head(self, features: jax.Array, *, train: bool = False) -> jax.Array:
-        """The last layer. `[B, 900] -> [B, num_classes]`."""
-        del train
-        return self.classifier(features)
-
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Both. `[B, H, W, 3] -> [B, num_classes]`."""
-        return self.head(self.features(images, train=train), train=train)
+        features = nn.relu6(ConvNorm(FEATURES, dtype=self.dtype)(x, train)).mean((1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(features)

@@ -198,7 +198,9 @@ def test_running_statistics_are_carried_over_with_their_norms(config):
         method=MethodOptions(kinds=("norm",)),
     )
     result, _ = run(still)
-    after, twin = (best_params(result, name)["batch_stats"] for name in ("transferred", "he"))
+    after, twin = (
+        best_params(result, name)["model_state"]["batch_stats"] for name in ("transferred", "he")
+    )
     (path, _), *_ = result.plan.pairs
     block, norm = path.split("/")[1:]
     given = importers.load("efficientnet_lite0").batch_stats[block][norm]

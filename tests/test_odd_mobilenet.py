@@ -12,7 +12,8 @@ import tyro
 import importers
 import tlv_jax
 from train.config import Config, resolve
-from train.target import create_target
+from train.modules import build_module, target_of
+from train.target import check_target
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,10 +26,20 @@ def demo():
     return resolve(tyro.cli(Config, args=arguments))
 
 
+def module(num_classes, dtype):
+    return build_module(
+        demo().target,
+        num_classes=num_classes,
+        image_size=demo().image_size,
+        dtype=jnp.dtype(dtype),
+        key=jax.random.key(0),
+    )
+
+
 @functools.cache
 def target():
     """The demo's network, its variables by their shapes."""
-    model = create_target(demo().target, num_classes=2, dtype=jnp.float32)
+    model = module(2, "float32")
     size = demo().image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -52,12 +63,9 @@ def test_imagenet_weights_reach_nearly_all_of_it():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_its_methods_fit_together(dtype):
-    model = create_target(demo().target, num_classes=7, dtype=jnp.dtype(dtype))
-    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.dtype(dtype))
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    features = jax.eval_shape(functools.partial(model.apply, method="features"), variables, images)
-    assert features.shape == (2, 900)
-    logits = jax.eval_shape(functools.partial(model.apply, method="head"), variables, features)
-    assert logits == jax.eval_shape(model.apply, variables, images)
-    assert (logits.shape, logits.dtype) == ((2, 7), dtype)
+def test_its_features_are_found(dtype):
+    size = demo().image_size
+    images = jnp.zeros((1, size, size, 3), dtype)
+    traced = target_of(demo().target, module(7, dtype), jax.random.key(0), images)
+    check_target(demo().target, traced, images, 7, crossover=True)
+    assert traced.network.layers[-1].shape == (900, 7)

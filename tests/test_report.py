@@ -96,3 +96,8 @@ def test_networks_inserted_layers_and_mixtures_are_reported(key):
     assert [row.source for row in rows][:2] == ["0/stem", "0/norm"]
     assert rows[1].rule == "Clip()"
     assert all(row.share == 1 for row in rows)
+
+
+def test_random_keys_and_flags_in_a_tree_are_passed_over(key):
+    target = {**trees.target_tree(), "drop": {"key": key, "on": jnp.array(True)}}
+    assert make(key, trees.source_tree(), target)[0].rows

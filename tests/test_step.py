@@ -13,6 +13,7 @@ from small_network import Net
 from tlv_jax import models
 from train.augment import augment, normalize
 from train.data import LabelledImages
+from train.linen_target import linen_target
 from train.step import (
     Support,
     Task,
@@ -23,7 +24,14 @@ from train.step import (
     make_train_step,
 )
 
-TASK = Task(Net(), (0.5,) * 3, (0.5,) * 3, jnp.dtype("float32"))
+PICTURES = jnp.zeros((1, 8, 8, 3))
+
+
+def target_of(model):
+    return linen_target(model, jax.random.key(0), PICTURES)
+
+
+TASK = Task(target_of(Net()), (0.5,) * 3, (0.5,) * 3, jnp.dtype("float32"))
 STEPS = 40
 
 
@@ -38,9 +46,8 @@ def images():
 
 @pytest.fixture(scope="module")
 def start():
-    variables = TASK.model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     optimizer = make_optimizer(1e-2, 5e-4, STEPS)
-    state = initial_state(variables["params"], variables["batch_stats"], optimizer)
+    state = initial_state(*TASK.target.split(TASK.target.network.params), optimizer)
     return state, optimizer
 
 
@@ -71,8 +78,9 @@ def test_training_learns_a_learnable_task(key, images, start):
     assert int(state.step) == STEPS
     assert np.mean(tallies[-4:]) < 0.6 * np.mean(tallies[:4])
     everything = jnp.arange(32, dtype=jnp.int32)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    tested = make_eval_step(TASK)(variables, everything, jnp.ones(32, bool), images)
+    tested = make_eval_step(TASK)(
+        state.params, state.model_state, everything, jnp.ones(32, bool), images
+    )
     assert tested.correct.sum() > 28
 
 
@@ -119,10 +127,10 @@ def test_crossover_changes_training_and_not_evaluation(key, images, start, lende
 def test_the_support_network_sees_the_target_s_own_images(key, images, start):
     state, optimizer = start
     # A support network equal to the target lends in evaluation mode what the target has.
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    step = jax.jit(make_train_step(TASK, optimizer, Support(TASK.model, 1.0)))
+    variables = {"params": state.params, **state.model_state}
+    step = jax.jit(make_train_step(TASK, optimizer, Support(Net(), 1.0)))
     _, tally = step(state, key, rows(0), images, variables)
-    logits = TASK.model.apply(variables, seen_images(key, images))
+    logits = Net().apply(variables, seen_images(key, images))
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, images.labels[rows(0)])
     assert float(tally.loss) == pytest.approx(float(expected.sum()), rel=1e-5)
 
@@ -140,14 +148,14 @@ def test_half_precision_computes_and_full_precision_keeps(key, images, start, le
 
 
 def test_crossover_at_rate_0_is_the_plain_step(key, images, start, lender):
-    task = TASK._replace(model=Net(dropout=0.5))
+    task = TASK._replace(target=target_of(Net(dropout=0.5)))
     state, optimizer = start
     plain = jax.jit(make_train_step(task, optimizer, None))
     crossed = jax.jit(make_train_step(task, optimizer, Support(lender[0], 0.0)))
     expected, _ = plain(state, key, rows(0), images, None)
     after, _ = crossed(state, key, rows(0), images, lender[1])
     chex.assert_trees_all_close(after.opt_state[0].mu, expected.opt_state[0].mu, atol=1e-7)
-    chex.assert_trees_all_close(after.batch_stats, expected.batch_stats, atol=1e-7)
+    chex.assert_trees_all_close(after.model_state, expected.model_state, atol=1e-7)
 
 
 class Unusual(Net):
@@ -161,9 +169,9 @@ class Unusual(Net):
 def test_without_crossover_the_network_is_trained_as_it_is_evaluated(key, images, start):
     state, optimizer = start
     model = Unusual()
-    step = jax.jit(make_train_step(TASK._replace(model=model), optimizer, None))
+    step = jax.jit(make_train_step(TASK._replace(target=target_of(model)), optimizer, None))
     _, tally = step(state, key, rows(0), images, None)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = {"params": state.params, **state.model_state}
     (logits, _), _ = model.apply(
         variables, seen_images(key, images), train=True, mutable=["batch_stats"]
     )
@@ -175,7 +183,9 @@ def test_with_crossover_it_is_trained_by_features_and_head(key, images, start, l
     state, optimizer = start
     losses = []
     for model in (Net(), Unusual()):
-        step = make_train_step(TASK._replace(model=model), optimizer, Support(lender[0], 0.5))
+        step = make_train_step(
+            TASK._replace(target=target_of(model)), optimizer, Support(lender[0], 0.5)
+        )
         losses.append(float(jax.jit(step)(state, key, rows(0), images, lender[1])[1].loss))
     assert losses[0] == losses[1]
 
@@ -183,7 +193,7 @@ def test_with_crossover_it_is_trained_by_features_and_head(key, images, start, l
 def test_batch_statistics_are_updated(key, images, start):
     state, optimizer = start
     after, _ = jax.jit(make_train_step(TASK, optimizer, None))(state, key, rows(0), images, None)
-    assert np.abs(after.batch_stats["norm"]["mean"]).max() > 0
+    assert np.abs(after.model_state["batch_stats"]["norm"]["mean"]).max() > 0
 
 
 def test_the_state_can_be_donated(key, images, start):
@@ -205,7 +215,7 @@ def test_two_devices_give_what_one_gives(key, images, start, lender):
     split = jax.device_put(rows(0), NamedSharding(mesh, PartitionSpec("data")))
     both, both_tally = step(put(state), put(key), split, put(images), put(lender[1]))
     np.testing.assert_allclose(both_tally.loss, tally.loss, rtol=1e-5)
-    chex.assert_trees_all_close(both.batch_stats, alone.batch_stats, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(both.model_state, alone.model_state, rtol=1e-5, atol=1e-6)
     # Adam's first moments are the gradients; the parameters move by their signs alone.
     chex.assert_trees_all_close(both.opt_state[0].mu, alone.opt_state[0].mu, rtol=1e-4, atol=1e-6)
 

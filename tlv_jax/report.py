@@ -113,8 +113,10 @@ def _spread(layer: Layer, leaves: dict[str, np.ndarray]) -> float:
 
 
 def _fetched(tree: PyTree, name: str) -> dict[str, np.ndarray]:
-    leaves = jax.device_get(array_leaves(tree, name=name))
-    return {path: np.asarray(leaf) for path, leaf in leaves.items()}
+    """The numbers of a tree by path; a random key has none."""
+    leaves = array_leaves(tree, name=name)
+    numbers = {p: x for p, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.number)}
+    return {path: np.asarray(leaf) for path, leaf in jax.device_get(numbers).items()}
 
 
 def _shares(plan: TransferPlan, src: Network | PyTree, dst: Network | PyTree) -> dict[str, float]:

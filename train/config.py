@@ -135,7 +135,9 @@ class Config:
     source: str = "efficientnet_lite0"
     """Architecture of the pretrained network; "python -m importers list" names them all."""
     target: str = "resnet18"
-    """Network to train: an architecture, or MODULE:CLASS of your own Flax Linen module."""
+    """Network to train: an architecture, or MODULE:NAME of your own Flax module, Linen or NNX."""
+    target_args: tuple[str, ...] = ()
+    """Arguments of your own module: --target-args width=0.5 depth=3."""
     dataset: Dataset = "elpv"
     """Images. elpv: a package. cifar*: downloaded, or in --data-dir.
     fashion_mnist: idx files in --data-dir. folder: one sub-folder a class in --data-dir,
@@ -178,7 +180,7 @@ class Config:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        target = self.target.rpartition(":")[2]  # of MODULE:CLASS the class
+        target = self.target.rpartition(":")[2]  # of MODULE:NAME the name
         name = self.name or f"{self.source}-{target}-{self.dataset}-{self.seed}"
         return self.out / name
 

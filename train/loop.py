@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +33,7 @@ from train.devices import (
 from train.errors import ConfigError, DivergedError
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
+from train.modules import build_module, parse_arguments, target_of
 from train.results import (
     RunResult,
     open_run_folder,
@@ -50,7 +52,7 @@ from train.step import (
     make_optimizer,
     make_train_step,
 )
-from train.target import create_target, initialize
+from train.target import Target, check_target
 
 __all__ = ["Result", "run"]
 
@@ -88,13 +90,20 @@ class _Setup:
     step_key: jax.Array
 
 
-def run(config: Config, *, console: Console | None = None) -> Result:
+def run(
+    config: Config,
+    *,
+    model: nn.Module | nnx.Module | None = None,
+    console: Console | None = None,
+) -> Result:
     """Runs one experiment: a transfer, a training with crossover, and the twin without either.
 
     On CPU, the same settings give bit-equal results.
 
     Args:
       config: the settings.
+      model: the network to train, in place of what `config.target` names: any Flax module, Linen or
+        NNX, that maps images `[B, H, W, 3]` to logits.
       console: where to print; standard output if None.
 
     Raises:
@@ -106,8 +115,12 @@ def run(config: Config, *, console: Console | None = None) -> Result:
       FreshHeadWarning: where the source's weights lack its classifier.
       PrefixWarning: where only a part of the source's checkpoint is the source.
     """
+    if model is not None:
+        kind = type(model)
+        config = dataclasses.replace(config, target=f"{kind.__module__}:{kind.__qualname__}")
     config = resolve(config)
     method = method_of(config.method)
+    arguments = parse_arguments(config.target_args)
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
@@ -120,34 +133,33 @@ def run(config: Config, *, console: Console | None = None) -> Result:
     )
     splits = load_on_all_hosts(config)
     show_contents(splits, console)
-    classes = len(splits.classes)
-    model = create_target(
-        config.target, num_classes=classes, dtype=devices.dtype, image_size=config.image_size
-    )
-    if config.crossover_rate and isinstance(model, models.SqueezeNet):
-        # Its head on averaged features is another function than the network that is evaluated.
-        raise ConfigError(
-            f"crossover_rate={config.crossover_rate} for target={config.target!r}: a SqueezeNet "
-            "averages over places behind its last layer, so no features can be lent to it. Set "
-            "crossover_rate=0."
-        )
     key_init, key_transfer, key_training = jax.random.split(jax.random.key(config.seed), 3)
     images = jnp.zeros((1, config.image_size, config.image_size, 3), devices.dtype)
-    variables = initialize(config.target, model, key_init, images, num_classes=classes)
+    if model is None:
+        model = build_module(
+            config.target,
+            arguments,
+            num_classes=len(splits.classes),
+            image_size=config.image_size,
+            dtype=devices.dtype,
+            key=key_init,
+        )
+    target = _target(config, model, key_init, images, len(splits.classes))
     folder = Path(ask_first(lambda: str(open_run_folder(config, splits))))
-    target = tlv_jax.trace(model.apply, variables, images)
-    plan, transferred, report = _transfer(method, key_transfer, pretrained.network, target, folder)
+    plan, transferred, report = _transfer(
+        method, key_transfer, pretrained.network, target.network, folder
+    )
     console.print(str(plan), highlight=False, soft_wrap=True)
 
-    setup = _prepare(config, devices, model, pretrained, splits, key_training)
+    setup = _prepare(config, devices, target, pretrained, splits, key_training)
     support = Support(_features_only(pretrained.model), config.crossover_rate)
     starts = [("transferred", transferred, support if config.crossover_rate else None)]
     if config.baseline:
-        starts.append(("he", variables, None))
+        starts.append(("he", target.network.params, None))
     runs = []
     with _progress_bar(console) as bar:
         for name, start, lender in starts:
-            state = initial_state(start["params"], start.get("batch_stats", {}), setup.optimizer)
+            state = initial_state(*target.split(start), setup.optimizer)
             lent = pretrained.variables if lender else None
             runs.append(_train(name, setup, state, lender, lent, folder, bar))
     if is_first_process():
@@ -156,6 +168,24 @@ def run(config: Config, *, console: Console | None = None) -> Result:
     console.print(result_table(runs, title))
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     return Result(folder, plan, report, tuple(runs))
+
+
+def _target(
+    config: Config, model: nn.Module | nnx.Module, key: jax.Array, images: jax.Array, classes: int
+) -> Target:
+    """The target, once it is known that it can be trained as the settings ask."""
+    if config.crossover_rate and isinstance(model, models.SqueezeNet):
+        # Its head on averaged features is another function than the network that is evaluated.
+        raise ConfigError(
+            f"crossover_rate={config.crossover_rate} for target={config.target!r}: a SqueezeNet "
+            "averages over places behind its last layer, so no features can be lent to it. Set "
+            "crossover_rate=0."
+        )
+    target = target_of(config.target, model, key, images)
+    if ":" in config.target:
+        crossover = config.crossover_rate > 0
+        check_target(config.target, target, images, classes, crossover=crossover)
+    return target
 
 
 def _transfer(
@@ -182,14 +212,14 @@ def _transfer(
 def _prepare(
     config: Config,
     devices: Devices,
-    model: nn.Module,
+    target: Target,
     pretrained: importers.Pretrained,
     splits: Splits,
     key: jax.Array,
 ) -> _Setup:
     """Puts the images on the devices and builds what both trainings use."""
     preprocess = pretrained.preprocess
-    task = Task(model, preprocess.mean, preprocess.std, devices.dtype)
+    task = Task(target, preprocess.mean, preprocess.std, devices.dtype)
     key_order, key_step = jax.random.split(key)
     steps = len(train_order(key_order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
@@ -316,11 +346,10 @@ def _stop_if_diverged(name: str, config: Config, losses: list[jax.Array], last_s
 
 def _evaluate(setup: _Setup, state: State, images: LabelledImages) -> Summary:
     """Classifies all images of a split."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     total = None
     for rows, real in eval_batches(len(images), setup.config.batch_size):
         rows, real = place((rows, real), setup.devices.rows)
-        counted = setup.evaluate(variables, rows, real, images)
+        counted = setup.evaluate(state.params, state.model_state, rows, real, images)
         total = counted if total is None else merge(total, counted)
     assert total is not None  # no split is empty
     return summarize(total)

@@ -4,6 +4,7 @@ Shapes: images in memory `[N, H, W, C]` uint8, labels `[N]`, rows of a batch `[B
 `[B, D]`, logits `[B, K]`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import tlv_jax
 from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.metrics import Tally, tally
+from train.target import Change, Target
 
 __all__ = [
     "State",
@@ -36,13 +38,13 @@ class State(struct.PyTreeNode):
     Attributes:
       step: `[]` int32, steps done.
       params: of the target.
-      batch_stats: running statistics of the target; empty without batch norm.
+      model_state: what training changes beside the parameters, such as running statistics.
       opt_state: the optimizer's.
     """
 
     step: jax.Array
     params: Any
-    batch_stats: Any
+    model_state: Any
     opt_state: optax.OptState
 
 
@@ -62,13 +64,13 @@ class Task(NamedTuple):
     """What is trained, and on what kind of images.
 
     Attributes:
-      model: the target, with methods `features` and `head`.
+      target: the network.
       mean: of each colour, subtracted from images as the pretrained network expects.
       std: of each colour, by which images are divided.
       dtype: of the computation.
     """
 
-    model: nn.Module
+    target: Target
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: jnp.dtype
@@ -95,9 +97,9 @@ def make_optimizer(
     return optax.adamw(learning_rate(initial_rate, steps), weight_decay=weight_decay)
 
 
-def initial_state(params: Any, batch_stats: Any, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step."""
-    return State(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+def initial_state(params: Any, model_state: Any, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step, of what `Target.split` gives."""
+    return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
 
 
 def make_train_step(
@@ -114,7 +116,6 @@ def make_train_step(
       support: lends features; None to train without crossover, where `support_variables` is
         ignored.
     """
-    apply: Any = tlv_jax.cpu_convolutions(task.model.apply)  # typed by what `mutable` decides
     lend = tlv_jax.cpu_convolutions(support.model.apply) if support else None
 
     def step(
@@ -123,46 +124,39 @@ def make_train_step(
         keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
         images, labels = data.images[rows], data.labels[rows]
         images = normalize(augment(keys[0], images), task.mean, task.std, task.dtype)
-        lent: Any = None
-        if lend is not None:
-            lent = lend(support_variables, images, method="features")
-            lent = jax.lax.stop_gradient(lent)
-        # Linen folds the path of a module into the key, so that the two calls with crossover may
-        # have the same key. They drop what the one call without crossover drops.
-        training: Any = {"train": True, "rngs": {"dropout": keys[1]}}
+        change: Change | None = None
+        if support is not None and lend is not None:
+            lent = jax.lax.stop_gradient(lend(support_variables, images, method="features"))
+            change = functools.partial(_crossed, keys[2], lent, support.rate)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            if support is None:
-                logits, updated = apply(variables, images, mutable=["batch_stats"], **training)
-                # GoogLeNet and InceptionV3 also return those of auxiliary heads.
-                logits = getattr(logits, "logits", logits)
-            else:
-                features, updated = apply(
-                    variables, images, method="features", mutable=["batch_stats"], **training
-                )
-                features = tlv_jax.crossover(keys[2], features, lent, support.rate)
-                logits = apply(variables, features, method="head", **training)
+            logits, updated = task.target.train(params, state.model_state, images, keys[1], change)
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits.astype(jnp.float32), labels
             )
-            return losses.mean(), (updated.get("batch_stats", {}), logits)
+            return losses.mean(), (updated, logits)
 
-        gradients, (batch_stats, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
+        gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = State(state.step + 1, params, batch_stats, opt_state)
+        state = State(state.step + 1, params, model_state, opt_state)
         return state, tally(logits, labels)
 
     return step
 
 
-def make_eval_step(task: Task) -> Callable[..., Tally]:
-    """Builds `step(variables, rows, real, images) -> tally`, always by plain `apply`."""
-    apply: Any = tlv_jax.cpu_convolutions(task.model.apply)
+def _crossed(key: jax.Array, lent: jax.Array, rate: float, features: jax.Array) -> jax.Array:
+    return tlv_jax.crossover(key, features, lent, rate)
 
-    def step(variables: Any, rows: jax.Array, real: jax.Array, data: LabelledImages) -> Tally:
+
+def make_eval_step(task: Task) -> Callable[..., Tally]:
+    """Builds `step(params, model_state, rows, real, images) -> tally`, without crossover."""
+
+    def step(
+        params: Any, model_state: Any, rows: jax.Array, real: jax.Array, data: LabelledImages
+    ) -> Tally:
         images = normalize(data.images[rows], task.mean, task.std, task.dtype)
-        return tally(apply(variables, images), data.labels[rows], real)
+        logits = task.target.evaluate(params, model_state, images)
+        return tally(logits, data.labels[rows], real)
 
     return step

@@ -1,0 +1,85 @@
+"""Networks of the user's own, through a whole run: named on the command line, or given."""
+
+import dataclasses
+import json
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from test_target import CallOnly, OfNNX
+
+import importers
+from tlv_jax import models
+from train import Config
+from train.__main__ import main
+from train.loop import run
+
+pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A small folder of pictures, a source with random weights, and one epoch."""
+    folder = tmp_path_factory.mktemp("own")
+    generator = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = generator.integers(level - 40, level + 40, (32, 32, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "pictures" / name / f"{number}.png")
+    source = models.create("squeezenet1_1", num_classes=2)
+    params = source.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    weights = folder / "squeezenet.safetensors"
+    importers.write_safetensors(weights, "squeezenet1_1", params, {})
+    return Config(
+        source="squeezenet1_1",
+        source_weights=weights,
+        dataset="folder",
+        data_dir=folder / "pictures",
+        image_size=32,
+        epochs=2,
+        batch_size=8,
+        crossover_rate=0.5,
+        out=folder / "runs",
+    )
+
+
+@pytest.mark.parametrize(
+    "module", [CallOnly(num_classes=2), OfNNX(nnx.Rngs(0), num_classes=2)], ids=["linen", "nnx"]
+)
+def test_a_module_is_trained_and_resumed(config, module):
+    name = type(module).__name__
+    first = run(dataclasses.replace(config, epochs=2, name=f"{name}-whole"), model=module)
+    assert [each.name for each in first.runs] == ["transferred", "he"]
+    assert first.plan.pairs
+    assert len(first.runs[0].epochs) == 2
+    settings = json.loads((first.folder / "config.json").read_text())
+    assert settings["target"] == f"test_target:{name}"
+    again = dataclasses.replace(config, name=f"{name}-whole", resume=True)
+    for one, other in zip(first.runs, run(again, model=module).runs, strict=True):
+        assert one.test == other.test
+
+
+def test_a_module_is_named_on_the_command_line(config, capsys):
+    options = {
+        "source": config.source,
+        "source-weights": config.source_weights,
+        "dataset": "folder",
+        "data-dir": config.data_dir,
+        "image-size": 32,
+        "epochs": 1,
+        "batch-size": 8,
+        "out": config.out,
+        "target": "small_network:Net",
+        "name": "named",
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    assert main([*arguments, "--no-baseline", "--target-args", "width=5", "dropout=0.5"]) == 0
+    settings = json.loads((config.out / "named" / "config.json").read_text())
+    assert settings["target_args"] == ["width=5", "dropout=0.5"]
+    assert "3x3, 3 -> 5" in capsys.readouterr().out
+    assert main([*arguments, "--target-args", "breadth=5"]) == 1
+    assert "breadth" in capsys.readouterr().err
