@@ -38,6 +38,7 @@ from tlv_jax import Method, models, rules
 from train.config import Config, Dataset
 from train.data import LabelledImages, eval_batches, stratified_split, train_order
 from train.datasets import load_dataset
+from train.linen_target import linen_target
 from train.method import MATCHERS, RULES, STANDARDIZATIONS
 from train.metrics import merge, summarize
 from train.step import Task, initial_state, make_eval_step, make_optimizer, make_train_step
@@ -153,14 +154,17 @@ class Study:
         )
         self.train, self.held_out = jax.device_put((train, held_out))
         self.model = models.create(experiment.target, num_classes=len(splits.classes))
+        size = experiment.image_size
+        images = jnp.zeros((1, size, size, 3))
+        self.target = linen_target(self.model, jax.random.key(0), images)
         self.task = Task(
-            self.model, self.source.preprocess.mean, self.source.preprocess.std, jnp.float32
+            self.target, self.source.preprocess.mean, self.source.preprocess.std, jnp.float32
         )
         steps = len(train) // experiment.batch_size * experiment.epochs
         self.optimizer = make_optimizer(experiment.learning_rate, 5e-4, steps)
         step = jax.vmap(make_train_step(self.task, self.optimizer, None), (0, 0, 0, None, None))
         self.step = jax.jit(step, donate_argnums=0)
-        self.evaluate = jax.jit(jax.vmap(make_eval_step(self.task), (0, None, None, None)))
+        self.evaluate = jax.jit(jax.vmap(make_eval_step(self.task), (0, 0, None, None, None)))
         self.initialize = jax.jit(self.model.init)
         self.done = {identity(row) for row in read_rows(self.results)}
 
@@ -210,8 +214,7 @@ class Study:
         if treatment != HE:
             plan = self.plan(treatment)
             variables = tlv_jax.apply_transfer(plan, key_transfer, self.source.variables, variables)
-        statistics = variables.get("batch_stats", {})
-        return initial_state(variables["params"], statistics, self.optimizer)
+        return initial_state(*self.target.split(variables), self.optimizer)
 
     @functools.cache  # noqa: B019  one study a process
     def plan(self, treatment: Treatment) -> tlv_jax.TransferPlan:
@@ -231,10 +234,9 @@ class Study:
 
     def measure(self, state: Any) -> Any:
         """Counts over all images that are not trained on, for each seed."""
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
         total = None
         for rows, real in eval_batches(len(self.held_out), 128):
-            counted = self.evaluate(variables, rows, real, self.held_out)
+            counted = self.evaluate(state.params, state.model_state, rows, real, self.held_out)
             total = counted if total is None else merge(total, counted)
         return total
 

@@ -133,6 +133,7 @@ def run(
     )
     splits = load_on_all_hosts(config)
     show_contents(splits, console)
+    assert config.image_size is not None  # resolved
     key_init, key_transfer, key_training = jax.random.split(jax.random.key(config.seed), 3)
     images = jnp.zeros((1, config.image_size, config.image_size, 3), devices.dtype)
     if model is None:

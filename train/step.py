@@ -126,7 +126,7 @@ def make_train_step(
         images = normalize(augment(keys[0], images), task.mean, task.std, task.dtype)
         change: Change | None = None
         if support is not None and lend is not None:
-            lent = jax.lax.stop_gradient(lend(support_variables, images, method="features"))
+            lent: Any = jax.lax.stop_gradient(lend(support_variables, images, method="features"))
             change = functools.partial(_crossed, keys[2], lent, support.rate)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
