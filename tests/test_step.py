@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_network import Net
 
@@ -14,13 +13,12 @@ from tlv_jax import models
 from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.linen_target import linen_target
+from train.optimizer import make_optimizer
 from train.step import (
     Support,
     Task,
     initial_state,
-    learning_rate,
     make_eval_step,
-    make_optimizer,
     make_train_step,
 )
 
@@ -218,32 +216,3 @@ def test_two_devices_give_what_one_gives(key, images, start, lender):
     chex.assert_trees_all_close(both.model_state, alone.model_state, rtol=1e-5, atol=1e-6)
     # Adam's first moments are the gradients; the parameters move by their signs alone.
     chex.assert_trees_all_close(both.opt_state[0].mu, alone.opt_state[0].mu, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("steps", [1, 3, 10, 57])
-def test_the_schedule_is_torch_s_multi_step(steps):
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([parameter], lr=1e-3)
-    milestones = [int(0.6 * steps), int(0.8 * steps)]
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=milestones)
-    schedule = learning_rate(1e-3, steps)
-    for step in range(steps):
-        expected = optimizer.param_groups[0]["lr"]
-        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
-        optimizer.step()
-        scheduler.step()
-
-
-def test_the_optimizer_is_torch_s_adamw():
-    values = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
-    gradients = np.random.default_rng(1).standard_normal((5, 4, 3)).astype(np.float32)
-    parameter = torch.nn.Parameter(torch.from_numpy(values.copy()))
-    theirs = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=5e-2)
-    ours = make_optimizer(1e-2, 5e-2, 1000)
-    params, state = jnp.asarray(values), ours.init(jnp.asarray(values))
-    for gradient in gradients:
-        parameter.grad = torch.from_numpy(gradient)
-        theirs.step()
-        updates, state = ours.update(jnp.asarray(gradient), state, params)
-        params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(params, parameter.detach().numpy(), rtol=1e-5, atol=1e-6)

@@ -34,6 +34,8 @@ from train.errors import ConfigError, DivergedError
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
 from train.modules import build_module, parse_arguments, target_of
+from train.optimizer import make_optimizer
+from train.recipe import Recipe, recipe_of
 from train.results import (
     RunResult,
     open_run_folder,
@@ -49,7 +51,6 @@ from train.step import (
     Task,
     initial_state,
     make_eval_step,
-    make_optimizer,
     make_train_step,
 )
 from train.target import Target, check_target
@@ -83,6 +84,7 @@ class _Setup:
     config: Config
     devices: Devices
     task: Task
+    recipe: Recipe
     splits: Splits
     optimizer: optax.GradientTransformation
     evaluate: Callable[..., Any]
@@ -120,6 +122,7 @@ def run(
         config = dataclasses.replace(config, target=f"{kind.__module__}:{kind.__qualname__}")
     config = resolve(config)
     method = method_of(config.method)
+    recipe = recipe_of(config)
     arguments = parse_arguments(config.target_args)
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
@@ -152,7 +155,7 @@ def run(
     )
     console.print(str(plan), highlight=False, soft_wrap=True)
 
-    setup = _prepare(config, devices, target, pretrained, splits, key_training)
+    setup = _prepare(config, recipe, devices, target, pretrained, splits, key_training)
     support = Support(_features_only(pretrained.model), config.crossover_rate)
     starts = [("transferred", transferred, support if config.crossover_rate else None)]
     if config.baseline:
@@ -212,6 +215,7 @@ def _transfer(
 
 def _prepare(
     config: Config,
+    recipe: Recipe,
     devices: Devices,
     target: Target,
     pretrained: importers.Pretrained,
@@ -228,13 +232,20 @@ def _prepare(
         config=config,
         devices=devices,
         task=task,
+        recipe=recipe,
         splits=dataclasses.replace(
             splits,
             train=place(splits.train, devices.replicated),
             validation=place(splits.validation, devices.replicated),
             test=place(splits.test, devices.replicated),
         ),
-        optimizer=make_optimizer(config.learning_rate, config.weight_decay, steps * config.epochs),
+        optimizer=make_optimizer(
+            config.learning_rate,
+            config.weight_decay,
+            steps * config.epochs,
+            recipe,
+            warmup=int(steps * recipe.warmup_epochs),
+        ),
         evaluate=jax.jit(make_eval_step(task)),
         order_key=key_order,
         step_key=key_step,

@@ -25,9 +25,7 @@ __all__ = [
     "Support",
     "Task",
     "initial_state",
-    "learning_rate",
     "make_eval_step",
-    "make_optimizer",
     "make_train_step",
 ]
 
@@ -76,27 +74,6 @@ class Task(NamedTuple):
     dtype: jnp.dtype
 
 
-def learning_rate(initial: float, steps: int) -> optax.Schedule:
-    """The published schedule: times 0.1 at 60% and again at 80% of all steps.
-
-    Equals torch's MultiStepLR with milestones `int(0.6 * steps)` and `int(0.8 * steps)`.
-    """
-    milestones = int(0.6 * steps), int(0.8 * steps)
-
-    def schedule(count: Any) -> jax.Array:
-        passed = jnp.sum(jnp.array([count >= milestone for milestone in milestones]))
-        return initial * 0.1**passed
-
-    return schedule
-
-
-def make_optimizer(
-    initial_rate: float, weight_decay: float, steps: int
-) -> optax.GradientTransformation:
-    """AdamW over all parameters, as torch's: the decay is multiplied by the learning rate."""
-    return optax.adamw(learning_rate(initial_rate, steps), weight_decay=weight_decay)
-
-
 def initial_state(params: Any, model_state: Any, optimizer: optax.GradientTransformation) -> State:
     """The state before the first step, of what `Target.split` gives."""
     return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
@@ -112,7 +89,7 @@ def make_train_step(
 
     Args:
       task: what is trained.
-      optimizer: from `make_optimizer`.
+      optimizer: from `train.optimizer.make_optimizer`.
       support: lends features; None to train without crossover, where `support_variables` is
         ignored.
     """

@@ -1,0 +1,100 @@
+"""How a network is trained: the published recipe, a modern one, and changes to either."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from train.config import Config, RecipeOptions
+from train.errors import ConfigError
+
+__all__ = ["MODERN", "PUBLISHED", "Recipe", "recipe_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All choices of a training but its learning rate, weight decay and length.
+
+    The defaults are the published settings.
+
+    Attributes:
+      optimizer: `adamw`, or `sgd` with momentum.
+      momentum: of SGD.
+      nesterov: whether SGD looks ahead, as Nesterov's does.
+      schedule: `step`, times 0.1 at 60% and again at 80% of all steps, or `cosine`, down to 0.
+      warmup_epochs: in which the learning rate rises linearly.
+      clip_norm: largest global norm of the gradients; 0 does not clip.
+      decay_all: whether norms and biases decay too.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: Literal["step", "cosine"] = "step"
+    warmup_epochs: float = 0.0
+    clip_norm: float = 0.0
+    decay_all: bool = True
+
+
+PUBLISHED = Recipe()
+MODERN = Recipe(schedule="cosine", warmup_epochs=1.0, clip_norm=1.0, decay_all=False)
+RECIPES: Mapping[str, Recipe] = MappingProxyType({"published": PUBLISHED, "modern": MODERN})
+# What each number may be: the lowest value, and whether it stays below 1.
+NUMBERS: Mapping[str, tuple[float, bool]] = MappingProxyType(
+    {
+        "momentum": (0, True),
+        "warmup_epochs": (0, False),
+        "clip_norm": (0, False),
+    }
+)
+
+
+def recipe_of(config: Config) -> Recipe:
+    """The recipe that is named, changed where the options say so.
+
+    Args:
+      config: resolved.
+
+    Raises:
+      ConfigError: for a number out of range, or a setting that does nothing beside the others.
+    """
+    options = config.recipe
+    given = _given(options)
+    recipe = dataclasses.replace(RECIPES[options.name], **given)
+    _check_numbers(recipe)
+    _check_used(recipe, given)
+    _check_length(recipe, config)
+    return recipe
+
+
+def _given(options: RecipeOptions) -> dict[str, Any]:
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    for name, (low, below_one) in NUMBERS.items():
+        value = getattr(recipe, name)
+        if not low <= value < (1 if below_one else math.inf):
+            below = " and below 1" if below_one else ""
+            raise ConfigError(f"recipe.{name}={value}, expected at least {low}{below}.")
+
+
+def _check_used(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Refuses what was given and does nothing."""
+    for name in ("momentum", "nesterov"):
+        if name in given and recipe.optimizer != "sgd":
+            raise ConfigError(
+                f"recipe.{name}={given[name]} does nothing for {recipe.optimizer}. Set "
+                "recipe.optimizer=sgd, or leave it out."
+            )
+
+
+def _check_length(recipe: Recipe, config: Config) -> None:
+    assert config.epochs is not None  # resolved
+    if recipe.warmup_epochs and recipe.warmup_epochs >= config.epochs:
+        raise ConfigError(
+            f"recipe.warmup_epochs={recipe.warmup_epochs}, expected fewer than epochs="
+            f"{config.epochs}. Lower it; 0 starts at the full learning rate."
+        )
