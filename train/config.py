@@ -135,6 +135,12 @@ class RecipeOptions:
     """Largest global norm of the gradients; 0: no clipping."""
     decay_all: bool | None = None
     """Weight decay of all parameters; else not of norms and biases."""
+    label_smoothing: float | None = None
+    """Share of each label that is spread evenly over all classes."""
+    accumulate: int | None = None
+    """Parts of a batch whose gradients are averaged: less memory, for the same --batch-size."""
+    ema: float | None = None
+    """Decay of the moving average of the weights, which is what is evaluated; 0: no average."""
 
 
 @dataclasses.dataclass(frozen=True)

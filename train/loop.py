@@ -163,7 +163,7 @@ def run(
     runs = []
     with _progress_bar(console) as bar:
         for name, start, lender in starts:
-            state = initial_state(*target.split(start), setup.optimizer)
+            state = initial_state(*target.split(start), setup.optimizer, recipe)
             lent = pretrained.variables if lender else None
             runs.append(_train(name, setup, state, lender, lent, folder, bar))
     if is_first_process():
@@ -276,7 +276,7 @@ def _train(
     config, devices = setup.config, setup.devices
     assert config.epochs is not None  # resolved
     step = jax.jit(
-        make_train_step(setup.task, setup.optimizer, support),
+        make_train_step(setup.task, setup.optimizer, support, setup.recipe),
         donate_argnums=0,
         out_shardings=devices.replicated,
     )
@@ -361,7 +361,7 @@ def _evaluate(setup: _Setup, state: State, images: LabelledImages) -> Summary:
     total = None
     for rows, real in eval_batches(len(images), setup.config.batch_size):
         rows, real = place((rows, real), setup.devices.rows)
-        counted = setup.evaluate(state.params, state.model_state, rows, real, images)
+        counted = setup.evaluate(state.tested_params, state.model_state, rows, real, images)
         total = counted if total is None else merge(total, counted)
     assert total is not None  # no split is empty
     return summarize(total)

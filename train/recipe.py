@@ -26,6 +26,9 @@ class Recipe:
       warmup_epochs: in which the learning rate rises linearly.
       clip_norm: largest global norm of the gradients; 0 does not clip.
       decay_all: whether norms and biases decay too.
+      label_smoothing: share of each label that is spread evenly over all classes.
+      accumulate: parts of a batch whose gradients are averaged.
+      ema: decay of the moving average of the weights; 0 keeps none.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -35,10 +38,20 @@ class Recipe:
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
     decay_all: bool = True
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
 
 
 PUBLISHED = Recipe()
-MODERN = Recipe(schedule="cosine", warmup_epochs=1.0, clip_norm=1.0, decay_all=False)
+MODERN = Recipe(
+    schedule="cosine",
+    warmup_epochs=1.0,
+    clip_norm=1.0,
+    decay_all=False,
+    label_smoothing=0.1,
+    ema=0.999,
+)
 RECIPES: Mapping[str, Recipe] = MappingProxyType({"published": PUBLISHED, "modern": MODERN})
 # What each number may be: the lowest value, and whether it stays below 1.
 NUMBERS: Mapping[str, tuple[float, bool]] = MappingProxyType(
@@ -46,6 +59,9 @@ NUMBERS: Mapping[str, tuple[float, bool]] = MappingProxyType(
         "momentum": (0, True),
         "warmup_epochs": (0, False),
         "clip_norm": (0, False),
+        "label_smoothing": (0, True),
+        "accumulate": (1, False),
+        "ema": (0, True),
     }
 )
 
@@ -64,7 +80,7 @@ def recipe_of(config: Config) -> Recipe:
     recipe = dataclasses.replace(RECIPES[options.name], **given)
     _check_numbers(recipe)
     _check_used(recipe, given)
-    _check_length(recipe, config)
+    _check_sizes(recipe, config)
     return recipe
 
 
@@ -91,10 +107,15 @@ def _check_used(recipe: Recipe, given: Mapping[str, Any]) -> None:
             )
 
 
-def _check_length(recipe: Recipe, config: Config) -> None:
+def _check_sizes(recipe: Recipe, config: Config) -> None:
     assert config.epochs is not None  # resolved
     if recipe.warmup_epochs and recipe.warmup_epochs >= config.epochs:
         raise ConfigError(
             f"recipe.warmup_epochs={recipe.warmup_epochs}, expected fewer than epochs="
             f"{config.epochs}. Lower it; 0 starts at the full learning rate."
+        )
+    if config.batch_size % recipe.accumulate:
+        raise ConfigError(
+            f"recipe.accumulate={recipe.accumulate} cannot divide batch_size={config.batch_size} "
+            "into equal parts. Take a divisor of it."
         )
