@@ -141,6 +141,11 @@ class RecipeOptions:
     """Parts of a batch whose gradients are averaged: less memory, for the same --batch-size."""
     ema: float | None = None
     """Decay of the moving average of the weights, which is what is evaluated; 0: no average."""
+    freeze: tuple[str, ...] | None = None
+    """Regular expressions; parameters in whose paths, such as layer1.0/conv1/kernel, one is found
+    are not trained."""
+    rates: tuple[str, ...] | None = None
+    """PATTERN=FACTOR, to multiply the learning rate of the parameters whose paths match."""
 
 
 @dataclasses.dataclass(frozen=True)

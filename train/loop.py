@@ -34,7 +34,7 @@ from train.errors import ConfigError, DivergedError
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
 from train.modules import build_module, parse_arguments, target_of
-from train.optimizer import make_optimizer
+from train.optimizer import check_patterns, make_optimizer
 from train.recipe import Recipe, recipe_of
 from train.results import (
     RunResult,
@@ -149,6 +149,7 @@ def run(
             key=key_init,
         )
     target = _target(config, model, key_init, images, len(splits.classes))
+    check_patterns(recipe, target.split(target.network.params)[0])
     folder = Path(ask_first(lambda: str(open_run_folder(config, splits))))
     plan, transferred, report = _transfer(
         method, key_transfer, pretrained.network, target.network, folder

@@ -1,14 +1,17 @@
 """The optimizer of a recipe, made of Optax's parts."""
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from tlv_jax.layers.paths import leaf_path
+from train.errors import ConfigError, name_some
 from train.recipe import PUBLISHED, Recipe
 
-__all__ = ["learning_rate", "make_optimizer"]
+__all__ = ["check_patterns", "learning_rate", "make_optimizer"]
 
 
 def learning_rate(
@@ -74,7 +77,59 @@ def make_optimizer(
         rule = [decay, optax.trace(recipe.momentum, recipe.nesterov)]
     clip = [optax.clip_by_global_norm(recipe.clip_norm)] if recipe.clip_norm else []
     schedule = learning_rate(rate, steps, recipe, warmup=warmup)
-    return optax.chain(*clip, *rule, optax.scale_by_learning_rate(schedule))
+    optimizer = optax.chain(*clip, *rule, optax.scale_by_learning_rate(schedule))
+    if recipe.freeze:
+        parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
+        optimizer = optax.partition(parts, lambda params: _parts(params, recipe))
+    if recipe.rates:
+        # The last factor is that of the learning rate: it multiplies the decay of AdamW too.
+        factors = optax.stateless(lambda updates, params: _times_factors(updates, recipe))
+        optimizer = optax.chain(optimizer, factors)
+    return optimizer
+
+
+def check_patterns(recipe: Recipe, params: Any) -> None:
+    """Checks that each pattern of a recipe is found in the path of some parameter.
+
+    Raises:
+      ConfigError: if one is not, or if all parameters are frozen.
+    """
+    paths = [leaf_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
+    patterns = [("freeze", pattern) for pattern in recipe.freeze]
+    patterns += [("rates", pattern) for pattern, _ in recipe.rates]
+    for option, pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ConfigError(
+                f"recipe.{option}: {pattern!r} is found in the path of no parameter, expected a "
+                f"regular expression for some of {name_some(paths, 6)}."
+            )
+    if "trained" not in jax.tree.leaves(_parts(params, recipe)):
+        raise ConfigError(
+            f"recipe.freeze={list(recipe.freeze)} leaves nothing to train: all {len(paths)} "
+            "parameters are frozen. Leave a pattern out."
+        )
+
+
+def _parts(params: Any, recipe: Recipe) -> Any:
+    """Whether each leaf is `frozen` or `trained`."""
+
+    def part(keys: Any, _: Any) -> str:
+        path = leaf_path(keys)
+        frozen = any(re.search(pattern, path) for pattern in recipe.freeze)
+        return "frozen" if frozen else "trained"
+
+    return jax.tree_util.tree_map_with_path(part, params)
+
+
+def _times_factors(updates: Any, recipe: Recipe) -> Any:
+    """Multiplies each update by the factor of the last pattern that is found in its path."""
+
+    def scaled(keys: Any, update: jax.Array) -> jax.Array:
+        path = leaf_path(keys)
+        found = [factor for pattern, factor in recipe.rates if re.search(pattern, path)]
+        return update * found[-1] if found else update
+
+    return jax.tree_util.tree_map_with_path(scaled, updates)
 
 
 def _decaying(params: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -29,6 +30,8 @@ class Recipe:
       label_smoothing: share of each label that is spread evenly over all classes.
       accumulate: parts of a batch whose gradients are averaged.
       ema: decay of the moving average of the weights; 0 keeps none.
+      freeze: regular expressions; parameters in whose paths one is found are not trained.
+      rates: regular expressions, each with a factor of the learning rate.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -41,6 +44,8 @@ class Recipe:
     label_smoothing: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
+    freeze: tuple[str, ...] = ()
+    rates: tuple[tuple[str, float], ...] = ()
 
 
 PUBLISHED = Recipe()
@@ -77,9 +82,11 @@ def recipe_of(config: Config) -> Recipe:
     """
     options = config.recipe
     given = _given(options)
+    given["rates"] = tuple(map(_rate, options.rates or ()))
     recipe = dataclasses.replace(RECIPES[options.name], **given)
     _check_numbers(recipe)
     _check_used(recipe, given)
+    _check_patterns(recipe)
     _check_sizes(recipe, config)
     return recipe
 
@@ -87,6 +94,29 @@ def recipe_of(config: Config) -> Recipe:
 def _given(options: RecipeOptions) -> dict[str, Any]:
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _rate(text: str) -> tuple[str, float]:
+    """Reads `PATTERN=FACTOR`."""
+    pattern, _, factor = text.rpartition("=")
+    try:
+        number = float(factor)
+    except ValueError:
+        number = math.nan
+    if not pattern or not 0 < number < math.inf:
+        raise ConfigError(
+            f"recipe.rates={text!r}, expected PATTERN=FACTOR with a positive factor, for example "
+            "classifier=10."
+        )
+    return pattern, number
+
+
+def _check_patterns(recipe: Recipe) -> None:
+    for pattern in (*recipe.freeze, *(pattern for pattern, _ in recipe.rates)):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{pattern!r} is no regular expression: {error}.") from error
 
 
 def _check_numbers(recipe: Recipe) -> None:
