@@ -146,6 +146,16 @@ class RecipeOptions:
     are not trained."""
     rates: tuple[str, ...] | None = None
     """PATTERN=FACTOR, to multiply the learning rate of the parameters whose paths match."""
+    crop: Literal["shift", "resized", "none"] | None = None
+    """Random crop: padded by 4 pixels, or a box of the image that is resized, or none."""
+    crop_area: float | None = None
+    """Smallest share of the image that such a box has (resized)."""
+    flip: float | None = None
+    """Probability that an image is mirrored."""
+    mixup: float | None = None
+    """Blend images and labels of a batch: parameter of the beta distribution; 0: no mixup."""
+    cutmix: float | None = None
+    """Exchange boxes between the images of a batch: the same parameter; 0: no cutmix."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -32,6 +32,11 @@ class Recipe:
       ema: decay of the moving average of the weights; 0 keeps none.
       freeze: regular expressions; parameters in whose paths one is found are not trained.
       rates: regular expressions, each with a factor of the learning rate.
+      crop: `shift` pads by 4 pixels, `resized` resizes a box of the image, `none` does not crop.
+      crop_area: smallest share of the image that such a box has.
+      flip: probability that an image is mirrored.
+      mixup: both parameters of the beta distribution of an image's share; 0 does not blend.
+      cutmix: the same of its share of pixels; 0 does not cut.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -46,27 +51,44 @@ class Recipe:
     ema: float = 0.0
     freeze: tuple[str, ...] = ()
     rates: tuple[tuple[str, float], ...] = ()
+    crop: Literal["shift", "resized", "none"] = "shift"
+    crop_area: float = 0.08
+    flip: float = 0.5
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 PUBLISHED = Recipe()
 MODERN = Recipe(
     schedule="cosine",
     warmup_epochs=1.0,
-    clip_norm=1.0,
     decay_all=False,
     label_smoothing=0.1,
     ema=0.999,
+    crop="resized",
 )
 RECIPES: Mapping[str, Recipe] = MappingProxyType({"published": PUBLISHED, "modern": MODERN})
-# What each number may be: the lowest value, and whether it stays below 1.
-NUMBERS: Mapping[str, tuple[float, bool]] = MappingProxyType(
+# What each number may be.
+RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
     {
-        "momentum": (0, True),
-        "warmup_epochs": (0, False),
-        "clip_norm": (0, False),
-        "label_smoothing": (0, True),
-        "accumulate": (1, False),
-        "ema": (0, True),
+        "momentum": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+        "warmup_epochs": ("at least 0", lambda value: 0 <= value < math.inf),
+        "clip_norm": ("at least 0", lambda value: 0 <= value < math.inf),
+        "label_smoothing": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+        "accumulate": ("at least 1", lambda value: value >= 1),
+        "ema": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+        "crop_area": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+        "flip": ("a probability", lambda value: 0 <= value <= 1),
+        "mixup": ("at least 0", lambda value: 0 <= value < math.inf),
+        "cutmix": ("at least 0", lambda value: 0 <= value < math.inf),
+    }
+)
+# What does something only beside another choice.
+NEEDS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "momentum": ("optimizer", "sgd"),
+        "nesterov": ("optimizer", "sgd"),
+        "crop_area": ("crop", "resized"),
     }
 )
 
@@ -120,20 +142,20 @@ def _check_patterns(recipe: Recipe) -> None:
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    for name, (low, below_one) in NUMBERS.items():
+    for name, (expected, fits) in RANGES.items():
         value = getattr(recipe, name)
-        if not low <= value < (1 if below_one else math.inf):
-            below = " and below 1" if below_one else ""
-            raise ConfigError(f"recipe.{name}={value}, expected at least {low}{below}.")
+        if not fits(value):
+            raise ConfigError(f"recipe.{name}={value}, expected {expected}.")
 
 
 def _check_used(recipe: Recipe, given: Mapping[str, Any]) -> None:
     """Refuses what was given and does nothing."""
-    for name in ("momentum", "nesterov"):
-        if name in given and recipe.optimizer != "sgd":
+    for name, (other, needed) in NEEDS.items():
+        chosen = getattr(recipe, other)
+        if name in given and chosen != needed:
             raise ConfigError(
-                f"recipe.{name}={given[name]} does nothing for {recipe.optimizer}. Set "
-                "recipe.optimizer=sgd, or leave it out."
+                f"recipe.{name}={given[name]} does nothing for recipe.{other}={chosen}. Set "
+                f"recipe.{other}={needed}, or leave it out."
             )
 
 
@@ -149,3 +171,10 @@ def _check_sizes(recipe: Recipe, config: Config) -> None:
             f"recipe.accumulate={recipe.accumulate} cannot divide batch_size={config.batch_size} "
             "into equal parts. Take a divisor of it."
         )
+    for name in ("mixup", "cutmix"):
+        if getattr(recipe, name) and config.batch_size == recipe.accumulate:
+            raise ConfigError(
+                f"recipe.{name}={getattr(recipe, name)} does nothing for batch_size="
+                f"{config.batch_size} and recipe.accumulate={recipe.accumulate}: each image is "
+                "alone. Raise the one or lower the other."
+            )

@@ -18,6 +18,7 @@ import tlv_jax
 from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.metrics import Tally, tally
+from train.mixing import Mixture, mix
 from train.recipe import PUBLISHED, Recipe
 from train.target import Change, Target
 
@@ -104,8 +105,8 @@ def make_train_step(
     """Builds `step(state, key, rows, images, support_variables) -> (state, tally)`.
 
     `key` is the same for all steps of a run. A step draws from `fold_in(key, state.step)`, so a
-    resumed run draws what it would have drawn. The tally has the plain cross-entropy, whatever the
-    loss of the recipe.
+    resumed run draws what it would have drawn. The tally has the plain cross-entropy with each
+    image's own label, whatever the loss of the recipe.
 
     Args:
       task: what is trained.
@@ -143,7 +144,7 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
     ) -> tuple[Any, Any, Tally]:
         keys = jax.random.split(key, 3)
         images, labels = data.images[rows], data.labels[rows]
-        images = normalize(augment(keys[0], images), task.mean, task.std, task.dtype)
+        images, mixture = _seen(keys[0], images, labels, task, recipe)
         change: Change | None = None
         if support is not None and lend is not None:
             lent: Any = jax.lax.stop_gradient(lend(support_variables, images, method="features"))
@@ -151,7 +152,9 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             logits, updated = task.target.train(params, state.model_state, images, keys[1], change)
-            losses = cross_entropy(logits.astype(jnp.float32), labels, recipe.label_smoothing)
+            losses = cross_entropy(
+                logits.astype(jnp.float32), labels, recipe.label_smoothing, mixture
+            )
             return losses.mean(), (updated, logits)
 
         gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -189,17 +192,34 @@ def _accumulated(learn: Callable[..., Any], parts: int) -> Callable[..., Any]:
     return learn_in_parts
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+def _seen(
+    key: jax.Array, images: jax.Array, labels: jax.Array, task: Task, recipe: Recipe
+) -> tuple[jax.Array, Mixture | None]:
+    """What both networks see of a batch, and what its images are mixed with."""
+    mixes = recipe.mixup or recipe.cutmix
+    key_augment, key_mix = jax.random.split(key) if mixes else (key, None)
+    images = augment(key_augment, images, recipe)
+    images = normalize(images, task.mean, task.std, task.dtype)
+    return (images, None) if key_mix is None else mix(key_mix, images, labels, recipe)
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, mixture: Mixture | None = None
+) -> jax.Array:
     """The loss of each example `[B]`, in nats.
 
     Args:
       logits: `[B, K]`.
       labels: int `[B]`.
       smoothing: share of each label that is spread evenly over all classes.
+      mixture: what the images were mixed with, if they were.
     """
-    if not smoothing:
+    if not smoothing and mixture is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = jax.nn.one_hot(labels, logits.shape[-1])
+    if mixture is not None:
+        others = jax.nn.one_hot(mixture.labels, logits.shape[-1])
+        targets = mixture.share * targets + (1 - mixture.share) * others
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
 
 
