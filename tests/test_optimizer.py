@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 from train.config import Config, RecipeOptions, resolve
 from train.errors import ConfigError
-from train.optimizer import learning_rate, make_optimizer
+from train.optimizer import crossover_rate, learning_rate, make_optimizer
 from train.recipe import MODERN, PUBLISHED, Recipe, recipe_of
 
 SHAPES = {"kernel": (4, 3), "bias": (3,)}
@@ -143,6 +143,13 @@ def test_the_published_optimizer_is_optax_s_own_adamw():
     assert jax.tree.structure(ours.init(params)) == jax.tree.structure(expected.init(params))
 
 
+def test_the_crossover_rate_stays_or_goes_down_to_zero():
+    assert crossover_rate(0.4, 8, PUBLISHED) == 0.4
+    schedule = crossover_rate(0.4, 8, Recipe(crossover_schedule="linear"))
+    rates = [float(schedule(step)) for step in range(9)]
+    np.testing.assert_allclose(rates, np.linspace(0.4, 0, 9), atol=1e-7)
+
+
 def chosen(**options):
     return recipe_of(resolve(Config(recipe=RecipeOptions(**options))))
 
@@ -182,3 +189,9 @@ def test_a_recipe_is_named_and_its_parts_are_changed_one_by_one():
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         chosen(**options)
+
+
+def test_choices_of_the_crossover_are_refused_where_there_is_none():
+    options = RecipeOptions(crossover_mask="batch")
+    with pytest.raises(ConfigError, match=r"crossover_mask=batch does nothing for crossover_rate"):
+        recipe_of(resolve(Config(recipe=options, crossover_rate=0.0)))

@@ -156,6 +156,10 @@ class RecipeOptions:
     """Blend images and labels of a batch: parameter of the beta distribution; 0: no mixup."""
     cutmix: float | None = None
     """Exchange boxes between the images of a batch: the same parameter; 0: no cutmix."""
+    crossover_schedule: Literal["constant", "linear"] | None = None
+    """Crossover rate: the same in all steps, or linear down to 0 at the end."""
+    crossover_mask: Literal["example", "batch"] | None = None
+    """Draw the features to replace for each example, or once for the whole batch."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from train.errors import ConfigError, DivergedError
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
 from train.modules import build_module, parse_arguments, target_of
-from train.optimizer import check_patterns, make_optimizer
+from train.optimizer import check_patterns, crossover_rate, make_optimizer
 from train.recipe import Recipe, recipe_of
 from train.results import (
     RunResult,
@@ -85,6 +85,7 @@ class _Setup:
     devices: Devices
     task: Task
     recipe: Recipe
+    steps: int
     splits: Splits
     optimizer: optax.GradientTransformation
     evaluate: Callable[..., Any]
@@ -157,7 +158,8 @@ def run(
     console.print(str(plan), highlight=False, soft_wrap=True)
 
     setup = _prepare(config, recipe, devices, target, pretrained, splits, key_training)
-    support = Support(_features_only(pretrained.model), config.crossover_rate)
+    rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
+    support = Support(_features_only(pretrained.model), rate)
     starts = [("transferred", transferred, support if config.crossover_rate else None)]
     if config.baseline:
         starts.append(("he", target.network.params, None))
@@ -234,6 +236,7 @@ def _prepare(
         devices=devices,
         task=task,
         recipe=recipe,
+        steps=steps * config.epochs,
         splits=dataclasses.replace(
             splits,
             train=place(splits.train, devices.replicated),

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, made of Optax's parts."""
+"""The optimizer and the schedules of a recipe, made of Optax's parts."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ from tlv_jax.layers.paths import leaf_path
 from train.errors import ConfigError, name_some
 from train.recipe import PUBLISHED, Recipe
 
-__all__ = ["check_patterns", "learning_rate", "make_optimizer"]
+__all__ = ["check_patterns", "crossover_rate", "learning_rate", "make_optimizer"]
 
 
 def learning_rate(
@@ -55,6 +55,12 @@ def _step_decay(peak: float, steps: int, start: int) -> optax.Schedule:
         return peak * 0.1**passed
 
     return schedule
+
+
+def crossover_rate(start: float, steps: int, recipe: Recipe) -> float | optax.Schedule:
+    """The probability of a crossover: the same in all steps, or linear from `start` down to 0."""
+    linear = recipe.crossover_schedule == "linear"
+    return optax.linear_schedule(start, 0.0, steps) if linear else start
 
 
 def make_optimizer(

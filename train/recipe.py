@@ -37,6 +37,9 @@ class Recipe:
       flip: probability that an image is mirrored.
       mixup: both parameters of the beta distribution of an image's share; 0 does not blend.
       cutmix: the same of its share of pixels; 0 does not cut.
+      crossover_schedule: of the rate, `constant`, or `linear` down to 0 at the end.
+      crossover_mask: features to replace are drawn for each `example`, or once for a `batch`. The
+        published code does the latter, as `tlv_jax.crossover` says.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -56,6 +59,8 @@ class Recipe:
     flip: float = 0.5
     mixup: float = 0.0
     cutmix: float = 0.0
+    crossover_schedule: Literal["constant", "linear"] = "constant"
+    crossover_mask: Literal["example", "batch"] = "example"
 
 
 PUBLISHED = Recipe()
@@ -108,6 +113,7 @@ def recipe_of(config: Config) -> Recipe:
     recipe = dataclasses.replace(RECIPES[options.name], **given)
     _check_numbers(recipe)
     _check_used(recipe, given)
+    _check_crossover(given, config)
     _check_patterns(recipe)
     _check_sizes(recipe, config)
     return recipe
@@ -156,6 +162,15 @@ def _check_used(recipe: Recipe, given: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"recipe.{name}={given[name]} does nothing for recipe.{other}={chosen}. Set "
                 f"recipe.{other}={needed}, or leave it out."
+            )
+
+
+def _check_crossover(given: Mapping[str, Any], config: Config) -> None:
+    for name in ("crossover_schedule", "crossover_mask"):
+        if name in given and not config.crossover_rate:
+            raise ConfigError(
+                f"recipe.{name}={given[name]} does nothing for crossover_rate=0. Raise the rate, "
+                "or leave it out."
             )
 
 

@@ -62,11 +62,12 @@ class Support(NamedTuple):
 
     Attributes:
       model: has a method `features`.
-      rate: probability that a feature of the target is replaced.
+      rate: probability that a feature of the target is replaced; or a schedule, from the number of
+        a step to it.
     """
 
     model: nn.Module
-    rate: float
+    rate: float | optax.Schedule
 
 
 class Task(NamedTuple):
@@ -148,7 +149,9 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
         change: Change | None = None
         if support is not None and lend is not None:
             lent: Any = jax.lax.stop_gradient(lend(support_variables, images, method="features"))
-            change = functools.partial(_crossed, keys[2], lent, support.rate)
+            rate = support.rate(state.step) if callable(support.rate) else support.rate
+            crossed = _crossed_alike if recipe.crossover_mask == "batch" else _crossed
+            change = functools.partial(crossed, keys[2], lent, rate)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             logits, updated = task.target.train(params, state.model_state, images, keys[1], change)
@@ -242,8 +245,17 @@ def averaged(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
     )
 
 
-def _crossed(key: jax.Array, lent: jax.Array, rate: float, features: jax.Array) -> jax.Array:
+def _crossed(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Array) -> jax.Array:
     return tlv_jax.crossover(key, features, lent, rate)
+
+
+def _crossed_alike(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Array) -> jax.Array:
+    """Replaces the same features of all examples, which are crossed with the same key."""
+
+    def crossed(features: jax.Array, lent: jax.Array) -> jax.Array:
+        return tlv_jax.crossover(key, features[None], lent[None], rate)[0]
+
+    return jax.vmap(crossed)(features, lent)
 
 
 def make_eval_step(task: Task) -> Callable[..., Tally]:
