@@ -1,8 +1,12 @@
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_network import Net
 
 from train.augment import normalize
@@ -121,3 +125,28 @@ def test_both_networks_see_the_mixed_images(recipe):
     assert float(tally.loss) != pytest.approx(
         float(cross_entropy(Net().apply(variables, images), labels).sum()), rel=1e-3
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_devices_give_what_one_gives(dtype):
+    """With cropped and mixed images, in parts of the batch, for which features are lent."""
+    key = jax.random.key(3)
+    target = linen_target(Net(), key, jnp.zeros((1, 8, 8, 3)))
+    task = Task(target, (0.5,) * 3, (0.5,) * 3, jnp.dtype(dtype))
+    recipe = Recipe(optimizer="sgd", crop="resized", mixup=0.4, cutmix=1.0, accumulate=2, ema=0.5)
+    optimizer = make_optimizer(1e-2, 5e-4, 10, recipe)
+    params, model_state = target.split(target.network.params)
+    state = initial_state(params, model_state, optimizer, recipe)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
+    data = LabelledImages(jnp.asarray(pixels), jnp.arange(16, dtype=jnp.int32) % 2)
+    variables = {"params": params, **model_state}
+    step = jax.jit(make_train_step(task, optimizer, Support(Net(), 0.3), recipe))
+    rows = jnp.arange(16, dtype=jnp.int32)
+    alone, _ = step(state, key, rows, data, variables)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec()))
+    split = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
+    both, _ = step(put(state), put(key), split, put(data), put(variables))
+    tolerance = 1e-5 if dtype == "float32" else 1e-3
+    chex.assert_trees_all_equal_dtypes(alone, state)
+    chex.assert_trees_all_close(both, alone, rtol=tolerance, atol=tolerance)

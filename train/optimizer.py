@@ -85,8 +85,10 @@ def make_optimizer(
     schedule = learning_rate(rate, steps, recipe, warmup=warmup)
     optimizer = optax.chain(*clip, *rule, optax.scale_by_learning_rate(schedule))
     if recipe.freeze:
-        parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
-        optimizer = optax.partition(parts, lambda params: _parts(params, recipe))
+        optimizer = optax.partition(
+            {"trained": optimizer, "frozen": optax.set_to_zero()},
+            lambda params: _parts(params, recipe),
+        )
     if recipe.rates:
         # The last factor is that of the learning rate: it multiplies the decay of AdamW too.
         factors = optax.stateless(lambda updates, params: _times_factors(updates, recipe))

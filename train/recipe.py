@@ -109,7 +109,8 @@ def recipe_of(config: Config) -> Recipe:
     """
     options = config.recipe
     given = _given(options)
-    given["rates"] = tuple(map(_rate, options.rates or ()))
+    if options.rates is not None:
+        given["rates"] = tuple(map(_rate, options.rates))
     recipe = dataclasses.replace(RECIPES[options.name], **given)
     _check_numbers(recipe)
     _check_used(recipe, given)
