@@ -101,8 +101,10 @@ def test_freezing_everything_is_refused():
         check_patterns(Recipe(freeze=("kernel", "bias")), PARAMS)
 
 
-def test_patterns_that_are_found_are_taken():
-    check_patterns(Recipe(freeze=(r"^conv/.*",), rates=(("classifier", 10.0),)), PARAMS)
+def test_patterns_that_are_found_are_taken_and_what_they_freeze_is_named():
+    recipe = Recipe(freeze=(r"^conv/.*",), rates=(("classifier", 10.0),))
+    assert check_patterns(recipe, PARAMS) == ["conv/bias", "conv/kernel"]
+    assert check_patterns(Recipe(), PARAMS) == []
 
 
 def chosen(**options):

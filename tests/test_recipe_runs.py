@@ -101,6 +101,12 @@ def test_a_run_is_resumed_by_the_same_recipe_alone(finished, folder, capsys):
     assert "was started with recipe.ema=None" in capsys.readouterr().err
 
 
+def test_what_is_frozen_is_told(folder, capsys):
+    options = "--epochs", "1", "--recipe.freeze", "^conv/", "--crossover-rate", "0"
+    assert main(command(folder, "frozen", *options)) == 0
+    assert "\nfrozen: conv/bias, conv/kernel\n" in capsys.readouterr().out
+
+
 def test_a_pattern_that_is_found_nowhere_is_refused_before_there_is_a_run(folder, capsys):
     assert main(command(folder, "misspelt", "--recipe.freeze", "cnov")) == 1
     assert "'cnov' is found in the path of no parameter" in capsys.readouterr().err

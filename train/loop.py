@@ -30,7 +30,7 @@ from train.devices import (
     join_hosts,
     place,
 )
-from train.errors import ConfigError, DivergedError
+from train.errors import ConfigError, DivergedError, name_some
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
 from train.modules import build_module, parse_arguments, target_of
@@ -150,7 +150,8 @@ def run(
             key=key_init,
         )
     target = _target(config, model, key_init, images, len(splits.classes))
-    check_patterns(recipe, target.split(target.network.params)[0])
+    if frozen := check_patterns(recipe, target.split(target.network.params)[0]):
+        console.print(f"frozen: {name_some(frozen)}", highlight=False, soft_wrap=True)
     folder = Path(ask_first(lambda: str(open_run_folder(config, splits))))
     plan, transferred, report = _transfer(
         method, key_transfer, pretrained.network, target.network, folder

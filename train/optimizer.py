@@ -96,8 +96,11 @@ def make_optimizer(
     return optimizer
 
 
-def check_patterns(recipe: Recipe, params: Any) -> None:
+def check_patterns(recipe: Recipe, params: Any) -> list[str]:
     """Checks that each pattern of a recipe is found in the path of some parameter.
+
+    Returns:
+      The paths of the parameters that are frozen.
 
     Raises:
       ConfigError: if one is not, or if all parameters are frozen.
@@ -111,11 +114,13 @@ def check_patterns(recipe: Recipe, params: Any) -> None:
                 f"recipe.{option}: {pattern!r} is found in the path of no parameter, expected a "
                 f"regular expression for some of {name_some(paths, 6)}."
             )
-    if "trained" not in jax.tree.leaves(_parts(params, recipe)):
+    parts = jax.tree.leaves(_parts(params, recipe))
+    if "trained" not in parts:
         raise ConfigError(
             f"recipe.freeze={list(recipe.freeze)} leaves nothing to train: all {len(paths)} "
             "parameters are frozen. Leave a pattern out."
         )
+    return [path for path, part in zip(paths, parts, strict=True) if part == "frozen"]
 
 
 def _parts(params: Any, recipe: Recipe) -> Any:
