@@ -159,6 +159,9 @@ class Config:
     """A picture file that is damaged: skip it and say so, or stop."""
     image_size: int | None = None
     """Pixels a side, to which images are resized; by default the data set's own."""
+    normalization: str = "source"
+    """Mean and deviation of images in training: source, dataset (published, or computed from the
+    training images), or MEAN,STD or R,G,B,R,G,B: numbers for images scaled to [0, 1]."""
     epochs: int | None = None
     """Passes over the training images; by default the data set's own number."""
     batch_size: int = 128
@@ -201,6 +204,7 @@ def resolve(config: Config) -> Config:
       ConfigError: naming the setting, its value and what it may be.
     """
     from train.errors import ConfigError  # late: its root brings JAX
+    from train.normalization import parse_normalization
 
     defaults = DATASETS[config.dataset]
     config = dataclasses.replace(
@@ -218,4 +222,5 @@ def resolve(config: Config) -> Config:
         raise ConfigError(f"seed={config.seed}, expected at least 0.")
     if not 0 <= config.crossover_rate <= 1:
         raise ConfigError(f"crossover_rate={config.crossover_rate}, expected a probability.")
+    parse_normalization(config.normalization)
     return config
