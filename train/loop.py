@@ -29,6 +29,7 @@ from train.devices import (
     is_first_process,
     join_hosts,
     place,
+    place_images,
 )
 from train.errors import ConfigError, DivergedError
 from train.method import method_of
@@ -233,9 +234,9 @@ def _prepare(
         task=task,
         splits=dataclasses.replace(
             splits,
-            train=place(splits.train, devices.replicated),
-            validation=place(splits.validation, devices.replicated),
-            test=place(splits.test, devices.replicated),
+            train=place_images(splits.train, devices),
+            validation=place_images(splits.validation, devices),
+            test=place_images(splits.test, devices),
         ),
         optimizer=make_optimizer(config.learning_rate, config.weight_decay, steps * config.epochs),
         evaluate=jax.jit(make_eval_step(task)),
