@@ -73,7 +73,7 @@ def measure(images: np.ndarray) -> Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which images. The settings are those of `python -m train`."""
+    """Print the mean and standard deviation of each colour of a data set's training images."""
 
     data_dir: Path | None = None
     """Folder of the data set."""
