@@ -24,7 +24,7 @@ from train.errors import ConfigError, DataError
 from train.linen_target import linen_target
 from train.normalization import parse_normalization, seen_by_source, statistics_of
 from train.statistics import Statistics, main, measure
-from train.step import Support, Task, initial_state, make_optimizer, make_train_step
+from train.step import Support, Task, initial_state, make_train_step
 
 SOURCE = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OTHER = Statistics((0.5, 0.1, 0.9), (0.1, 0.5, 1.0))
@@ -132,7 +132,7 @@ def test_the_source_sees_images_under_its_own_statistics(dtype):
 def test_features_are_lent_from_images_under_the_source_s_statistics(key):
     # A support network equal to the target lends every feature in evaluation mode.
     target = linen_target(Net(), key, jnp.zeros((1, 8, 8, 3)))
-    optimizer = make_optimizer(1e-2, 5e-4, 4)
+    optimizer = optax.sgd(1e-2)
     state = initial_state(*target.split(target.network.params), optimizer)
     variables = {"params": state.params, **state.model_state}
     images = LabelledImages(jnp.asarray(pictures(8, 8, 8, 3)), jnp.arange(8) % 2)
