@@ -61,6 +61,16 @@ def test_a_bad_file_is_skipped_by_name_or_stops_the_run(image_folder, capsys, ba
         load(image_folder, on_bad_image="stop")
 
 
+def test_a_picture_with_damaged_tags_is_read_and_named(image_folder, capsys):
+    path = image_folder / "dogs" / "5.jpg"
+    cut_off = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
+    Image.new("RGB", (20, 20), "red").save(path, exif=cut_off)
+    assert sum(sizes(load(image_folder, on_bad_image="stop"))) == 21
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "5.jpg" in line]
+    assert line.startswith("pictures read in spite of a warning (Corrupt EXIF data.")
+    assert line.endswith(f": 1 ({path})")
+
+
 def test_good_pictures_are_read_where_a_bad_one_would_stop_the_run(image_folder):
     assert load(image_folder, on_bad_image="stop").listing == load(image_folder).listing
 

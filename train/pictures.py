@@ -1,5 +1,6 @@
 """Read the picture files of a data set into memory, and say what became of those that differ."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,11 +99,12 @@ def _room(count: int, size: int) -> np.ndarray:
 def _read(path: Path, size: int, on_bad_image: OnBadImage, notes: Notes) -> np.ndarray | None:
     """One picture; None if it is damaged and skipped."""
     try:
-        with Image.open(path) as image:
+        # Pillow's warnings do not name the file.
+        catching = warnings.catch_warnings(record=True, action="always")
+        with catching as caught, Image.open(path) as image:
             read = resize(to_rgb(image), size)
             if image.has_transparency_data:
                 notes["pictures with an alpha channel, laid on white"].append(path)
-            return read
     except ImageError as error:
         raise DataError(f"{path}: {error}") from error
     except UNREADABLE as error:
@@ -113,3 +115,7 @@ def _read(path: Path, size: int, on_bad_image: OnBadImage, notes: Notes) -> np.n
             ) from error
         notes["unreadable files, skipped"].append(path)
         return None
+    if caught:
+        warning = str(caught[0].message).strip()
+        notes[f"pictures read in spite of a warning ({warning})"].append(path)
+    return read

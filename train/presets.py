@@ -123,7 +123,7 @@ def _listed(preset: Preset, path: Path) -> Members:
     """The pictures that a text file lists, by their classes."""
     images = path.parent.parent / "images"
     members: defaultdict[str, list[Path]] = defaultdict(list)
-    for line in path.read_text().split():
+    for line in path.read_text(encoding="utf-8", errors="replace").split():
         members[line.partition("/")[0]].append(images / f"{line}.jpg")
     files = [file for found in members.values() for file in found]
     if missing := [file for file in files if not file.is_file()]:
