@@ -29,11 +29,13 @@ from train.devices import (
     is_first_process,
     join_hosts,
     place,
+    place_images,
 )
 from train.errors import ConfigError, DivergedError, name_some
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
 from train.modules import build_module, parse_arguments, target_of
+from train.normalization import seen_by_source, statistics_of
 from train.optimizer import check_patterns, crossover_rate, make_optimizer
 from train.recipe import Recipe, recipe_of
 from train.results import (
@@ -45,6 +47,7 @@ from train.results import (
     write_results,
     write_transfer,
 )
+from train.statistics import Statistics
 from train.step import (
     State,
     Support,
@@ -227,30 +230,27 @@ def _prepare(
     key: jax.Array,
 ) -> _Setup:
     """Puts the images on the devices and builds what both trainings use."""
-    preprocess = pretrained.preprocess
-    task = Task(target, preprocess.mean, preprocess.std, devices.dtype)
+    source = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
+    chosen = statistics_of(config, splits.train, source)
+    task = Task(target, *chosen, devices.dtype, seen_by_source(chosen, source))
     key_order, key_step = jax.random.split(key)
     steps = len(train_order(key_order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
+    all_steps, warmup = steps * config.epochs, int(steps * recipe.warmup_epochs)
+    rate, decay = config.learning_rate, config.weight_decay
     return _Setup(
         config=config,
         devices=devices,
         task=task,
         recipe=recipe,
-        steps=steps * config.epochs,
+        steps=all_steps,
         splits=dataclasses.replace(
             splits,
-            train=place(splits.train, devices.replicated),
-            validation=place(splits.validation, devices.replicated),
-            test=place(splits.test, devices.replicated),
+            train=place_images(splits.train, devices),
+            validation=place_images(splits.validation, devices),
+            test=place_images(splits.test, devices),
         ),
-        optimizer=make_optimizer(
-            config.learning_rate,
-            config.weight_decay,
-            steps * config.epochs,
-            recipe,
-            warmup=int(steps * recipe.warmup_epochs),
-        ),
+        optimizer=make_optimizer(rate, decay, all_steps, recipe, warmup=warmup),
         evaluate=jax.jit(make_eval_step(task)),
         order_key=key_order,
         step_key=key_step,

@@ -19,6 +19,7 @@ from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.metrics import Tally, tally
 from train.mixing import Mixture, mix
+from train.normalization import unchanged
 from train.recipe import PUBLISHED, Recipe
 from train.target import Change, Target
 
@@ -75,15 +76,18 @@ class Task(NamedTuple):
 
     Attributes:
       target: the network.
-      mean: of each colour, subtracted from images as the pretrained network expects.
+      mean: of each colour, subtracted from images.
       std: of each colour, by which images are divided.
       dtype: of the computation.
+      seen_by_source: turns normalized images into those that the pretrained network expects, if it
+        is normalized otherwise.
     """
 
     target: Target
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: jnp.dtype
+    seen_by_source: Callable[[jax.Array], jax.Array] = unchanged
 
 
 def initial_state(
@@ -148,7 +152,8 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
         images, mixture = _seen(keys[0], images, labels, task, recipe)
         change: Change | None = None
         if support is not None and lend is not None:
-            lent: Any = jax.lax.stop_gradient(lend(support_variables, images, method="features"))
+            seen = task.seen_by_source(images)
+            lent: Any = jax.lax.stop_gradient(lend(support_variables, seen, method="features"))
             rate = support.rate(state.step) if callable(support.rate) else support.rate
             crossed = _crossed_alike if recipe.crossover_mask == "batch" else _crossed
             change = functools.partial(crossed, keys[2], lent, rate)
