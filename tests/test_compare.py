@@ -4,6 +4,9 @@ import csv
 import dataclasses
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from train.compare.__main__ import main
 from train.compare.rows import METRICS
 from train.errors import ConfigError
 
+ROOT = Path(__file__).parent.parent
 STARTS = ("he", "default", "default+crossover", "random_matching", "random_source", "probe")
 
 
@@ -245,6 +249,14 @@ def test_other_settings_and_other_folders_are_refused(finished, settings):
 def test_what_cannot_be_compared_is_refused(settings, change, message):
     with pytest.raises(ConfigError, match=message):
         run(settings, **change)
+
+
+def test_help_does_not_wait_for_jax():
+    code = "import sys, train.compare.__main__; print('jax' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert run.stdout == "False\n"
 
 
 def test_a_command_compares(settings, capsys):
