@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from train.networks import checked_target, features_only, size_lent_at
 from train.step import Support, Task, make_eval_step, make_optimizer, make_train_step
 from train.target import Target
 
-__all__ = ["Keys", "Programs", "Study", "keys_of", "prepare", "programs_of"]
+__all__ = ["Keys", "Programs", "Study", "keys_of", "over_seeds", "prepare", "programs_of"]
 
 
 class Keys(NamedTuple):
@@ -134,9 +134,31 @@ def programs_of(task: Task, weight_decay: float, steps: int, support: Support | 
         optimizer = make_optimizer(rate, weight_decay, steps)  # type: ignore[arg-type]
         return make_train_step(task, optimizer, support)(state, key, *inputs)
 
-    steps_at_once = jax.vmap(step, (0, None, 0, 0, None, None))
-    evaluate = jax.vmap(make_eval_step(task), (0, 0, None, None, None))
+    steps_at_once = over_seeds(step, (0, None, 0, 0, None, None))
+    evaluate = over_seeds(make_eval_step(task), (0, 0, None, None, None))
     return Programs(jax.jit(steps_at_once, donate_argnums=0), jax.jit(evaluate))
+
+
+def over_seeds(fn: Callable[..., Any], axes: Sequence[int | None]) -> Callable[..., Any]:
+    """`jax.vmap`, but a single seed calls the function itself.
+
+    On a CPU a convolution with an axis of kernels is slower, even if its length is 1.
+
+    Args:
+      fn: to map; the first argument has the axis.
+      axes: of each argument, 0 or None.
+    """
+
+    def mapped(*args: Any) -> Any:
+        if len(jax.tree.leaves(args[0])[0]) > 1:
+            return jax.vmap(fn, tuple(axes))(*args)
+        alone = [
+            arg if axis is None else jax.tree.map(lambda leaf: leaf[0], arg)
+            for arg, axis in zip(args, axes, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: leaf[None], fn(*alone))
+
+    return mapped
 
 
 def _target(settings: Settings, classes: int, dtype: Any, seed: int) -> Target:
