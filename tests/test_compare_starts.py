@@ -72,7 +72,7 @@ def test_finetuning_starts_from_all_of_the_targets_weights_but_the_last_layer(st
         np.testing.assert_array_equal(leaf, given)
 
     jax.tree_util.tree_map_with_path(check, start.variables, pretrained.variables, own)
-    assert start.mean == pretrained.preprocess.mean
+    assert start.statistics.mean == pretrained.preprocess.mean
 
 
 def test_crossover_is_named_behind_the_start(study):

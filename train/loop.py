@@ -28,12 +28,14 @@ from train.devices import (
     is_first_process,
     join_hosts,
     place,
+    place_images,
 )
 from train.errors import DivergedError
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
 from train.modules import build_module, parse_arguments
 from train.networks import checked_target, features_only, size_lent_at
+from train.normalization import seen_by_source, statistics_of
 from train.results import (
     RunResult,
     open_run_folder,
@@ -43,6 +45,7 @@ from train.results import (
     write_results,
     write_transfer,
 )
+from train.statistics import Statistics
 from train.step import (
     State,
     Support,
@@ -201,8 +204,9 @@ def _prepare(
     key: jax.Array,
 ) -> _Setup:
     """Puts the images on the devices and builds what both trainings use."""
-    preprocess = pretrained.preprocess
-    task = Task(target, preprocess.mean, preprocess.std, devices.dtype)
+    source = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
+    chosen = statistics_of(config, splits.train, source)
+    task = Task(target, *chosen, devices.dtype, seen_by_source(chosen, source))
     key_order, key_step = jax.random.split(key)
     steps = len(train_order(key_order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
@@ -212,9 +216,9 @@ def _prepare(
         task=task,
         splits=dataclasses.replace(
             splits,
-            train=place(splits.train, devices.replicated),
-            validation=place(splits.validation, devices.replicated),
-            test=place(splits.test, devices.replicated),
+            train=place_images(splits.train, devices),
+            validation=place_images(splits.validation, devices),
+            test=place_images(splits.test, devices),
         ),
         optimizer=make_optimizer(config.learning_rate, config.weight_decay, steps * config.epochs),
         evaluate=jax.jit(make_eval_step(task)),

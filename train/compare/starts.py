@@ -14,6 +14,7 @@ from train.compare.study import Study, keys_of
 from train.config import MethodName, MethodOptions
 from train.errors import ConfigError
 from train.method import method_of
+from train.statistics import Statistics
 
 __all__ = ["Start", "start_of"]
 
@@ -23,14 +24,12 @@ class Start(NamedTuple):
 
     Attributes:
       variables: of the target, of the type of its network's `params`.
-      mean: of each colour, which the weights expect to be subtracted.
-      std: of each colour, by which the weights expect images to be divided.
+      statistics: by which images are normalized.
       crossover: whether the source lends features.
     """
 
     variables: Any
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    statistics: Statistics
     crossover: bool
 
 
@@ -53,7 +52,8 @@ def start_of(study: Study, name: str, seed: int) -> Start:
         variables, preprocess = _pretrained(study, seed)
     else:
         variables = _transferred(study, base, seed)
-    return Start(variables, preprocess.mean, preprocess.std, crossover)
+    expected = Statistics(preprocess.mean, preprocess.std)
+    return Start(variables, study.statistics(expected), crossover)
 
 
 def _transferred(study: Study, name: str, seed: int) -> Any:

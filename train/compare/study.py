@@ -14,6 +14,8 @@ from train.data import Splits, train_order
 from train.devices import dtype_of
 from train.modules import build_module, parse_arguments
 from train.networks import checked_target, features_only, size_lent_at
+from train.normalization import seen_by_source, statistics_of
+from train.statistics import Statistics
 from train.step import Support, Task, make_eval_step, make_optimizer, make_train_step
 from train.target import Target
 
@@ -54,8 +56,8 @@ class Study:
       draw_source: its variables with the architecture's own initialization, by key.
       steps: of a whole training.
       target: the target with its own initialization, by seed.
-      programs: by the colours' means and standard deviations, and whether the source lends
-        features.
+      statistics: by which images are normalized, by those that the weights expect.
+      programs: by these statistics, and whether the source lends features.
     """
 
     settings: Settings
@@ -65,7 +67,8 @@ class Study:
     draw_source: Callable[[jax.Array], Any]
     steps: int
     target: Callable[[int], Target]
-    programs: Callable[[tuple[float, ...], tuple[float, ...], bool], Programs]
+    statistics: Callable[[Statistics], Statistics]
+    programs: Callable[[Statistics, bool], Programs]
 
 
 def keys_of(seed: int) -> Keys:
@@ -103,6 +106,7 @@ def prepare(settings: Settings, splits: Splits) -> Study:
     order = train_order(keys_of(settings.seed).order, 1, len(splits.train), settings.batch_size)
     steps = len(order) * settings.epochs
     lender = features_only(source.model)
+    expected = Statistics(source.preprocess.mean, source.preprocess.std)
     return Study(
         settings=settings,
         splits=dataclasses.replace(
@@ -116,9 +120,16 @@ def prepare(settings: Settings, splits: Splits) -> Study:
         draw_source=_source_initializer(source),
         steps=steps,
         target=target,
+        statistics=functools.cache(functools.partial(statistics_of, settings, splits.train)),
         programs=functools.cache(
-            lambda mean, std, lends: programs_of(
-                Task(first, mean, std, dtype),
+            lambda statistics, lends: programs_of(
+                Task(
+                    first,
+                    statistics.mean,
+                    statistics.std,
+                    dtype,
+                    seen_by_source(statistics, expected),
+                ),
                 settings.weight_decay,
                 steps,
                 Support(lender, settings.crossover_rate) if lends else None,

@@ -92,7 +92,7 @@ def _begin(study: Study, group: Sequence[Training]) -> tuple[_Job, State]:
     ]
     job = _Job(
         group=group,
-        programs=study.programs(first.mean, first.std, first.crossover),
+        programs=study.programs(first.statistics, first.crossover),
         step_keys=jnp.stack([keys_of(training.seed).step for training in group]),
         lent=jax.device_put(study.source.variables) if first.crossover else None,
     )
