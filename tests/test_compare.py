@@ -225,6 +225,20 @@ def test_a_start_that_cannot_be_made_is_left_out(settings):
     assert "`finetune` is left out" in (result.folder / "report.md").read_text()
 
 
+def test_a_module_of_nnx_is_compared(settings):
+    result, _ = run(
+        settings,
+        name="nnx",
+        target="test_target:OfNNX",
+        methods=("he", "default+crossover"),
+        learning_rates=(1e-2,),
+        normalization="dataset",
+    )
+    losses = [row.metrics["train_loss"] for row in result.rows if row.epoch == 1]
+    assert len(set(losses)) == 4
+    assert [row.status for row in result.rows if row.epoch == 2] == ["done"] * 4
+
+
 def test_other_settings_and_other_folders_are_refused(finished, settings):
     with pytest.raises(ConfigError, match=r"started with batch_size=8\. Continue it with the same"):
         run(settings, name="finished", batch_size=4)

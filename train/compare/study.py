@@ -107,6 +107,13 @@ def prepare(settings: Settings, splits: Splits) -> Study:
     steps = len(order) * settings.epochs
     lender = features_only(source.model)
     expected = Statistics(source.preprocess.mean, source.preprocess.std)
+
+    def programs(statistics: Statistics, lends: bool) -> Programs:
+        seen = seen_by_source(statistics, expected)
+        task = Task(first, statistics.mean, statistics.std, dtype, seen)
+        support = Support(lender, settings.crossover_rate) if lends else None
+        return programs_of(task, settings.weight_decay, steps, support)
+
     return Study(
         settings=settings,
         splits=dataclasses.replace(
@@ -121,20 +128,7 @@ def prepare(settings: Settings, splits: Splits) -> Study:
         steps=steps,
         target=target,
         statistics=functools.cache(functools.partial(statistics_of, settings, splits.train)),
-        programs=functools.cache(
-            lambda statistics, lends: programs_of(
-                Task(
-                    first,
-                    statistics.mean,
-                    statistics.std,
-                    dtype,
-                    seen_by_source(statistics, expected),
-                ),
-                settings.weight_decay,
-                steps,
-                Support(lender, settings.crossover_rate) if lends else None,
-            )
-        ),
+        programs=functools.cache(programs),
     )
 
 
