@@ -1,5 +1,6 @@
 """The statistics of a comparison against NumPy and SciPy by hand, and the files of its rows."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,10 +9,11 @@ import scipy.stats
 
 from train.compare.markdown import progress_table, rates_table, result_table
 from train.compare.rows import METRICS, Row, append_rows, finished, forget_unfinished, read_rows
-from train.compare.settings import Settings
+from train.compare.settings import REPLACED, Settings
 from train.compare.table import after_epochs, estimate, make_table, paired_test
 from train.compare.training import failed_rows
 from train.compare.trainings import Training, all_trainings, groups, part_of
+from train.config import Config
 
 CURVES = {  # by start, learning rate and seed: on the validation and test images after each epoch
     ("he", 1e-3, 0): ([0.5, 0.6, 0.55], [0.50, 0.61, 0.90]),
@@ -143,6 +145,16 @@ def test_what_failed_is_trained_again_and_what_is_complete_counts(tmp_path):
     forget_unfinished(tmp_path / "rows-1-of-2.csv")
     (tmp_path / "rows-2-of-2.csv").unlink()
     assert read_rows(tmp_path) == ()
+
+
+def test_every_setting_of_a_run_is_obeyed_or_refused():
+    """A new one has to be put into effect in `train.compare.study`, or into `REPLACED`."""
+    obeyed = {
+        *("source", "target", "target_args", "dataset", "source_weights", "source_prefix"),
+        *("data_dir", "on_bad_image", "image_size", "normalization", "epochs", "batch_size"),
+        *("weight_decay", "crossover_rate", "best_by", "seed", "precision", "out", "name"),
+    }
+    assert {field.name for field in dataclasses.fields(Config)} == obeyed | set(REPLACED)
 
 
 def test_parts_are_disjoint_and_all_and_keep_seeds_together():
