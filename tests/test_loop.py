@@ -27,6 +27,7 @@ from train import loop
 from train.__main__ import main
 from train.config import MatchOptions, MethodOptions, RuleOptions
 from train.errors import ConfigError, DataError, DivergedError
+from train.networks import features_only, size_lent_at
 
 TESTS = Path(__file__).parent
 
@@ -301,7 +302,7 @@ def test_a_squeezenet_is_lent_no_features(config):
 def test_a_vgg_lends_the_features_that_are_pooled_globally(key):
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
     for name, width in (("vgg11", 512), ("squeezenet1_1", 512)):
-        model = loop._features_only(models.create(name))
+        model = features_only(models.create(name))
         variables = jax.eval_shape(model.init, key, images)
         features = functools.partial(model.apply, method="features")
         assert jax.eval_shape(features, variables, images).shape == (2, width)
@@ -309,9 +310,9 @@ def test_a_vgg_lends_the_features_that_are_pooled_globally(key):
 
 def test_a_source_that_takes_one_size_is_resized_only_to_lend_features(config):
     source = dataclasses.replace(config, source="vit_b_32")
-    assert loop._size_lent_at(source) == config.image_size
-    assert loop._size_lent_at(dataclasses.replace(source, crossover_rate=0)) is None
-    assert loop._size_lent_at(config) is None
+    assert size_lent_at(source) == config.image_size
+    assert size_lent_at(dataclasses.replace(source, crossover_rate=0)) is None
+    assert size_lent_at(config) is None
 
 
 HOST = """

@@ -21,6 +21,7 @@ from train.errors import ConfigError
 __all__ = [
     "Devices",
     "ask_first",
+    "dtype_of",
     "find_devices",
     "is_first_process",
     "join_hosts",
@@ -137,12 +138,16 @@ def find_devices(config: Config) -> Devices:
         )
     # Auto, as jax.make_mesh's default differs between versions of JAX.
     mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
-    on_cpu = jax.default_backend() == "cpu"
-    precision = config.precision
-    if precision == "auto":
-        precision = "float32" if on_cpu else "bfloat16"
     return Devices(
         replicated=NamedSharding(mesh, PartitionSpec()),
         rows=NamedSharding(mesh, PartitionSpec("data")),
-        dtype=jnp.dtype(precision),
+        dtype=dtype_of(config),
     )
+
+
+def dtype_of(config: Config) -> jnp.dtype:
+    """Returns the type of the computation, which `auto` leaves to the devices."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(precision)

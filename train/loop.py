@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import importers
 import tlv_jax
-from tlv_jax import models
 from train import checkpoints
 from train.config import Config, resolve
 from train.contents import load_on_all_hosts, show_contents
@@ -31,10 +30,11 @@ from train.devices import (
     place,
     place_images,
 )
-from train.errors import ConfigError, DivergedError, name_some
+from train.errors import DivergedError, name_some
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
-from train.modules import build_module, parse_arguments, target_of
+from train.modules import build_module, parse_arguments
+from train.networks import checked_target, features_only, size_lent_at
 from train.normalization import seen_by_source, statistics_of
 from train.optimizer import check_patterns, crossover_rate, make_optimizer
 from train.recipe import Recipe, recipe_of
@@ -56,7 +56,7 @@ from train.step import (
     make_eval_step,
     make_train_step,
 )
-from train.target import Target, check_target
+from train.target import Target
 
 __all__ = ["Result", "run"]
 
@@ -134,7 +134,7 @@ def run(
     pretrained = importers.load(
         config.source,
         config.source_weights,
-        image_size=_size_lent_at(config),
+        image_size=size_lent_at(config),
         dtype=devices.dtype,
         prefix=config.source_prefix,
     )
@@ -152,7 +152,7 @@ def run(
             dtype=devices.dtype,
             key=key_init,
         )
-    target = _target(config, model, key_init, images, len(splits.classes))
+    target = checked_target(config, model, key_init, images, len(splits.classes))
     if frozen := check_patterns(recipe, target.split(target.network.params)[0]):
         console.print(f"frozen: {name_some(frozen)}", highlight=False, soft_wrap=True)
     folder = Path(ask_first(lambda: str(open_run_folder(config, splits))))
@@ -163,7 +163,7 @@ def run(
 
     setup = _prepare(config, recipe, devices, target, pretrained, splits, key_training)
     rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
-    support = Support(_features_only(pretrained.model), rate)
+    support = Support(features_only(pretrained.model), rate)
     starts = [("transferred", transferred, support if config.crossover_rate else None)]
     if config.baseline:
         starts.append(("he", target.network.params, None))
@@ -179,24 +179,6 @@ def run(
     console.print(result_table(runs, title))
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     return Result(folder, plan, report, tuple(runs))
-
-
-def _target(
-    config: Config, model: nn.Module | nnx.Module, key: jax.Array, images: jax.Array, classes: int
-) -> Target:
-    """The target, once it is known that it can be trained as the settings ask."""
-    if config.crossover_rate and isinstance(model, models.SqueezeNet):
-        # Its head on averaged features is another function than the network that is evaluated.
-        raise ConfigError(
-            f"crossover_rate={config.crossover_rate} for target={config.target!r}: a SqueezeNet "
-            "averages over places behind its last layer, so no features can be lent to it. Set "
-            "crossover_rate=0."
-        )
-    target = target_of(config.target, model, key, images)
-    if ":" in config.target:
-        crossover = config.crossover_rate > 0
-        check_target(config.target, target, images, classes, crossover=crossover)
-    return target
 
 
 def _transfer(
@@ -255,17 +237,6 @@ def _prepare(
         order_key=key_order,
         step_key=key_step,
     )
-
-
-def _size_lent_at(config: Config) -> int | None:
-    """The size of the images, if the source sees them and takes images of one size only."""
-    fixed = hasattr(models.create(config.source), "image_size")
-    return config.image_size if fixed and config.crossover_rate else None
-
-
-def _features_only(model: nn.Module) -> nn.Module:
-    """The source as it lends features. A VGG's are the 512 globally pooled ones, as published."""
-    return model.clone(pool_size=1) if isinstance(model, models.VGG) else model
 
 
 def _train(

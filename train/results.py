@@ -21,6 +21,7 @@ from train.metrics import Summary
 
 __all__ = [
     "RunResult",
+    "flat_settings",
     "open_run_folder",
     "open_tensorboard",
     "result_table",
@@ -182,6 +183,11 @@ def result_table(runs: Sequence[RunResult], title: str) -> Table:
             f"{run.seconds:.0f}",
         )
     return table
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Returns all settings as JSON values, by their names on the command line."""
+    return _named(_settings(config))
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -1,0 +1,288 @@
+"""Whole comparisons of a small network: rows, resumption, parts, and what is refused."""
+
+import csv
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trees
+from PIL import Image
+from rich.console import Console
+
+import importers
+import tlv_jax
+import train
+from train.compare import Settings, compare
+from train.compare.__main__ import main
+from train.compare.rows import METRICS
+from train.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+STARTS = ("he", "default", "default+crossover", "random_matching", "random_source", "probe")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Noise around two colours, which a network can tell apart."""
+    folder = tmp_path_factory.mktemp("photographs")
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("dark", "light")):
+        (folder / name).mkdir()
+        for number in range(20):
+            pixels = generator.integers(0, 128, (32, 32, 3)) + 30 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(photographs, tmp_path_factory):
+    """Weights of the smallest source are drawn at random."""
+    path = tmp_path_factory.mktemp("checkpoint") / "squeezenet.safetensors"
+    variables = trees.random_variables(trees.shapes("squeezenet1_1"), seed=0)
+    importers.write_safetensors(path, "squeezenet1_1", variables["params"], {})
+    return Settings(
+        source="squeezenet1_1",
+        source_weights=path,
+        target="small_network:Net",
+        dataset="folder",
+        data_dir=photographs,
+        image_size=32,
+        epochs=2,
+        batch_size=8,
+        methods=STARTS,
+        seeds=2,
+        learning_rates=(1e-4, 1e-2),
+        vmap=2,
+        out=tmp_path_factory.mktemp("runs"),
+    )
+
+
+def run(settings, **changes):
+    output = io.StringIO()
+    changed = dataclasses.replace(settings, **changes)
+    return compare(changed, console=Console(file=output, width=120)), output.getvalue()
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.glob("rows*.csv")}
+
+
+@pytest.fixture(scope="module")
+def finished(settings):
+    return run(settings, name="finished")
+
+
+def test_every_epoch_of_every_training_is_a_row(finished, settings):
+    comparison, _ = finished
+    with (comparison.folder / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    trained = [row for row in rows if row["start"] != "probe"]
+    found = [(r["start"], float(r["learning_rate"]), r["seed"], r["epoch"]) for r in trained]
+    expected = {
+        (start, rate, seed, epoch)
+        for start in STARTS[:-1]
+        for rate in settings.learning_rates
+        for seed in "01"
+        for epoch in "12"
+    }
+    assert set(found) == expected
+    assert len(found) == len(expected)
+    assert [(row["seed"], row["learning_rate"]) for row in rows[-2:]] == [("0", ""), ("1", "")]
+    for row in rows:
+        assert all(np.isfinite(float(row[metric])) for metric in METRICS)
+        assert row["settings.target"] == "small_network:Net"
+        assert row["jax"]
+        assert row["machine"]
+    assert comparison.missing == 0
+    assert len(comparison.rows) == len(rows)
+
+
+def test_starts_differ_and_the_same_seed_sees_the_same_images(finished):
+    comparison, _ = finished
+    first = {
+        row.training.start: row.metrics["train_loss"]
+        for row in comparison.rows
+        if row.training[1:] == (1e-4, 1) and row.epoch == 1
+    }
+    assert set(first) == set(STARTS[:-1])
+    assert len(set(first.values())) == len(first)
+
+
+def test_a_comparison_trains_as_a_run_does(finished, settings):
+    comparison, _ = finished
+    own = {field.name for field in dataclasses.fields(train.Config)}
+    shared = {name: getattr(settings, name) for name in own if name != "method"}
+    config = train.Config(**shared | {"learning_rate": 1e-2, "name": "run"})
+    with pytest.warns(tlv_jax.SimilarityWarning):
+        result = train.run(config, console=Console(quiet=True))
+    for training in result.runs:
+        start = {"transferred": "default+crossover", "he": "he"}[training.name]
+        rows = [row for row in comparison.rows if row.training == (start, 1e-2, 0)]
+        for row, record in zip(rows, training.epochs, strict=True):
+            for metric in ("train_loss", "validation_loss"):
+                # Sums are taken in another order: a run is split over the devices.
+                assert row.metrics[metric] == pytest.approx(record[metric], rel=1e-2)
+
+
+def test_the_report_names_what_was_compared(finished):
+    comparison, output = finished
+    report = (comparison.folder / "report.md").read_text()
+    for words in (
+        *("python -m train.compare --source squeezenet1_1", "--learning-rates 0.0001 0.01"),
+        *("| dark | 14 | 3 | 3 |", "| all | 28 | 6 | 6 |", "; python 3.", "jax 0."),
+        *("| start | epoch 1 | epoch 2 |", "![balanced accuracy"),
+    ):
+        assert words in report
+    assert str(comparison) in report
+    assert str(comparison) in output
+    assert "Not complete" not in report
+    assert (comparison.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_done_is_not_done_again(finished, settings):
+    comparison, _ = finished
+    before = contents(comparison.folder)
+    again, output = run(settings, name="finished")
+    assert contents(comparison.folder) == before
+    assert again == comparison
+    assert "trainings to run" not in output
+
+
+def test_an_interrupted_comparison_continues_to_the_same_rows(finished, settings):
+    comparison, _ = finished
+    text = (comparison.folder / "rows.csv").read_text()
+    other = comparison.folder.with_name("interrupted")
+    other.mkdir()
+    for name in ("settings.json", "data.json"):
+        (other / name).write_text((comparison.folder / name).read_text())
+    lines = text.splitlines(keepends=True)
+    # Killed in the last line of the ninth group, the second of random_source.
+    (other / "rows.csv").write_text("".join(lines[:36]) + lines[36][:40])
+    again, output = run(settings, name="interrupted")
+    assert "5 of 22 trainings to run" in output
+    assert (other / "rows.csv").read_text().startswith("".join(lines[:33]))
+    for row, expected in zip(again.rows, comparison.rows, strict=True):
+        assert row.training == expected.training
+        assert row.metrics == pytest.approx(expected.metrics)
+
+
+def test_parts_together_are_the_whole(finished, settings):
+    whole, _ = finished
+    small = {"methods": ("he", "default", "probe"), "learning_rates": (1e-2,), "name": "parts"}
+    for number in (2, 1, 3):
+        part, output = run(settings, part=f"{number}/3", **small)
+    assert set(contents(part.folder)) == {f"rows-{n}-of-3.csv" for n in (1, 2, 3)}
+    assert "1 of 3" not in output
+    assert part.missing == 0
+    expected = {(row.training, row.epoch): row.metrics for row in whole.rows}
+    assert len(part.rows) == 2 * 2 * 2 + 2
+    for row in part.rows:
+        assert row.metrics == pytest.approx(expected[row.training, row.epoch], rel=1e-3)
+
+
+def test_a_comparison_that_is_made_larger_trains_only_what_is_new(settings):
+    small = {"methods": ("he",), "learning_rates": (1e-2,), "name": "larger"}
+    first, _ = run(settings, seeds=1, **small)
+    before = contents(first.folder)["rows.csv"]
+    second, output = run(settings, seeds=2, **small)
+    assert "1 of 2 trainings to run" in output
+    assert contents(second.folder)["rows.csv"].startswith(before)
+    assert len(second.rows) == 4
+
+
+def test_a_part_says_what_is_missing(settings):
+    part, output = run(settings, part="1/2", name="half", methods=("he",), learning_rates=(1e-2,))
+    assert part.missing == 1
+    assert "1 trainings are missing" in output
+    assert "**Not complete: 1 trainings are missing.**" in (part.folder / "report.md").read_text()
+
+
+def test_a_training_that_diverges_is_a_row_and_stops_no_other(settings):
+    result, output = run(
+        settings, name="wild", methods=("he",), learning_rates=(1e30, 1e-2), seeds=1
+    )
+    wild, *others = result.rows
+    assert (wild.status, wild.epoch) == ("diverged", 1)
+    assert [row.status for row in others] == ["training", "done"]
+    assert result.table[0].learning_rate == 1e-2
+    assert result.missing == 0
+    assert "seed 0 diverged" in output
+    assert "1e+30, seed 0, epoch 1: diverged" in (result.folder / "report.md").read_text()
+
+
+def test_a_start_that_cannot_be_made_is_left_out(settings):
+    result, output = run(
+        settings, name="left out", methods=("finetune", "he"), learning_rates=(1e-2,), seeds=1
+    )
+    assert "no published weights of target='small_network:Net'" in result.left_out["finetune"]
+    assert "finetune is left out" in output
+    assert [line.start for line in result.table] == ["he"]
+    assert "`finetune` is left out" in (result.folder / "report.md").read_text()
+
+
+def test_a_module_of_nnx_is_compared(settings):
+    result, _ = run(
+        settings,
+        name="nnx",
+        target="test_target:OfNNX",
+        methods=("he", "default+crossover"),
+        learning_rates=(1e-2,),
+        normalization="dataset",
+    )
+    losses = [row.metrics["train_loss"] for row in result.rows if row.epoch == 1]
+    assert len(set(losses)) == 4
+    assert [row.status for row in result.rows if row.epoch == 2] == ["done"] * 4
+
+
+def test_other_settings_and_other_folders_are_refused(finished, settings):
+    with pytest.raises(ConfigError, match=r"started with batch_size=8\. Continue it with the same"):
+        run(settings, name="finished", batch_size=4)
+    (settings.out / "photos").mkdir()
+    with pytest.raises(ConfigError, match=r"photos is there and is no comparison"):
+        run(settings, name="photos")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ("he", "tlvcf")}, "expected some of he, default, tlvfc"),
+        ({"methods": ("probe+crossover",)}, "all but probe also"),
+        ({"methods": ("he", "he")}, "one is there twice"),
+        ({"learning_rates": (0.0,)}, "expected numbers above 0"),
+        ({"part": "4/3"}, "expected K/N"),
+        ({"seeds": 0}, "seeds=0, expected at least 1"),
+        ({"resume": True}, "a comparison has no such setting"),
+        ({"methods": ("he+crossover",), "crossover_rate": 0.0}, "expected a probability above 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(settings, change, message):
+    with pytest.raises(ConfigError, match=message):
+        run(settings, **change)
+
+
+def test_help_does_not_wait_for_jax():
+    code = "import sys, train.compare.__main__; print('jax' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert run.stdout == "False\n"
+
+
+def test_a_command_compares(settings, capsys):
+    arguments = [
+        *("--source", "squeezenet1_1", "--source-weights", str(settings.source_weights)),
+        *("--target", "small_network:Net", "--dataset", "folder"),
+        *("--data-dir", str(settings.data_dir), "--out", str(settings.out), "--name", "command"),
+        *("--image-size", "32", "--epochs", "1", "--batch-size", "8", "--methods", "he"),
+        *("--seeds", "1", "--learning-rates", "1e-2"),
+    ]
+    assert main(arguments) == 0
+    assert "| he | 0.01 |" in capsys.readouterr().out
+    assert json.loads((settings.out / "command" / "settings.json").read_text())["epochs"] == 1
+    assert main([*arguments, "--weight-decay", "0"]) == 1
+    assert "error: The comparison in" in capsys.readouterr().err

@@ -1,0 +1,93 @@
+"""Where a training starts from: the target's variables, by the name of the start."""
+
+import dataclasses
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+import importers
+import tlv_jax
+from tlv_jax import matching, methods, models
+from train.compare.settings import CROSSOVER
+from train.compare.study import Study, keys_of
+from train.config import MethodName, MethodOptions
+from train.errors import ConfigError
+from train.method import method_of
+from train.statistics import Statistics
+
+__all__ = ["Start", "start_of"]
+
+
+class Start(NamedTuple):
+    """The beginning of one training.
+
+    Attributes:
+      variables: of the target, of the type of its network's `params`.
+      statistics: by which images are normalized.
+      crossover: whether the source lends features.
+    """
+
+    variables: Any
+    statistics: Statistics
+    crossover: bool
+
+
+def start_of(study: Study, name: str, seed: int) -> Start:
+    """Makes a start.
+
+    Args:
+      study: what all trainings share.
+      name: of `STARTS` but `probe`, also with `+crossover`.
+      seed: of the target's own initialization and of the transfer.
+
+    Raises:
+      TLVError: if the transfer cannot be planned, or there are no weights of the target.
+    """
+    base, crossover = name.removesuffix(CROSSOVER), name.endswith(CROSSOVER)
+    preprocess = study.source.preprocess
+    if base == "he":
+        variables = study.target(seed).network.params
+    elif base == "finetune":
+        variables, preprocess = _pretrained(study, seed)
+    else:
+        variables = _transferred(study, base, seed)
+    expected = Statistics(preprocess.mean, preprocess.std)
+    return Start(variables, study.statistics(expected), crossover)
+
+
+def _transferred(study: Study, name: str, seed: int) -> Any:
+    source, target = study.source.network, study.target(seed).network
+    key = keys_of(seed).transfer
+    method = methods.DEFAULT
+    if name == "random_matching":
+        method = dataclasses.replace(method, match=matching.Random(seed))
+    elif name == "random_source":
+        # Another key than that of the transfer, of which it is independent.
+        params = study.draw_source(jax.random.fold_in(key, 1))
+        source = dataclasses.replace(source, params=params)
+    else:
+        assert name in get_args(MethodName)  # resolved
+        method = method_of(MethodOptions(name))  # type: ignore[arg-type]
+    plan = tlv_jax.plan_transfer(source, target, method)
+    return tlv_jax.apply_transfer(plan, key, source, target)
+
+
+def _pretrained(study: Study, seed: int) -> tuple[Any, importers.Preprocess]:
+    """The target's own pretrained weights, with the last layer of the seed's initialization."""
+    settings = study.settings
+    if settings.target not in importers.available():
+        raise ConfigError(
+            f"finetune: there are no published weights of target={settings.target!r}. Leave "
+            "finetune out."
+        )
+    fixed = hasattr(models.create(settings.target), "image_size")
+    given = importers.load(settings.target, image_size=settings.image_size if fixed else None)
+    leaves = dict(jax.tree_util.tree_leaves_with_path(given.variables))
+
+    def chosen(path: Any, own: Any) -> Any:
+        leaf = leaves.get(path)
+        return own if leaf is None or leaf.shape != own.shape else jnp.asarray(leaf, own.dtype)
+
+    own = study.target(seed).network.params
+    return jax.tree_util.tree_map_with_path(chosen, own), given.preprocess

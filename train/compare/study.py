@@ -1,0 +1,193 @@
+"""What the trainings of a comparison share: images, networks and compiled steps."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import importers
+from train.compare.settings import CROSSOVER, Settings
+from train.data import Splits, train_order
+from train.devices import dtype_of
+from train.modules import build_module, parse_arguments
+from train.networks import checked_target, features_only, size_lent_at
+from train.normalization import seen_by_source, statistics_of
+from train.optimizer import make_optimizer
+from train.statistics import Statistics
+from train.step import Support, Task, make_eval_step, make_train_step
+from train.target import Target
+
+__all__ = ["Keys", "Programs", "Study", "keys_of", "over_seeds", "prepare", "programs_of"]
+
+
+class Keys(NamedTuple):
+    """The random keys of one seed: those of `train.run` with that seed."""
+
+    init: jax.Array
+    transfer: jax.Array
+    order: jax.Array
+    step: jax.Array
+
+
+class Programs(NamedTuple):
+    """Compiled steps of several trainings at once, which are the first axis `S`.
+
+    Attributes:
+      step: `(state, rate, keys, rows, images, support_variables) -> (state, tally)`, with `rows`
+        `[S, B]` and one learning rate for all.
+      evaluate: `(params, model_state, rows, real, images) -> tally`, with `rows` `[B]`.
+    """
+
+    step: Callable[..., Any]
+    evaluate: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What the trainings share.
+
+    Attributes:
+      settings: resolved.
+      splits: the images, on the device.
+      dtype: of the computation.
+      source: the pretrained network.
+      draw_source: its variables with the architecture's own initialization, by key.
+      steps: of a whole training.
+      target: the target with its own initialization, by seed.
+      statistics: by which images are normalized, by those that the weights expect.
+      programs: by these statistics, and whether the source lends features.
+    """
+
+    settings: Settings
+    splits: Splits
+    dtype: jnp.dtype
+    source: importers.Pretrained
+    draw_source: Callable[[jax.Array], Any]
+    steps: int
+    target: Callable[[int], Target]
+    statistics: Callable[[Statistics], Statistics]
+    programs: Callable[[Statistics, bool], Programs]
+
+
+def keys_of(seed: int) -> Keys:
+    """Derives the keys of a seed."""
+    init, transfer, training = jax.random.split(jax.random.key(seed), 3)
+    return Keys(init, transfer, *jax.random.split(training))
+
+
+def prepare(settings: Settings, splits: Splits) -> Study:
+    """Loads the source, puts the images on the device, and checks the target.
+
+    Args:
+      settings: resolved.
+      splits: the images.
+
+    Raises:
+      TLVError: if the source cannot be had, the target cannot be trained, or there are too few
+        images.
+    """
+    assert settings.epochs is not None  # resolved
+    dtype = dtype_of(settings)
+    crossover = any(name.endswith(CROSSOVER) for name in settings.methods)
+    # The source sees the images in crossover, and in a probe.
+    sees = dataclasses.replace(settings, crossover_rate=crossover or "probe" in settings.methods)
+    source = importers.load(
+        settings.source,
+        settings.source_weights,
+        image_size=size_lent_at(sees),
+        dtype=dtype,
+        prefix=settings.source_prefix,
+    )
+    own = settings if crossover else dataclasses.replace(settings, crossover_rate=0.0)
+    target = functools.cache(functools.partial(_target, own, len(splits.classes), dtype))
+    first = target(settings.seed)
+    order = train_order(keys_of(settings.seed).order, 1, len(splits.train), settings.batch_size)
+    steps = len(order) * settings.epochs
+    lender = features_only(source.model)
+    expected = Statistics(source.preprocess.mean, source.preprocess.std)
+
+    def programs(statistics: Statistics, lends: bool) -> Programs:
+        seen = seen_by_source(statistics, expected)
+        task = Task(first, statistics.mean, statistics.std, dtype, seen)
+        support = Support(lender, settings.crossover_rate) if lends else None
+        return programs_of(task, settings.weight_decay, steps, support)
+
+    return Study(
+        settings=settings,
+        splits=dataclasses.replace(
+            splits,
+            train=jax.device_put(splits.train),
+            validation=jax.device_put(splits.validation),
+            test=jax.device_put(splits.test),
+        ),
+        dtype=dtype,
+        source=source,
+        draw_source=_source_initializer(source),
+        steps=steps,
+        target=target,
+        statistics=functools.cache(functools.partial(statistics_of, settings, splits.train)),
+        programs=functools.cache(programs),
+    )
+
+
+def programs_of(task: Task, weight_decay: float, steps: int, support: Support | None) -> Programs:
+    """Compiles one step for all learning rates."""
+
+    def step(state: Any, rate: jax.Array, key: jax.Array, *inputs: Any) -> Any:
+        optimizer = make_optimizer(rate, weight_decay, steps)  # type: ignore[arg-type]
+        return make_train_step(task, optimizer, support)(state, key, *inputs)
+
+    steps_at_once = over_seeds(step, (0, None, 0, 0, None, None))
+    evaluate = over_seeds(make_eval_step(task), (0, 0, None, None, None))
+    return Programs(jax.jit(steps_at_once, donate_argnums=0), jax.jit(evaluate))
+
+
+def over_seeds(fn: Callable[..., Any], axes: Sequence[int | None]) -> Callable[..., Any]:
+    """`jax.vmap`, but a single seed calls the function itself.
+
+    On a CPU a convolution with an axis of kernels is slower, even if its length is 1.
+
+    Args:
+      fn: to map; the first argument has the axis.
+      axes: of each argument, 0 or None.
+    """
+
+    def mapped(*args: Any) -> Any:
+        if len(jax.tree.leaves(args[0])[0]) > 1:
+            return jax.vmap(fn, tuple(axes))(*args)
+        alone = [
+            arg if axis is None else jax.tree.map(lambda leaf: leaf[0], arg)
+            for arg, axis in zip(args, axes, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: leaf[None], fn(*alone))
+
+    return mapped
+
+
+def _target(settings: Settings, classes: int, dtype: Any, seed: int) -> Target:
+    assert settings.image_size is not None  # resolved
+    key = keys_of(seed).init
+    model = build_module(
+        settings.target,
+        parse_arguments(settings.target_args),
+        num_classes=classes,
+        image_size=settings.image_size,
+        dtype=dtype,
+        key=key,
+    )
+    images = jnp.zeros((1, settings.image_size, settings.image_size, 3), dtype)
+    return checked_target(settings, model, key, images, classes)
+
+
+def _source_initializer(source: importers.Pretrained) -> Callable[[jax.Array], Any]:
+    side = getattr(source.model, "image_size", source.preprocess.crop)
+    initialize = jax.jit(source.model.init)
+
+    def draw(key: jax.Array) -> Any:
+        variables = initialize(key, jnp.zeros((1, side, side, 3)))
+        return {name: variables[name] for name in source.variables}
+
+    return draw
