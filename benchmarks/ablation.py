@@ -41,7 +41,8 @@ from train.datasets import load_dataset
 from train.linen_target import linen_target
 from train.method import MATCHERS, RULES, STANDARDIZATIONS
 from train.metrics import merge, summarize
-from train.step import Task, initial_state, make_eval_step, make_optimizer, make_train_step
+from train.optimizer import make_optimizer
+from train.step import Task, initial_state, make_eval_step, make_train_step
 
 RESULTS = Path(__file__).parent / "results" / "ablation.csv"
 

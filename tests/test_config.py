@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from train.__main__ import main
-from train.config import DATASETS, Config, MethodOptions, resolve
+from train.config import DATASETS, Config, MethodOptions, RecipeOptions, resolve
 from train.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +65,8 @@ def test_help_names_every_setting_without_waiting_for_jax():
         assert f"--{field.name.replace('_', '-')}" in shown
     for part in dataclasses.fields(MethodOptions)[1:]:
         assert f"--method.{part.name} " in shown
+    for part in dataclasses.fields(RecipeOptions)[1:]:
+        assert f"--recipe.{part.name.replace('_', '-')} " in shown
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ from tlv_jax import models
 from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.linen_target import linen_target
+from train.optimizer import learning_rate, make_optimizer
+from train.recipe import PUBLISHED, Recipe
 from train.step import (
     Support,
     Task,
+    cross_entropy,
     initial_state,
-    learning_rate,
     make_eval_step,
-    make_optimizer,
     make_train_step,
 )
 
@@ -220,30 +221,97 @@ def test_two_devices_give_what_one_gives(key, images, start, lender):
     chex.assert_trees_all_close(both.opt_state[0].mu, alone.opt_state[0].mu, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 10, 57])
-def test_the_schedule_is_torch_s_multi_step(steps):
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([parameter], lr=1e-3)
-    milestones = [int(0.6 * steps), int(0.8 * steps)]
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=milestones)
-    schedule = learning_rate(1e-3, steps)
-    for step in range(steps):
-        expected = optimizer.param_groups[0]["lr"]
-        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
-        optimizer.step()
-        scheduler.step()
+def test_the_published_recipe_is_the_published_step(key, images, start):
+    """Written out once more, with Optax's own AdamW: equal bit for bit."""
+    state, optimizer = start
+
+    def published(state, opt_state, step):
+        keys = jax.random.split(jax.random.fold_in(key, step), 3)
+        seen = augment(keys[0], images.images[rows(step)])
+        seen = normalize(seen, TASK.mean, TASK.std, TASK.dtype)
+
+        def loss(params):
+            logits, updated = TASK.target.train(params, state.model_state, seen, keys[1], None)
+            labels = images.labels[rows(step)]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), updated
+
+        gradients, updated = jax.grad(loss, has_aux=True)(state.params)
+        changes, opt_state = adamw.update(gradients, opt_state, state.params)
+        return state.replace(
+            params=optax.apply_updates(state.params, changes), model_state=updated
+        ), opt_state
+
+    adamw = optax.adamw(learning_rate(1e-2, STEPS), weight_decay=5e-4)
+    expected, opt_state = state, adamw.init(state.params)
+    step = jax.jit(make_train_step(TASK, optimizer, None, PUBLISHED))
+    published = jax.jit(published, static_argnums=2)
+    for number in range(3):
+        expected, opt_state = published(expected, opt_state, number)
+        state, _ = step(state, key, rows(number), images, None)
+    chex.assert_trees_all_equal(state.params, expected.params)
+    chex.assert_trees_all_equal(state.model_state, expected.model_state)
 
 
-def test_the_optimizer_is_torch_s_adamw():
-    values = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
-    gradients = np.random.default_rng(1).standard_normal((5, 4, 3)).astype(np.float32)
-    parameter = torch.nn.Parameter(torch.from_numpy(values.copy()))
-    theirs = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=5e-2)
-    ours = make_optimizer(1e-2, 5e-2, 1000)
-    params, state = jnp.asarray(values), ours.init(jnp.asarray(values))
-    for gradient in gradients:
-        parameter.grad = torch.from_numpy(gradient)
-        theirs.step()
-        updates, state = ours.update(jnp.asarray(gradient), state, params)
-        params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(params, parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
+def test_label_smoothing_is_torch_s_and_that_of_a_formula():
+    logits = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    labels = np.array([0, 1, 2, 3, 1, 1])
+    targets = np.eye(4)[labels] * 0.9 + 0.1 / 4
+    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    losses = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), 0.1)
+    np.testing.assert_allclose(losses, -(targets * log_probabilities).sum(1), rtol=1e-5)
+    theirs = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits), torch.from_numpy(labels), reduction="none", label_smoothing=0.1
+    )
+    np.testing.assert_allclose(losses, theirs, rtol=1e-5)
+
+
+def test_label_smoothing_changes_training_and_not_the_loss_that_is_reported(key, images, start):
+    state, optimizer = start
+    first, smoothed = (
+        jax.jit(make_train_step(TASK, optimizer, None, recipe))(state, key, rows(0), images, None)
+        for recipe in (PUBLISHED, Recipe(label_smoothing=0.3))
+    )
+    assert float(smoothed[1].loss) == float(first[1].loss)
+    # Adam's first moments are the gradients.
+    moments = [np.asarray(each[0].opt_state[0].mu["dense"]["kernel"]) for each in (first, smoothed)]
+    assert np.abs(moments[0] - moments[1]).max() > 1e-4
+
+
+def test_parts_of_a_batch_give_its_gradients_and_their_own_statistics(key, start):
+    """Of black images, which no augmentation changes. Each part has images of one class alone."""
+    state, optimizer = start
+    labels = jnp.arange(32, dtype=jnp.int32) % 2
+    black = LabelledImages(jnp.zeros((32, 8, 8, 3), jnp.uint8), labels)
+    (whole, tally), (parts, tally_of_parts) = (
+        jax.jit(make_train_step(TASK, optimizer, None, recipe))(state, key, rows(0), black, None)
+        for recipe in (PUBLISHED, Recipe(accumulate=2))
+    )
+    chex.assert_trees_all_close(parts.opt_state[0].mu, whole.opt_state[0].mu, rtol=1e-4, atol=1e-7)
+    assert np.abs(whole.opt_state[0].mu["dense"]["kernel"]).max() > 1e-4
+    chex.assert_trees_all_close(tally_of_parts, tally, rtol=1e-5)
+    norms = [each.model_state["batch_stats"]["norm"]["mean"] for each in (whole, parts)]
+    momentum = 0.9
+    np.testing.assert_allclose(norms[1], norms[0] * (1 + momentum), rtol=1e-5)
+
+
+def test_every_image_of_a_batch_is_in_one_part(key, images, start):
+    state, optimizer = start
+    own_class = LabelledImages(images.images, images.labels.at[5].set(0))
+    step = jax.jit(make_train_step(TASK, optimizer, None, Recipe(accumulate=4)))
+    _, tally = step(state, key, rows(0), own_class, None)
+    np.testing.assert_array_equal(tally.examples, [9, 7])
+
+
+def test_the_average_of_the_weights_is_that_of_a_loop(key, images, start):
+    state, optimizer = start
+    recipe = Recipe(ema=0.25)
+    state = initial_state(state.params, state.model_state, optimizer, recipe)
+    step = jax.jit(make_train_step(TASK, optimizer, None, recipe))
+    expected = np.asarray(state.params["conv"]["kernel"])
+    for number, decay in enumerate((1 / 10, 2 / 11, 0.25, 0.25)):
+        state, _ = step(state, key, rows(number), images, None)
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["conv"]["kernel"])
+        np.testing.assert_allclose(state.average["conv"]["kernel"], expected, rtol=1e-5, atol=1e-7)
+    assert state.tested_params is state.average
+    assert start[0].tested_params is start[0].params

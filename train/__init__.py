@@ -13,6 +13,7 @@ from train.config import (
     HostOptions,
     MatchOptions,
     MethodOptions,
+    RecipeOptions,
     RuleOptions,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "HostOptions",
     "MatchOptions",
     "MethodOptions",
+    "RecipeOptions",
     "Result",
     "RuleOptions",
     "run",

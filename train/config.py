@@ -16,6 +16,7 @@ __all__ = [
     "HostOptions",
     "MatchOptions",
     "MethodOptions",
+    "RecipeOptions",
     "RuleOptions",
     "resolve",
 ]
@@ -121,6 +122,53 @@ class MethodOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecipeOptions:
+    """How to train: a recipe, and changes to it. None leaves a part as the recipe has it."""
+
+    name: Annotated[Literal["published", "modern"], GROUP] = "published"
+    """The recipe, see docs/recipes.md."""
+    optimizer: Literal["adamw", "sgd"] | None = None
+    """AdamW, or SGD with momentum."""
+    momentum: float | None = None
+    """Of SGD."""
+    nesterov: bool | None = None
+    """Nesterov's momentum (SGD)."""
+    schedule: Literal["step", "cosine"] | None = None
+    """Learning rate: times 0.1 at 60% and again at 80% of all steps, or a cosine down to 0."""
+    warmup_epochs: float | None = None
+    """Epochs, or a part of one, in which the learning rate rises linearly."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradients; 0: no clipping."""
+    decay_all: bool | None = None
+    """Weight decay of all parameters; else not of norms and biases."""
+    label_smoothing: float | None = None
+    """Share of each label that is spread evenly over all classes."""
+    accumulate: int | None = None
+    """Parts of a batch whose gradients are averaged: less memory, for the same --batch-size."""
+    ema: float | None = None
+    """Decay of the moving average of the weights, which is what is evaluated; 0: no average."""
+    freeze: tuple[str, ...] | None = None
+    """Regular expressions; parameters in whose paths, such as layer1.0/conv1/kernel, one is found
+    are not trained."""
+    rates: tuple[str, ...] | None = None
+    """PATTERN=FACTOR, to multiply the learning rate of the parameters whose paths match."""
+    crop: Literal["shift", "resized", "none"] | None = None
+    """Random crop: padded by 4 pixels, or a box of the image that is resized, or none."""
+    crop_area: float | None = None
+    """Smallest share of the image that such a box has (resized)."""
+    flip: float | None = None
+    """Probability that an image is mirrored."""
+    mixup: float | None = None
+    """Blend images and labels of a batch: parameter of the beta distribution; 0: no mixup."""
+    cutmix: float | None = None
+    """Exchange boxes between the images of a batch: the same parameter; 0: no cutmix."""
+    crossover_schedule: Literal["constant", "linear"] | None = None
+    """Crossover rate: the same in all steps, or linear down to 0 at the end."""
+    crossover_mask: Literal["example", "batch"] | None = None
+    """Draw the features to replace for each example, or once for the whole batch."""
+
+
+@dataclasses.dataclass(frozen=True)
 class HostOptions:
     """Train on several hosts: start the same command on each, with a shared --out."""
 
@@ -167,9 +215,9 @@ class Config:
     batch_size: int = 128
     """Images in a step, over all devices."""
     learning_rate: float = 1e-4
-    """Of AdamW; times 0.1 at 60% and again at 80% of all steps."""
+    """Highest learning rate, from which the schedule of the recipe goes down."""
     weight_decay: float = 5e-4
-    """Of AdamW, decoupled from the gradient."""
+    """Decoupled from the gradient by AdamW, added to it by SGD, as in torch."""
     crossover_rate: float = 0.1
     """Probability that the source replaces a feature in training; 0: no crossover."""
     baseline: bool = True
@@ -187,6 +235,7 @@ class Config:
     resume: bool = False
     """Continue the run of that name from its last checkpoint."""
     method: MethodOptions = dataclasses.field(default_factory=MethodOptions)
+    recipe: RecipeOptions = dataclasses.field(default_factory=RecipeOptions)
     hosts: HostOptions = dataclasses.field(default_factory=HostOptions)
 
     @property

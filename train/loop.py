@@ -30,12 +30,14 @@ from train.devices import (
     place,
     place_images,
 )
-from train.errors import DivergedError
+from train.errors import DivergedError, name_some
 from train.method import method_of
 from train.metrics import Summary, merge, summarize
 from train.modules import build_module, parse_arguments
 from train.networks import checked_target, features_only, size_lent_at
 from train.normalization import seen_by_source, statistics_of
+from train.optimizer import check_patterns, crossover_rate, make_optimizer
+from train.recipe import Recipe, recipe_of
 from train.results import (
     RunResult,
     open_run_folder,
@@ -52,7 +54,6 @@ from train.step import (
     Task,
     initial_state,
     make_eval_step,
-    make_optimizer,
     make_train_step,
 )
 from train.target import Target
@@ -86,6 +87,8 @@ class _Setup:
     config: Config
     devices: Devices
     task: Task
+    recipe: Recipe
+    steps: int
     splits: Splits
     optimizer: optax.GradientTransformation
     evaluate: Callable[..., Any]
@@ -123,6 +126,7 @@ def run(
         config = dataclasses.replace(config, target=f"{kind.__module__}:{kind.__qualname__}")
     config = resolve(config)
     method = method_of(config.method)
+    recipe = recipe_of(config)
     arguments = parse_arguments(config.target_args)
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
@@ -149,21 +153,24 @@ def run(
             key=key_init,
         )
     target = checked_target(config, model, key_init, images, len(splits.classes))
+    if frozen := check_patterns(recipe, target.split(target.network.params)[0]):
+        console.print(f"frozen: {name_some(frozen)}", highlight=False, soft_wrap=True)
     folder = Path(ask_first(lambda: str(open_run_folder(config, splits))))
     plan, transferred, report = _transfer(
         method, key_transfer, pretrained.network, target.network, folder
     )
     console.print(str(plan), highlight=False, soft_wrap=True)
 
-    setup = _prepare(config, devices, target, pretrained, splits, key_training)
-    support = Support(features_only(pretrained.model), config.crossover_rate)
+    setup = _prepare(config, recipe, devices, target, pretrained, splits, key_training)
+    rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
+    support = Support(features_only(pretrained.model), rate)
     starts = [("transferred", transferred, support if config.crossover_rate else None)]
     if config.baseline:
         starts.append(("he", target.network.params, None))
     runs = []
     with _progress_bar(console) as bar:
         for name, start, lender in starts:
-            state = initial_state(*target.split(start), setup.optimizer)
+            state = initial_state(*target.split(start), setup.optimizer, recipe)
             lent = pretrained.variables if lender else None
             runs.append(_train(name, setup, state, lender, lent, folder, bar))
     if is_first_process():
@@ -197,6 +204,7 @@ def _transfer(
 
 def _prepare(
     config: Config,
+    recipe: Recipe,
     devices: Devices,
     target: Target,
     pretrained: importers.Pretrained,
@@ -210,17 +218,21 @@ def _prepare(
     key_order, key_step = jax.random.split(key)
     steps = len(train_order(key_order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
+    all_steps, warmup = steps * config.epochs, int(steps * recipe.warmup_epochs)
+    rate, decay = config.learning_rate, config.weight_decay
     return _Setup(
         config=config,
         devices=devices,
         task=task,
+        recipe=recipe,
+        steps=all_steps,
         splits=dataclasses.replace(
             splits,
             train=place_images(splits.train, devices),
             validation=place_images(splits.validation, devices),
             test=place_images(splits.test, devices),
         ),
-        optimizer=make_optimizer(config.learning_rate, config.weight_decay, steps * config.epochs),
+        optimizer=make_optimizer(rate, decay, all_steps, recipe, warmup=warmup),
         evaluate=jax.jit(make_eval_step(task)),
         order_key=key_order,
         step_key=key_step,
@@ -240,7 +252,7 @@ def _train(
     config, devices = setup.config, setup.devices
     assert config.epochs is not None  # resolved
     step = jax.jit(
-        make_train_step(setup.task, setup.optimizer, support),
+        make_train_step(setup.task, setup.optimizer, support, setup.recipe),
         donate_argnums=0,
         out_shardings=devices.replicated,
     )
@@ -325,7 +337,7 @@ def _evaluate(setup: _Setup, state: State, images: LabelledImages) -> Summary:
     total = None
     for rows, real in eval_batches(len(images), setup.config.batch_size):
         rows, real = place((rows, real), setup.devices.rows)
-        counted = setup.evaluate(state.params, state.model_state, rows, real, images)
+        counted = setup.evaluate(state.tested_params, state.model_state, rows, real, images)
         total = counted if total is None else merge(total, counted)
     assert total is not None  # no split is empty
     return summarize(total)

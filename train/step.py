@@ -18,17 +18,19 @@ import tlv_jax
 from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.metrics import Tally, tally
+from train.mixing import Mixture, mix
 from train.normalization import unchanged
+from train.recipe import PUBLISHED, Recipe
 from train.target import Change, Target
 
 __all__ = [
     "State",
     "Support",
     "Task",
+    "averaged",
+    "cross_entropy",
     "initial_state",
-    "learning_rate",
     "make_eval_step",
-    "make_optimizer",
     "make_train_step",
 ]
 
@@ -41,12 +43,19 @@ class State(struct.PyTreeNode):
       params: of the target.
       model_state: what training changes beside the parameters, such as running statistics.
       opt_state: the optimizer's.
+      average: of the parameters over the steps; None if the recipe keeps none.
     """
 
     step: jax.Array
     params: Any
     model_state: Any
     opt_state: optax.OptState
+    average: Any = None
+
+    @property
+    def tested_params(self) -> Any:
+        """The parameters to evaluate: their average, if one is kept."""
+        return self.params if self.average is None else self.average
 
 
 class Support(NamedTuple):
@@ -54,11 +63,12 @@ class Support(NamedTuple):
 
     Attributes:
       model: has a method `features`.
-      rate: probability that a feature of the target is replaced.
+      rate: probability that a feature of the target is replaced; or a schedule, from the number of
+        a step to it.
     """
 
     model: nn.Module
-    rate: float
+    rate: float | optax.Schedule
 
 
 class Task(NamedTuple):
@@ -80,78 +90,177 @@ class Task(NamedTuple):
     seen_by_source: Callable[[jax.Array], jax.Array] = unchanged
 
 
-def learning_rate(initial: float, steps: int) -> optax.Schedule:
-    """The published schedule: times 0.1 at 60% and again at 80% of all steps.
-
-    Equals torch's MultiStepLR with milestones `int(0.6 * steps)` and `int(0.8 * steps)`.
-    """
-    milestones = int(0.6 * steps), int(0.8 * steps)
-
-    def schedule(count: Any) -> jax.Array:
-        passed = jnp.sum(jnp.array([count >= milestone for milestone in milestones]))
-        return initial * 0.1**passed
-
-    return schedule
-
-
-def make_optimizer(
-    initial_rate: float, weight_decay: float, steps: int
-) -> optax.GradientTransformation:
-    """AdamW over all parameters, as torch's: the decay is multiplied by the learning rate."""
-    return optax.adamw(learning_rate(initial_rate, steps), weight_decay=weight_decay)
-
-
-def initial_state(params: Any, model_state: Any, optimizer: optax.GradientTransformation) -> State:
+def initial_state(
+    params: Any,
+    model_state: Any,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe = PUBLISHED,
+) -> State:
     """The state before the first step, of what `Target.split` gives."""
-    return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
+    average = params if recipe.ema else None
+    return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), average)
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, support: Support | None
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    support: Support | None,
+    recipe: Recipe = PUBLISHED,
 ) -> Callable[..., tuple[State, Tally]]:
     """Builds `step(state, key, rows, images, support_variables) -> (state, tally)`.
 
     `key` is the same for all steps of a run. A step draws from `fold_in(key, state.step)`, so a
-    resumed run draws what it would have drawn.
+    resumed run draws what it would have drawn. The tally has the plain cross-entropy with each
+    image's own label, whatever the loss of the recipe.
 
     Args:
       task: what is trained.
-      optimizer: from `make_optimizer`.
+      optimizer: from `train.optimizer.make_optimizer`.
       support: lends features; None to train without crossover, where `support_variables` is
         ignored.
+      recipe: how it is trained, beside the optimizer.
     """
-    lend = tlv_jax.cpu_convolutions(support.model.apply) if support else None
+    learn = _accumulated(_learner(task, support, recipe), recipe.accumulate)
 
     def step(
         state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
     ) -> tuple[State, Tally]:
-        keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        images, labels = data.images[rows], data.labels[rows]
-        images = normalize(augment(keys[0], images), task.mean, task.std, task.dtype)
-        change: Change | None = None
-        if support is not None and lend is not None:
-            seen = task.seen_by_source(images)
-            lent: Any = jax.lax.stop_gradient(lend(support_variables, seen, method="features"))
-            change = functools.partial(_crossed, keys[2], lent, support.rate)
-
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            logits, updated = task.target.train(params, state.model_state, images, keys[1], change)
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits.astype(jnp.float32), labels
-            )
-            return losses.mean(), (updated, logits)
-
-        gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
+        key = jax.random.fold_in(key, state.step)
+        gradients, model_state, counted = learn(state, key, rows, data, support_variables)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        state = State(state.step + 1, params, model_state, opt_state)
-        return state, tally(logits, labels)
+        params: Any = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            average = averaged(average, params, recipe.ema, state.step)
+        return State(state.step + 1, params, model_state, opt_state, average), counted
 
     return step
 
 
-def _crossed(key: jax.Array, lent: jax.Array, rate: float, features: jax.Array) -> jax.Array:
+def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..., Any]:
+    """Builds `learn(state, key, rows, images, support_variables)`.
+
+    It returns the gradients of the loss, the model state after these images, and their tally.
+    """
+    lend = tlv_jax.cpu_convolutions(support.model.apply) if support else None
+
+    def learn(
+        state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
+    ) -> tuple[Any, Any, Tally]:
+        keys = jax.random.split(key, 3)
+        images, labels = data.images[rows], data.labels[rows]
+        images, mixture = _seen(keys[0], images, labels, task, recipe)
+        change: Change | None = None
+        if support is not None and lend is not None:
+            seen = task.seen_by_source(images)
+            lent: Any = jax.lax.stop_gradient(lend(support_variables, seen, method="features"))
+            rate = support.rate(state.step) if callable(support.rate) else support.rate
+            crossed = _crossed_alike if recipe.crossover_mask == "batch" else _crossed
+            change = functools.partial(crossed, keys[2], lent, rate)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+            logits, updated = task.target.train(params, state.model_state, images, keys[1], change)
+            losses = cross_entropy(
+                logits.astype(jnp.float32), labels, recipe.label_smoothing, mixture
+            )
+            return losses.mean(), (updated, logits)
+
+        gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
+        return gradients, model_state, tally(logits, labels)
+
+    return learn
+
+
+def _accumulated(learn: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """The same as `learn`, of one part of a batch after another: less memory, more time.
+
+    Gradients are averaged over the parts. Norms see the images of one part, and running statistics
+    go on from part to part.
+    """
+    if parts == 1:
+        return learn
+
+    def learn_in_parts(
+        state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
+    ) -> tuple[Any, Any, Tally]:
+        def add(carry: Any, drawn: Any) -> tuple[Any, Tally]:
+            model_state, total = carry
+            gradients, model_state, counted = learn(
+                state.replace(model_state=model_state), *drawn, data, support_variables
+            )
+            return (model_state, jax.tree.map(jnp.add, total, gradients)), counted
+
+        # A device's rows are next to each other: each part gets equally many of every device.
+        drawn = jax.random.split(key, parts), rows.reshape(-1, parts).T
+        start = state.model_state, jax.tree.map(jnp.zeros_like, state.params)
+        (model_state, total), counted = jax.lax.scan(add, start, drawn)
+        gradients = jax.tree.map(lambda leaf: leaf / parts, total)
+        return gradients, model_state, jax.tree.map(lambda leaf: leaf.sum(0), counted)
+
+    return learn_in_parts
+
+
+def _seen(
+    key: jax.Array, images: jax.Array, labels: jax.Array, task: Task, recipe: Recipe
+) -> tuple[jax.Array, Mixture | None]:
+    """What both networks see of a batch, and what its images are mixed with."""
+    mixes = recipe.mixup or recipe.cutmix
+    key_augment, key_mix = jax.random.split(key) if mixes else (key, None)
+    images = augment(key_augment, images, recipe)
+    images = normalize(images, task.mean, task.std, task.dtype)
+    return (images, None) if key_mix is None else mix(key_mix, images, labels, recipe)
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, mixture: Mixture | None = None
+) -> jax.Array:
+    """The loss of each example `[B]`, in nats.
+
+    Args:
+      logits: `[B, K]`.
+      labels: int `[B]`.
+      smoothing: share of each label that is spread evenly over all classes.
+      mixture: what the images were mixed with, if they were.
+    """
+    if not smoothing and mixture is None:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = jax.nn.one_hot(labels, logits.shape[-1])
+    if mixture is not None:
+        others = jax.nn.one_hot(mixture.labels, logits.shape[-1])
+        targets = mixture.share * targets + (1 - mixture.share) * others
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
+
+
+def averaged(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
+    """The exponential moving average of the parameters after one more step.
+
+    It is `decay * average + (1 - decay) * params`, with a decay of at most `(1 + step) / (10 +
+    step)`, as in TensorFlow's: the first steps of a training are forgotten soon.
+
+    Args:
+      average: so far.
+      params: after the step.
+      decay: of the average.
+      step: number of the step, from 0.
+    """
+    new = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    # Written by differences: what is frozen is its own average, bit for bit.
+    return jax.tree.map(
+        lambda old, now: old + (new * (now - old)).astype(old.dtype), average, params
+    )
+
+
+def _crossed(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Array) -> jax.Array:
     return tlv_jax.crossover(key, features, lent, rate)
+
+
+def _crossed_alike(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Array) -> jax.Array:
+    """Replaces the same features of all examples, which are crossed with the same key."""
+
+    def crossed(features: jax.Array, lent: jax.Array) -> jax.Array:
+        return tlv_jax.crossover(key, features[None], lent[None], rate)[0]
+
+    return jax.vmap(crossed)(features, lent)
 
 
 def make_eval_step(task: Task) -> Callable[..., Tally]:

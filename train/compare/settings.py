@@ -9,7 +9,7 @@ from typing import get_args
 import tyro
 
 from train import config as runs
-from train.config import Config, HostOptions, MethodName, MethodOptions
+from train.config import Config, HostOptions, MethodName, MethodOptions, RecipeOptions
 
 __all__ = ["CROSSOVER", "EXTENT", "REPLACED", "STARTS", "Settings", "resolve"]
 
@@ -19,7 +19,7 @@ STARTS = ("he", *TRANSFERS, "finetune", "probe")
 # How much is compared, not what: a comparison may be continued with others of these.
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
-REPLACED = ("learning_rate", "baseline", "resume", "hosts", "method")
+REPLACED = ("learning_rate", "baseline", "resume", "hosts", "method", "recipe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Settings(Config):
     baseline: tyro.conf.Suppress[bool] = Config.baseline
     resume: tyro.conf.Suppress[bool] = Config.resume
     method: tyro.conf.Suppress[MethodOptions] = dataclasses.field(default_factory=MethodOptions)
+    recipe: tyro.conf.Suppress[RecipeOptions] = dataclasses.field(default_factory=RecipeOptions)
     hosts: tyro.conf.Suppress[HostOptions] = dataclasses.field(default_factory=HostOptions)
 
     @property
@@ -77,7 +78,7 @@ def resolve(settings: Settings) -> Settings:
         if getattr(settings, name) != getattr(defaults, name):
             raise ConfigError(
                 f"{name}={getattr(settings, name)!r}: a comparison has no such setting. Use "
-                "methods, learning_rates and the name of the folder."
+                "methods, learning_rates and the name of the folder; the recipe is the published."
             )
     wrong = [name for name in settings.methods if not _is_start(name)]
     if wrong or not settings.methods:

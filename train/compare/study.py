@@ -15,8 +15,9 @@ from train.devices import dtype_of
 from train.modules import build_module, parse_arguments
 from train.networks import checked_target, features_only, size_lent_at
 from train.normalization import seen_by_source, statistics_of
+from train.optimizer import make_optimizer
 from train.statistics import Statistics
-from train.step import Support, Task, make_eval_step, make_optimizer, make_train_step
+from train.step import Support, Task, make_eval_step, make_train_step
 from train.target import Target
 
 __all__ = ["Keys", "Programs", "Study", "keys_of", "over_seeds", "prepare", "programs_of"]

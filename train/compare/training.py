@@ -16,7 +16,8 @@ from train.compare.study import Programs, Study, keys_of
 from train.compare.trainings import Training
 from train.data import PARTS, eval_batches, train_order
 from train.metrics import Summary, Tally, merge, summarize
-from train.step import State, initial_state, make_optimizer
+from train.optimizer import make_optimizer
+from train.step import State, initial_state
 
 __all__ = ["failed_rows", "run_group"]
 
