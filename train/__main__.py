@@ -1,5 +1,7 @@
 """`python -m train`, also installed as `tlv-jax`."""
 
+import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,10 +19,16 @@ DESCRIPTION = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one experiment from the command line; returns the exit status."""
+    """Runs one experiment from the command line.
+
+    Returns:
+      The exit status: 0 when the run is finished, or has saved all because of SIGTERM; 130 when it
+      has because of Ctrl-C; 1 after an error.
+    """
     config = tyro.cli(Config, prog="python -m train", description=DESCRIPTION, args=arguments)
     # Imported late: --help does not wait for JAX, Flax and Orbax.
     from tlv_jax.errors import TLVError
+    from train.errors import Stopped
     from train.loop import run
 
     try:
@@ -30,10 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TLVError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped as stop:
+        command = _resuming(sys.argv[1:] if arguments is None else arguments, stop.folder.name)
+        line = f"stopped after step {stop.step} of {stop.training!r}; continue with: {command}"
+        print(line, file=sys.stderr)
+        return 130 if stop.signal == signal.SIGINT else 0
     except KeyboardInterrupt:
         print(f"stopped; add --resume to continue the run in {config.out}", file=sys.stderr)
         return 130
     return 0
+
+
+def _resuming(arguments: Sequence[str], name: str) -> str:
+    """The command that resumes the run. Of an option that is given twice, the last counts."""
+    return shlex.join(["python", "-m", "train", *arguments, "--name", name, "--resume"])
 
 
 def _print_warning(message: Warning | str, *_: object) -> None:

@@ -34,7 +34,11 @@ def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManag
         preservation_policy=preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(1),
-                preservation_policy.BestN(get_metric_fn=itemgetter(best_by), reverse=False, n=1),
+                preservation_policy.BestN(
+                    get_metric_fn=itemgetter(best_by),
+                    n=1,
+                    keep_checkpoints_without_metrics=False,  # those within an epoch
+                ),
             ]
         ),
         best_fn=itemgetter(best_by),
@@ -52,7 +56,7 @@ def save(
     manager: ocp.CheckpointManager,
     state: State,
     progress: dict[str, Any],
-    metrics: dict[str, float],
+    metrics: dict[str, float] | None,
 ) -> None:
     """Saves a state under its step.
 
@@ -60,7 +64,7 @@ def save(
       manager: from `open_checkpoints`.
       state: what to save.
       progress: JSON values to save with it.
-      metrics: of the validation images, with that of `best_by`.
+      metrics: of the validation images, with that of `best_by`; None within an epoch.
     """
     arguments = ocp.args.Composite(
         state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)

@@ -1,4 +1,4 @@
-"""The run folder: settings, metrics, tables and curves."""
+"""What a run writes into its folder: metrics, tables and curves."""
 
 import contextlib
 import dataclasses
@@ -12,26 +12,17 @@ from rich.table import Table
 
 import tlv_jax
 from train import curves
-from train.config import Config
-from train.contents import check_contents, write_contents
-from train.data import Splits
 from train.devices import is_first_process
-from train.errors import ConfigError
 from train.metrics import Summary
 
 __all__ = [
     "RunResult",
-    "open_run_folder",
     "open_tensorboard",
     "result_table",
     "write_epochs",
     "write_results",
     "write_transfer",
 ]
-
-CONFIG_FILE = "config.json"
-# May differ when a run is resumed: it may have been moved, and may continue on other hosts.
-NOT_COMPARED = ("resume", "out", "name", "hosts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,55 +43,6 @@ class RunResult:
     best_epoch: int
     seconds: float
     epochs: tuple[Mapping[str, Any], ...]
-
-
-def open_run_folder(config: Config, splits: Splits) -> Path:
-    """Creates the run folder, or finds the one to resume.
-
-    Without `config.resume` an existing folder is left alone: the new one gets a number after its
-    name.
-
-    Raises:
-      ConfigError: if there is no run to resume, it was started with other settings or other data,
-        or the folder cannot be made or read.
-    """
-    try:
-        return _find_run(config, splits) if config.resume else _start_run(config, splits)
-    except OSError as error:
-        raise ConfigError(
-            f"The run folder {config.folder} cannot be used: {error}. Give another with --out."
-        ) from error
-
-
-def _find_run(config: Config, splits: Splits) -> Path:
-    folder = config.folder
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"There is no run to resume in {folder}. Leave --resume out.")
-    started = _named(json.loads((folder / CONFIG_FILE).read_text()))
-    changed = {
-        name: started.get(name)
-        for name, value in _named(_settings(config)).items()
-        if started.get(name) != value and name.partition(".")[0] not in NOT_COMPARED
-    }
-    if changed:
-        was = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-        raise ConfigError(
-            f"The run in {folder} was started with {was}. Resume it with the same settings, or "
-            "start another with --name."
-        )
-    check_contents(folder, splits)
-    return folder
-
-
-def _start_run(config: Config, splits: Splits) -> Path:
-    folder, number = config.folder, 1
-    while folder.exists():
-        number += 1
-        folder = config.folder.with_name(f"{config.folder.name}-{number}")
-    folder.mkdir(parents=True)
-    write_contents(folder, splits)  # first: a run can be resumed as soon as it has settings
-    (folder / CONFIG_FILE).write_text(json.dumps(_settings(config), indent=1))
-    return folder
 
 
 def write_transfer(
@@ -182,20 +124,3 @@ def result_table(runs: Sequence[RunResult], title: str) -> Table:
             f"{run.seconds:.0f}",
         )
     return table
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def _named(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their names on the command line: `method`, `method.rule.keep`."""
-    named: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            named |= _named(value, f"{prefix}{name}.")
-        elif prefix and name == "name":
-            named[prefix.removesuffix(".")] = value
-        else:
-            named[prefix + name] = value
-    return named
