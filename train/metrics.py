@@ -69,11 +69,11 @@ def to_json(total: Tally) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> Tally:
-    """Returns the sums that `to_json` was given, as NumPy arrays."""
+    """Returns the sums that `to_json` was given."""
     return Tally(
-        loss=np.float32(values["loss"]),
-        correct=np.array(values["correct"], np.int32),
-        examples=np.array(values["examples"], np.int32),
+        loss=jnp.array(values["loss"], jnp.float32),
+        correct=jnp.array(values["correct"], jnp.int32),
+        examples=jnp.array(values["examples"], jnp.int32),
     )
 
 

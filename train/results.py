@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 import tlv_jax
 from train import curves
 from train.devices import is_first_process
+from train.errors import SaveError
 from train.metrics import Summary
 
 __all__ = [
@@ -48,11 +50,29 @@ class RunResult:
 def write_transfer(
     folder: Path, plan: tlv_jax.TransferPlan, report: tlv_jax.TransferReport
 ) -> None:
-    """Writes the plan and the report of a transfer, each as JSON and as a table."""
-    (folder / "plan.json").write_text(plan.to_json())
-    (folder / "plan.txt").write_text(f"{plan}\n")
-    (folder / "report.json").write_text(report.to_json())
-    (folder / "report.txt").write_text(f"{report}\n")
+    """Writes the plan and the report of a transfer, each as JSON and as a table.
+
+    Raises:
+      SaveError: if they cannot be written, as in the functions below.
+    """
+    _write(folder / "plan.json", plan.to_json())
+    _write(folder / "plan.txt", f"{plan}\n")
+    _write(folder / "report.json", report.to_json())
+    _write(folder / "report.txt", f"{report}\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text)
+        os.replace(new, path)
+    except OSError as error:
+        raise SaveError(
+            f"{path} cannot be written: {error}. What was saved before is intact: make room, or "
+            "allow it, and go on with --resume."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -78,11 +98,10 @@ def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]], writer: Any)
       epochs: all records so far.
       writer: from `open_tensorboard`; None to write no events.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     # Rewritten each time: a run that is killed between this and its checkpoint repeats an epoch,
     # which would otherwise be listed twice.
     lines = "".join(json.dumps(record) + "\n" for record in epochs)
-    (folder / "metrics.jsonl").write_text(lines)
+    _write(folder / "metrics.jsonl", lines)
     if writer is None:
         return
     last = epochs[-1]
@@ -103,7 +122,7 @@ def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
         }
         for run in runs
     ]
-    (folder / "results.json").write_text(json.dumps(records, indent=1))
+    _write(folder / "results.json", json.dumps(records, indent=1))
     if curves.available():
         curves.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
 

@@ -236,7 +236,7 @@ def _prefixed(prefix: str, summary: Summary) -> dict[str, float]:
     return {f"{prefix}_{name}": value for name, value in summary._asdict().items()}
 
 
-def _print_epoch(console: Console, name: str, epochs: int, record: dict[str, Any]) -> None:
+def _print_epoch(console: Console, name: str, epochs: int | None, record: dict[str, Any]) -> None:
     console.print(
         f"{name}, epoch {record['epoch']} of {epochs}: loss {record['train_loss']:.3f}, "
         f"validation loss {record['validation_loss']:.3f}, "
