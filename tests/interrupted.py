@@ -72,10 +72,10 @@ def wait_for(process, found):
         time.sleep(0.001)
 
 
-def checkpoints_of(folder):
+def checkpoints_of(folder, trainings=TRAININGS):
     """All arrays of all checkpoints of a run, by training and step."""
     arrays = {}
-    for name in TRAININGS:
+    for name in trainings:
         with ocp.CheckpointManager(
             folder / "checkpoints" / name, item_names=("state", "progress")
         ) as manager:

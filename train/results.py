@@ -14,17 +14,22 @@ from rich.table import Table
 import tlv_jax
 from train import curves
 from train.devices import is_first_process
-from train.errors import SaveError
+from train.errors import ConfigError, SaveError
 from train.metrics import Summary
 
 __all__ = [
     "RunResult",
     "open_tensorboard",
+    "read_metrics",
+    "read_results",
     "result_table",
     "write_epochs",
     "write_results",
     "write_transfer",
 ]
+
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +106,7 @@ def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]], writer: Any)
     # Rewritten each time: a run that is killed between this and its checkpoint repeats an epoch,
     # which would otherwise be listed twice.
     lines = "".join(json.dumps(record) + "\n" for record in epochs)
-    _write(folder / "metrics.jsonl", lines)
+    _write(folder / METRICS_FILE, lines)
     if writer is None:
         return
     last = epochs[-1]
@@ -122,9 +127,56 @@ def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
         }
         for run in runs
     ]
-    _write(folder / "results.json", json.dumps(records, indent=1))
+    _write(folder / RESULTS_FILE, json.dumps(records, indent=1))
     if curves.available():
         curves.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
+
+
+def read_metrics(folder: Path) -> dict[str, tuple[dict[str, Any], ...]]:
+    """Returns the records of the finished epochs of each training of a run.
+
+    Raises:
+      ConfigError: if a file is damaged.
+    """
+    records = {}
+    for path in sorted(folder.glob(f"*/{METRICS_FILE}")):
+        with _reading(path):
+            records[path.parent.name] = tuple(map(json.loads, path.read_text().splitlines()))
+    return records
+
+
+def read_results(folder: Path) -> tuple[RunResult, ...]:
+    """Returns how the trainings of a run went; empty before it is finished.
+
+    Raises:
+      ConfigError: if a file is damaged.
+    """
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return ()
+    epochs = read_metrics(folder)
+    with _reading(path):
+        return tuple(
+            RunResult(
+                name=record["name"],
+                test=Summary(**record["test"]),
+                best_epoch=record["best_epoch"],
+                seconds=record["seconds"],
+                epochs=epochs[record["name"]],
+            )
+            for record in json.loads(path.read_text())
+        )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error!r}), expected what a run writes. Repeat its end with "
+            "--resume."
+        ) from error
 
 
 def result_table(runs: Sequence[RunResult], title: str) -> Table:
