@@ -42,10 +42,12 @@ def arguments(inputs, out, *more):
     ]
 
 
-def start(arguments):
+def start(arguments, devices=2):
     """Starts the command with the flags of the tests and their cache of compiled programs."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {
         **os.environ,
+        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
         "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
         "JAX_COMPILATION_CACHE_DIR": str(TESTS.parent / ".cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
