@@ -2,6 +2,7 @@
 
 import random
 import re
+import resource
 import shlex
 import signal
 import socket
@@ -78,6 +79,19 @@ def test_ctrl_c_saves_the_step_too(inputs, tmp_path):
     assert status == 130
     assert ("transferred", step) in interrupted.checkpoints_of(tmp_path / "run", ("transferred",))
     assert rest == [*command, "--name", "run", "--resume"]
+
+
+def test_a_run_without_room_ends_with_one_sentence_and_what_was_saved(inputs, tmp_path):
+    options = ("--name", "run", *EVERY_STEP, "--no-baseline")
+    process = interrupted.start(interrupted.arguments(inputs, tmp_path, *options))
+    checkpoints = tmp_path / "run" / "checkpoints" / "transferred"
+    interrupted.wait_for(process, (checkpoints / "1").exists)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (500, 500))  # as if the disk were full
+    status, _, errors = interrupted.finish(process)
+    assert status == 1
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert re.search(r"cannot be (saved|written).* --resume\.$", line)
+    assert interrupted.checkpoints_of(tmp_path / "run", ("transferred",))
 
 
 def on_hosts(arguments):

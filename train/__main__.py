@@ -1,10 +1,12 @@
 """`python -m train`, also installed as `tlv-jax`."""
 
+import contextlib
+import logging
 import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tyro
 
@@ -32,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from train.loop import run
 
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
+        with _plain_messages():
             run(config)
     except TLVError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,6 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _resuming(arguments: Sequence[str], name: str) -> str:
     """The command that resumes the run. Of an option that is given twice, the last counts."""
     return shlex.join(["python", "-m", "train", *arguments, "--name", name, "--resume"])
+
+
+@contextlib.contextmanager
+def _plain_messages() -> Iterator[None]:
+    """Prints warnings as one line each, and nothing of the threads that an error leaves behind.
+
+    When Orbax cannot read or write an array, others of its callbacks fail at the same time. Python
+    would print the traceback of each around the one sentence of the error.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _print_warning(message: Warning | str, *_: object) -> None:

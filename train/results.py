@@ -69,10 +69,16 @@ def write_transfer(
 def _write(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     new = path.with_name(f"{path.name}.new")
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         new.write_text(text)
         os.replace(new, path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise SaveError(
             f"{path} cannot be written: {error}. What was saved before is intact: make room, or "
@@ -85,14 +91,25 @@ def open_tensorboard(folder: Path, first_epoch: int) -> Iterator[Any]:
     """A writer of TensorBoard events; None in other processes, or without tensorboardX.
 
     TensorBoard ignores what an interrupted run wrote for `first_epoch` and later.
+
+    Raises:
+      SaveError: if the last events cannot be written.
     """
     if not is_first_process() or importlib.util.find_spec("tensorboardX") is None:
         yield None
         return
     from tensorboardX import SummaryWriter  # late: it imports torch where torch is installed
 
-    with SummaryWriter(str(folder), purge_step=first_epoch) as writer:
+    with _writing(folder):
+        writer = SummaryWriter(str(folder), purge_step=first_epoch)
+    try:
         yield writer
+    except BaseException:
+        with contextlib.suppress(OSError):  # where it stopped is what counts
+            writer.close()
+        raise
+    with _writing(folder):
+        writer.close()
 
 
 def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]], writer: Any) -> None:
@@ -110,10 +127,11 @@ def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]], writer: Any)
     if writer is None:
         return
     last = epochs[-1]
-    for name, value in last.items():
-        if name != "epoch":
-            writer.add_scalar(name, value, last["epoch"])
-    writer.flush()
+    with _writing(folder):
+        for name, value in last.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, last["epoch"])
+        writer.flush()
 
 
 def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
@@ -129,7 +147,8 @@ def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
     ]
     _write(folder / RESULTS_FILE, json.dumps(records, indent=1))
     if curves.available():
-        curves.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
+        with _writing(folder):
+            curves.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
 
 
 def read_metrics(folder: Path) -> dict[str, tuple[dict[str, Any], ...]]:
