@@ -52,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _resuming(arguments: Sequence[str], name: str) -> str:
     """The command that resumes the run. Of an option that is given twice, the last counts."""
-    return shlex.join(["python", "-m", "train", *arguments, "--name", name, "--resume"])
+    more = ["--name", name, "--resume"]
+    if list(arguments[-3:]) == more:  # it was resumed by this command before
+        more = []
+    return shlex.join(["python", "-m", "train", *arguments, *more])
 
 
 @contextlib.contextmanager

@@ -134,8 +134,7 @@ def run(
             runs.append(train(name, setup, state, lender, lent, folder, watched, bar))
         if is_first_process():
             write_results(folder, runs)
-    title = f"{config.target} on {config.dataset}, test images"
-    console.print(result_table(runs, title))
+    console.print(result_table(runs, f"{config.target} on {config.dataset}, test images"))
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     return Result(folder, plan, report, tuple(runs))
 
