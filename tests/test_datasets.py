@@ -219,7 +219,7 @@ def test_files_of_the_other_cifar_are_told_apart(tmp_path):
         load_cifar("cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("dataset", ["folder", "fashion_mnist", "cifar10"])
+@pytest.mark.parametrize("dataset", ["folder", "fashion_mnist", "cifar10", "food101"])
 def test_a_missing_folder_is_told_with_the_flag(tmp_path, dataset):
     with pytest.raises(DataError, match="--data-dir"):
         load_dataset(Config(dataset=dataset, data_dir=tmp_path / "none", image_size=8))

@@ -16,8 +16,10 @@ def fill(folder, *, count=10, red=0):
         Image.new("RGB", (20, 30), (red, number, 0)).save(folder / f"{number}.png")
 
 
-def load(folder):
-    return load_dataset(Config(dataset="folder", data_dir=folder, image_size=8))
+def load(folder, on_bad_image="skip", size=8):
+    return load_dataset(
+        Config(dataset="folder", data_dir=folder, image_size=size, on_bad_image=on_bad_image)
+    )
 
 
 def sizes(splits):
@@ -39,8 +41,43 @@ def test_an_image_folder_has_its_classes_sorted_and_bad_files_counted(image_fold
     assert sum(sizes(splits)) == 20
     np.testing.assert_array_equal(splits.train.images[:, 0, 0, 0] == 255, splits.train.labels == 1)
     printed = capsys.readouterr().out
-    assert f"unreadable files, skipped: 2, for example {image_folder}/cats/broken.jpg" in printed
+    assert (
+        f"unreadable files, skipped: 2 ({image_folder}/cats/broken.jpg, {image_folder}/" in printed
+    )
     assert "cut from the training images: 15% for validation and for test" in printed
+
+
+@pytest.mark.parametrize("bad", ["empty", "text", "cut off"])
+def test_a_bad_file_is_skipped_by_name_or_stops_the_run(image_folder, capsys, bad):
+    path = image_folder / "dogs" / "5.jpg"
+    Image.new("RGB", (64, 64), "red").save(path)
+    content = {"empty": b"", "text": b"not found", "cut off": path.read_bytes()[:-100]}[bad]
+    path.write_bytes(content)
+    kept = load(image_folder)
+    assert sum(sizes(kept)) == 20
+    assert not (kept.train.images[..., 2] > 0).any()  # no rest of memory stands for the picture
+    assert f"unreadable files, skipped: 1 ({path})" in capsys.readouterr().out
+    with pytest.raises(DataError, match=rf"{path}: cannot be read .*pass --on-bad-image skip"):
+        load(image_folder, on_bad_image="stop")
+
+
+def test_a_picture_with_damaged_tags_is_read_and_named(image_folder, capsys):
+    path = image_folder / "dogs" / "5.jpg"
+    cut_off = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
+    Image.new("RGB", (20, 20), "red").save(path, exif=cut_off)
+    assert sum(sizes(load(image_folder, on_bad_image="stop"))) == 21
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "5.jpg" in line]
+    assert line.startswith("pictures read in spite of a warning (Corrupt EXIF data.")
+    assert line.endswith(f": 1 ({path})")
+
+
+def test_good_pictures_are_read_where_a_bad_one_would_stop_the_run(image_folder):
+    assert load(image_folder, on_bad_image="stop").listing == load(image_folder).listing
+
+
+def test_pictures_that_do_not_fit_into_memory_are_refused(image_folder):
+    with pytest.raises(DataError, match=r"20 pictures of 4194304 .* GB .*Lower --image-size"):
+        load(image_folder, size=1 << 22)
 
 
 def test_a_class_may_have_folders_of_its_own(image_folder):
@@ -169,8 +206,8 @@ def test_empty_folders_are_passed_over_and_said(image_folder, capsys):
     (image_folder / "labels.csv").touch()
     assert load(image_folder).classes == ("cats", "dogs")
     printed = capsys.readouterr().out
-    assert f"empty folders, passed over: 1, for example {image_folder}/birds\n" in printed
-    assert "files beside the class folders, not used: 1, for example" in printed
+    assert f"empty folders, passed over: 1 ({image_folder}/birds)\n" in printed
+    assert f"files beside the class folders, not used: 1 ({image_folder}/labels.csv)" in printed
 
 
 def test_a_class_without_a_readable_image_is_refused_by_name(image_folder):

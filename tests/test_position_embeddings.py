@@ -11,7 +11,6 @@ import importers
 from importers.position_embeddings import at_image_size, preprocess_at, resize_positions
 from tlv_jax import models
 from tlv_jax.errors import OptionError
-from train.target import create_target
 
 torchvision = import_torchvision()
 interpolate = torchvision.models.vision_transformer.interpolate_embeddings
@@ -100,12 +99,3 @@ def test_a_size_that_patches_do_not_divide_is_refused_by_the_network():
     model = models.create("vit_b_32").clone(image_size=80)
     with pytest.raises(models.ImageError, match="a multiple of 32"):
         models.abstract_variables(model)
-
-
-def test_a_target_is_built_for_the_images_of_the_run():
-    options = {"num_classes": 5, "dtype": np.float32}
-    assert create_target("vit_b_32", image_size=96, **options).image_size == 96
-    assert create_target("vit_b_32", **options).image_size == 224
-    assert create_target("resnet18", image_size=96, **options).num_classes == 5
-    with pytest.raises(OptionError, match="image_size=72 for 'vit_b_16', expected a multiple of"):
-        create_target("vit_b_16", image_size=72, **options)

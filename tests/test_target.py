@@ -127,6 +127,14 @@ def test_an_architecture_is_built_by_its_name():
     assert (model.num_classes, model.dtype) == (5, jnp.bfloat16)
 
 
+def test_an_architecture_is_built_for_the_images_of_the_run():
+    options = {"num_classes": 5, "dtype": jnp.float32, "key": KEY}
+    assert build_module("vit_b_32", image_size=96, **options).image_size == 96
+    assert build_module("resnet18", image_size=96, **options).num_classes == 5
+    with pytest.raises(OptionError, match="image_size=72 for 'vit_b_16', expected a multiple of"):
+        build_module("vit_b_16", image_size=72, **options)
+
+
 def make_net(num_classes, width):
     return Net(width=width, num_classes=num_classes)
 

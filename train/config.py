@@ -20,7 +20,10 @@ __all__ = [
     "resolve",
 ]
 
-Dataset = Literal["elpv", "cifar10", "cifar100", "fashion_mnist", "folder"]
+Dataset = Literal[
+    "elpv", "cifar10", "cifar100", "fashion_mnist", "food101", "petimages", "intel", "folder"
+]
+OnBadImage = Literal["skip", "stop"]
 MethodName = Literal["default", "tlvfc", "dpiat", "weight_selection", "net2net"]
 Matcher = Literal["coverage", "score", "score_flat", "index", "bipartite", "random", "each_once"]
 Rule = Literal["variance", "clip", "full", "magnitude", "trace", "uniform"]
@@ -42,6 +45,9 @@ DATASETS: Mapping[str, DatasetDefaults] = MappingProxyType(
         "cifar10": DatasetDefaults(image_size=32, epochs=200),
         "cifar100": DatasetDefaults(image_size=32, epochs=200),
         "fashion_mnist": DatasetDefaults(image_size=32, epochs=20),
+        "food101": DatasetDefaults(image_size=224, epochs=50),
+        "petimages": DatasetDefaults(image_size=224, epochs=50),
+        "intel": DatasetDefaults(image_size=150, epochs=50),
         "folder": DatasetDefaults(image_size=224, epochs=50),
     }
 )
@@ -140,16 +146,22 @@ class Config:
     """Arguments of your own module: --target-args width=0.5 depth=3."""
     dataset: Dataset = "elpv"
     """Images. elpv: a package. cifar*: downloaded, or in --data-dir.
-    fashion_mnist: idx files in --data-dir. folder: one sub-folder a class in --data-dir,
-    or in its folders train, val and test."""
+    fashion_mnist: idx files in --data-dir. food101, petimages, intel: their unpacked archives in
+    --data-dir. folder: one sub-folder a class in --data-dir, or in its folders train, val and
+    test."""
     source_weights: Path | None = None
     """A .pth or .safetensors file of the source; by default its published weights."""
     source_prefix: str | None = None
     """What the names of the source begin with, if that file holds several networks."""
     data_dir: Path | None = None
     """Folder of the data set."""
+    on_bad_image: OnBadImage = "skip"
+    """A picture file that is damaged: skip it and say so, or stop."""
     image_size: int | None = None
     """Pixels a side, to which images are resized; by default the data set's own."""
+    normalization: str = "source"
+    """Mean and deviation of images in training: source, dataset (published, or computed from the
+    training images), or MEAN,STD or R,G,B,R,G,B: numbers for images scaled to [0, 1]."""
     epochs: int | None = None
     """Passes over the training images; by default the data set's own number."""
     batch_size: int = 128
@@ -196,6 +208,7 @@ def resolve(config: Config) -> Config:
       ConfigError: naming the setting, its value and what it may be.
     """
     from train.errors import ConfigError  # late: its root brings JAX
+    from train.normalization import parse_normalization
 
     defaults = DATASETS[config.dataset]
     config = dataclasses.replace(
@@ -216,4 +229,5 @@ def resolve(config: Config) -> Config:
         raise ConfigError(f"seed={config.seed}, expected at least 0.")
     if not 0 <= config.crossover_rate <= 1:
         raise ConfigError(f"crossover_rate={config.crossover_rate}, expected a probability.")
+    parse_normalization(config.normalization)
     return config

@@ -14,7 +14,9 @@ from train.config import Config
 from train.data import PARTS, Given, LabelledImages, Splits, stratified_split
 from train.devices import is_first_process
 from train.errors import DataError
-from train.folders import load_folder, resize
+from train.folders import load_folder
+from train.pictures import resize
+from train.presets import PRESETS, load_preset
 
 __all__ = ["load_dataset"]
 
@@ -54,7 +56,9 @@ def _given(config: Config) -> Given:
     if config.dataset == "elpv":
         return _elpv(size)
     if config.dataset == "folder":
-        return load_folder(_data_dir(config), size)
+        return load_folder(_data_dir(config), size, config.on_bad_image)
+    if config.dataset in PRESETS:
+        return load_preset(config.dataset, config.data_dir, size, config.on_bad_image)
     if config.dataset == "fashion_mnist":
         train, test = _fashion_mnist(_data_dir(config))
         return _from_arrays(config, train, test, FASHION_MNIST)

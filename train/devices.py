@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from train.config import Config, HostOptions
+from train.data import LabelledImages
 from train.errors import ConfigError
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "is_first_process",
     "join_hosts",
     "place",
+    "place_images",
     "same_everywhere",
 ]
 
@@ -35,8 +37,8 @@ class Devices:
     """Data parallelism over all devices.
 
     Attributes:
-      replicated: a copy on every device: parameters, optimizer state, images in memory.
-      rows: split over the devices along the first axis: the rows of a batch.
+      replicated: a copy on every device: parameters, optimizer state.
+      rows: split over the devices along the first axis: the rows of a batch, images in memory.
       dtype: of the computation.
     """
 
@@ -77,6 +79,19 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(place_one, tree)
+
+
+def place_images(images: LabelledImages, devices: Devices) -> LabelledImages:
+    """Divides images over the devices, and places the labels on each.
+
+    Black images fill up the last device's share. They are beyond the last label, so no batch has
+    them. A program that takes the rows of a batch sends that batch between devices, nothing more.
+    """
+    missing = -len(images) % devices.rows.num_devices
+    filled = images.images
+    if missing:
+        filled = np.pad(filled, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    return LabelledImages(place(filled, devices.rows), place(images.labels, devices.replicated))
 
 
 def ask_first(make: Callable[[], str]) -> str:

@@ -1,4 +1,4 @@
-"""Read a folder of pictures: one sub-folder a class, in one set or in given splits."""
+"""Find the pictures of a folder: one sub-folder a class, in one set or in given splits."""
 
 import os
 from collections import defaultdict
@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
-from PIL import Image
-
-from importers.pictures import to_rgb
-from tlv_jax.models import ImageError
-from train.data import Given, LabelledImages
-from train.devices import is_first_process
+from train.config import OnBadImage
+from train.data import Given
 from train.errors import DataError, name_some
+from train.pictures import Members, Notes, read_pictures
 
-__all__ = ["load_folder", "resize"]
+__all__ = ["class_folders", "load_folder"]
 
 SPLIT_NAMES: Mapping[str, str] = MappingProxyType(  # in any case
     {
@@ -35,66 +31,42 @@ SYSTEM_NAMES = frozenset(
         *("$recycle.bin", "system volume information"),
     }
 )
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # as Pillow raises
-
-Members = dict[str, list[Path]]
-"""The files of each class, by its name."""
-Notes = defaultdict[str, list[Path]]
-"""Files and folders to tell the user of, by what became of them."""
 
 
-def load_folder(folder: Path, size: int) -> Given:
+def load_folder(folder: Path, size: int, on_bad_image: OnBadImage) -> Given:
     """Reads pictures from one sub-folder a class, or from such sub-folders of given splits.
 
     Splits are folders named `train`, `val` (`valid`, `validation`) and `test`, in any case. They
     count as such if there is a `train` and nothing else beside them. Hidden and system files are
-    passed over, at every level, and so are empty folders. Files that are not images are skipped and
-    counted.
+    passed over, at every level, and so are empty folders.
 
     Args:
       folder: of the classes, or of the splits.
       size: pixels a side.
+      on_bad_image: what to do with files that are damaged or no pictures.
 
     Returns:
       The parts that are given; a folder without splits is all `train`.
 
     Raises:
       DataError: if the folder could be read in two ways, there are fewer than two classes, a class
-        has no readable image or is missing from the training images, or a picture has values that
-        cannot be scaled to 8 bits.
+        is missing from the training images, or for what `read_pictures` refuses.
       OSError: if a folder cannot be read.
     """
     notes: Notes = defaultdict(list)
     roots, members = _find(folder, notes)
     _check_classes(roots, members)
-    classes = tuple(members["train"])
-    parts, listing = {}, {}
-    for part, root in roots.items():
-        parts[part], names = _read_part(root, members[part], classes, size, notes)
-        listing |= {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "class": name}
-            for path, name in names.items()
-        }
-    if is_first_process():
-        for what, paths in notes.items():
-            print(f"{what}: {len(paths)}, for example {paths[0]}")
-    return Given(parts, classes, listing)
-
-
-def resize(picture: Image.Image, size: int) -> np.ndarray:
-    """Resizes to `[size, size, C]`; C is 1 for a grey picture."""
-    resized = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
-    return resized if resized.ndim == 3 else resized[..., None]
+    return read_pictures(folder, members, size, on_bad_image, notes)
 
 
 def _find(folder: Path, notes: Notes) -> tuple[dict[str, Path], dict[str, Members]]:
     """The folder of each part, and what it holds; all is `train` if no splits are given."""
-    found = _sub_folders(folder, notes)
+    found = class_folders(folder, notes)
     splits = _splits(folder, found)
     if not splits:
         return {"train": folder}, {"train": found}
     roots = {part: folder / name for part, name in splits.items()}
-    return roots, {part: _sub_folders(root, notes) for part, root in roots.items()}
+    return roots, {part: class_folders(root, notes) for part, root in roots.items()}
 
 
 def _splits(folder: Path, found: Members) -> dict[str, str]:
@@ -143,8 +115,12 @@ def _check_classes(roots: Mapping[str, Path], members: Mapping[str, Members]) ->
             )
 
 
-def _sub_folders(folder: Path, notes: Notes) -> Members:
-    """The visible files below each visible sub-folder, by its name, in order."""
+def class_folders(folder: Path, notes: Notes) -> Members:
+    """Returns the visible files below each visible sub-folder, by its name, in order.
+
+    Raises:
+      OSError: if a folder cannot be read.
+    """
     found = {}
     for path in sorted(path for path in folder.iterdir() if _is_visible(path.name)):
         if not path.is_dir():
@@ -169,38 +145,3 @@ def _files(folder: Path) -> list[Path]:
 
 def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in SYSTEM_NAMES
-
-
-def _read_part(
-    root: Path, members: Members, classes: tuple[str, ...], size: int, notes: Notes
-) -> tuple[LabelledImages, dict[Path, str]]:
-    """The pictures of all classes, and the class of each file that was read."""
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    names: dict[Path, str] = {}
-    for name, files in members.items():
-        read = _read_class(root / name, files, size, notes)
-        images += read.values()
-        labels += [classes.index(name)] * len(read)
-        names |= dict.fromkeys(read, name)
-    return LabelledImages(np.stack(images), np.array(labels, np.int32)), names
-
-
-def _read_class(folder: Path, files: list[Path], size: int, notes: Notes) -> dict[Path, np.ndarray]:
-    read = {}
-    for path in files:
-        try:
-            with Image.open(path) as image:
-                read[path] = resize(to_rgb(image), size)
-                if image.has_transparency_data:
-                    notes["pictures with an alpha channel, laid on white"].append(path)
-        except ImageError as error:
-            raise DataError(f"{path}: {error}") from error
-        except UNREADABLE:
-            notes["unreadable files, skipped"].append(path)
-    if not read:
-        raise DataError(
-            f"The class {folder.name} has no readable image in {folder}, of {len(files)} files, "
-            f"for example {files[0].name}. Add images or remove the folder."
-        )
-    return read

@@ -24,14 +24,16 @@ from train.devices import (
     find_devices,
     is_first_process,
     join_hosts,
-    place,
+    place_images,
 )
 from train.errors import ConfigError
 from train.interruptions import watch
 from train.method import method_of
 from train.modules import build_module, parse_arguments, target_of
+from train.normalization import seen_by_source, statistics_of
 from train.results import RunResult, result_table, write_results, write_transfer
 from train.run_folder import open_run_folder
+from train.statistics import Statistics
 from train.step import Support, Task, initial_state, make_eval_step, make_optimizer
 from train.target import Target, check_target
 from train.training import Setup, train
@@ -187,8 +189,9 @@ def _prepare(
     key: jax.Array,
 ) -> Setup:
     """Puts the images on the devices and builds what both trainings use."""
-    preprocess = pretrained.preprocess
-    task = Task(target, preprocess.mean, preprocess.std, devices.dtype)
+    source = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
+    chosen = statistics_of(config, splits.train, source)
+    task = Task(target, *chosen, devices.dtype, seen_by_source(chosen, source))
     key_order, key_step = jax.random.split(key)
     steps = len(train_order(key_order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
@@ -198,9 +201,9 @@ def _prepare(
         task=task,
         splits=dataclasses.replace(
             splits,
-            train=place(splits.train, devices.replicated),
-            validation=place(splits.validation, devices.replicated),
-            test=place(splits.test, devices.replicated),
+            train=place_images(splits.train, devices),
+            validation=place_images(splits.validation, devices),
+            test=place_images(splits.test, devices),
         ),
         optimizer=make_optimizer(config.learning_rate, config.weight_decay, steps * config.epochs),
         evaluate=jax.jit(make_eval_step(task)),

@@ -18,6 +18,7 @@ import tlv_jax
 from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.metrics import Tally, tally
+from train.normalization import unchanged
 from train.target import Change, Target
 
 __all__ = [
@@ -65,15 +66,18 @@ class Task(NamedTuple):
 
     Attributes:
       target: the network.
-      mean: of each colour, subtracted from images as the pretrained network expects.
+      mean: of each colour, subtracted from images.
       std: of each colour, by which images are divided.
       dtype: of the computation.
+      seen_by_source: turns normalized images into those that the pretrained network expects, if it
+        is normalized otherwise.
     """
 
     target: Target
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: jnp.dtype
+    seen_by_source: Callable[[jax.Array], jax.Array] = unchanged
 
 
 def learning_rate(initial: float, steps: int) -> optax.Schedule:
@@ -126,7 +130,8 @@ def make_train_step(
         images = normalize(augment(keys[0], images), task.mean, task.std, task.dtype)
         change: Change | None = None
         if support is not None and lend is not None:
-            lent: Any = jax.lax.stop_gradient(lend(support_variables, images, method="features"))
+            seen = task.seen_by_source(images)
+            lent: Any = jax.lax.stop_gradient(lend(support_variables, seen, method="features"))
             change = functools.partial(_crossed, keys[2], lent, support.rate)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
