@@ -44,6 +44,9 @@ def test_a_run_folder_is_named_after_the_class_of_a_user_s_own_network():
         ("weight_decay", -1.0),
         ("crossover_rate", 1.5),
         ("seed", -1),
+        ("save_every_steps", 0),
+        ("save_every_minutes", 0.0),
+        ("save_every_minutes", float("nan")),
     ],
 )
 def test_impossible_numbers_are_refused(setting, value):

@@ -20,7 +20,7 @@ from train.contents import show_contents
 from train.data import LabelledImages, Splits
 from train.datasets import load_dataset
 from train.errors import ConfigError
-from train.results import open_run_folder
+from train.run_folder import open_run_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,7 +68,8 @@ def config(tmp_path):
 
 
 def start(config):
-    return open_run_folder(config, load_dataset(config))
+    with open_run_folder(config, load_dataset(config)) as folder:
+        return folder
 
 
 def resume(config):
@@ -165,8 +166,9 @@ def test_a_run_folder_without_permission_is_refused(config, resumed, tmp_path, r
     config = dataclasses.replace(config, resume=resumed)
     splits = load_dataset(config)
     request.getfixturevalue("unprivileged")
-    with pytest.raises(ConfigError, match=f"cannot be used.*Permission denied: '{tmp_path}"):
-        open_run_folder(config, splits)
+    match = f"cannot be used.*Permission denied: '{tmp_path}"
+    with pytest.raises(ConfigError, match=match), open_run_folder(config, splits):
+        pass
 
 
 HOST = """

@@ -23,7 +23,7 @@ import importers
 import tlv_jax
 import train
 from tlv_jax import TransferPlan, methods, models, rules
-from train import loop
+from train import training
 from train.__main__ import main
 from train.config import MatchOptions, MethodOptions, RuleOptions
 from train.errors import ConfigError, DataError, DivergedError
@@ -99,7 +99,7 @@ def test_the_run_folder_holds_everything_that_was_measured(finished):
     names = {path.name for path in result.folder.iterdir()}
     assert names == {
         "config.json", "data.json", "plan.json", "plan.txt", "report.json", "report.txt",
-        "results.json", "curves.png", "checkpoints", "transferred", "he",
+        "results.json", "curves.png", "checkpoints", "lock", "transferred", "he",
     }  # fmt: skip
     for run in ("transferred", "he"):
         lines = (result.folder / run / "metrics.jsonl").read_text().splitlines()
@@ -155,17 +155,17 @@ def test_fixed_settings_give_bit_equal_results(finished, config):
 def test_a_killed_run_resumes_to_the_same_result(finished, config, monkeypatch):
     expected, _ = finished
     config = dataclasses.replace(config, name="killed")
-    write = loop.write_epochs
+    write = training.write_epochs
 
     def killed(folder, epochs, writer):
         write(folder, epochs, writer)
         if folder.name == "he" and len(epochs) == 2:
             raise KeyboardInterrupt  # after the second epoch, before its checkpoint
 
-    monkeypatch.setattr(loop, "write_epochs", killed)
+    monkeypatch.setattr(training, "write_epochs", killed)
     with pytest.raises(KeyboardInterrupt):
         run(config)
-    monkeypatch.setattr(loop, "write_epochs", write)
+    monkeypatch.setattr(training, "write_epochs", write)
     resumed, output = run(dataclasses.replace(config, resume=True))
     assert "he, epoch 1 of 2" not in output
     assert "he, epoch 2 of 2" in output

@@ -1,8 +1,12 @@
 """`python -m train`, also installed as `tlv-jax`."""
 
+import contextlib
+import logging
+import shlex
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tyro
 
@@ -17,23 +21,59 @@ DESCRIPTION = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one experiment from the command line; returns the exit status."""
+    """Runs one experiment from the command line.
+
+    Returns:
+      The exit status: 0 when the run is finished, or has saved all because of SIGTERM; 130 when it
+      has because of Ctrl-C; 1 after an error.
+    """
     config = tyro.cli(Config, prog="python -m train", description=DESCRIPTION, args=arguments)
     # Imported late: --help does not wait for JAX, Flax and Orbax.
     from tlv_jax.errors import TLVError
+    from train.errors import Stopped
     from train.loop import run
 
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
+        with _plain_messages():
             run(config)
     except TLVError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped as stop:
+        command = _resuming(sys.argv[1:] if arguments is None else arguments, stop.folder.name)
+        line = f"stopped after step {stop.step} of {stop.training!r}; continue with: {command}"
+        print(line, file=sys.stderr)
+        return 130 if stop.signal == signal.SIGINT else 0
     except KeyboardInterrupt:
         print(f"stopped; add --resume to continue the run in {config.out}", file=sys.stderr)
         return 130
     return 0
+
+
+def _resuming(arguments: Sequence[str], name: str) -> str:
+    """The command that resumes the run. Of an option that is given twice, the last counts."""
+    more = ["--name", name, "--resume"]
+    if list(arguments[-3:]) == more:  # it was resumed by this command before
+        more = []
+    return shlex.join(["python", "-m", "train", *arguments, *more])
+
+
+@contextlib.contextmanager
+def _plain_messages() -> Iterator[None]:
+    """Prints warnings as one line each, and nothing of the threads that an error leaves behind.
+
+    When Orbax cannot read or write an array, others of its callbacks fail at the same time. Python
+    would print the traceback of each around the one sentence of the error.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _print_warning(message: Warning | str, *_: object) -> None:

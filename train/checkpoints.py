@@ -1,10 +1,13 @@
 """Save and restore training states: the best and the last are kept.
 
 Orbax writes to a temporary folder and renames it, so a run that is killed leaves no half-written
-checkpoint.
+checkpoint. It does not notice when a byte changes on the disk, nor say well whose arrays these are,
+so a digest and a description of all arrays are saved with them.
 """
 
 import contextlib
+import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from operator import itemgetter
@@ -12,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from train.errors import ConfigError, SaveError, name_some
 from train.step import State
 
 __all__ = ["open_checkpoints", "restore", "save"]
@@ -28,13 +34,21 @@ def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManag
     Args:
       folder: of the checkpoints; created if it is missing.
       best_by: name of the saved metric that is highest in the best checkpoint.
+
+    Raises:
+      ConfigError: if there are checkpoints that cannot be read.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every part of every save
+    # Orbax logs every part of every save, and every error that it raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(1),
-                preservation_policy.BestN(get_metric_fn=itemgetter(best_by), reverse=False, n=1),
+                preservation_policy.BestN(
+                    get_metric_fn=itemgetter(best_by),
+                    n=1,
+                    keep_checkpoints_without_metrics=False,  # those within an epoch
+                ),
             ]
         ),
         best_fn=itemgetter(best_by),
@@ -44,7 +58,14 @@ def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManag
         enable_async_checkpointing=False,
     )
     names = ("state", "progress")
-    with ocp.CheckpointManager(folder.resolve(), options=options, item_names=names) as manager:
+    try:
+        manager = ocp.CheckpointManager(folder.resolve(), options=options, item_names=names)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The checkpoints in {folder} cannot be read or added to: {_short(error)}. Start "
+            "another run with --name."
+        ) from error
+    with manager:
         yield manager
 
 
@@ -52,7 +73,7 @@ def save(
     manager: ocp.CheckpointManager,
     state: State,
     progress: dict[str, Any],
-    metrics: dict[str, float],
+    metrics: dict[str, float] | None,
 ) -> None:
     """Saves a state under its step.
 
@@ -60,12 +81,26 @@ def save(
       manager: from `open_checkpoints`.
       state: what to save.
       progress: JSON values to save with it.
-      metrics: of the validation images, with that of `best_by`.
+      metrics: of the validation images, with that of `best_by`; None within an epoch.
+
+    Raises:
+      SaveError: if it cannot be written; older checkpoints are intact.
     """
+    kept = {"arrays": _described(state), "sha256": _digest(state, progress)}
     arguments = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+        state=ocp.args.StandardSave(state),
+        progress=ocp.args.JsonSave({**progress, "state": kept}),
     )
-    manager.save(int(state.step), args=arguments, metrics=metrics)
+    step = int(state.step)
+    try:
+        manager.save(step, args=arguments, metrics=metrics)
+    except Exception as error:  # Orbax raises what its threads and TensorStore do
+        older = manager.latest_step()
+        has = "There is no older one" if older is None else f"That of step {older} is intact"
+        raise SaveError(
+            f"The checkpoint of step {step} cannot be saved in {manager.directory}: "
+            f"{_short(error)}. {has}: make room, or allow it, and go on with --resume."
+        ) from error
 
 
 def restore(
@@ -78,15 +113,87 @@ def restore(
       like: a state of the same structure, shapes and dtypes.
       sharding: where to put the arrays.
       best: restore the best state instead of the last.
+
+    Raises:
+      ConfigError: if the checkpoint is damaged, or has other arrays than `like`.
     """
     step = manager.best_step() if best else manager.latest_step()
     if step is None:
         return None
+    try:
+        progress = _restore_progress(manager, step)
+        kept = progress.pop("state", None)  # missing in checkpoints of an earlier version
+    except Exception as error:
+        raise _damaged(manager, step, _short(error)) from error
+    if kept is not None:
+        _check_arrays(f"{manager.directory / str(step)}", kept["arrays"], _described(like))
+    try:
+        state = _restore_state(manager, step, like, sharding)
+    except Exception as error:
+        raise _damaged(manager, step, _short(error)) from error
+    if kept is not None and kept["sha256"] != _digest(state, progress):
+        raise _damaged(manager, step, "its values are not those that were saved")
+    return state, progress
+
+
+def _restore_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    restored: Any = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+    return restored.progress
+
+
+def _restore_state(
+    manager: ocp.CheckpointManager, step: int, like: State, sharding: Sharding
+) -> State:
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
     )
-    arguments = ocp.args.Composite(
-        state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore()
-    )
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     restored: Any = manager.restore(step, args=arguments)
-    return restored.state, restored.progress
+    return restored.state
+
+
+def _described(state: State) -> dict[str, str]:
+    """Type and shape of each array, by its path."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _digest(state: State, progress: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(state):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _check_arrays(where: str, saved: dict[str, str], expected: dict[str, str]) -> None:
+    """Raises ConfigError if a checkpoint has other arrays than the run trains."""
+    paths = [path for path in {**expected, **saved} if saved.get(path) != expected.get(path)]
+    if paths:
+        different = [
+            f"{path} ({saved.get(path, 'missing')}, expected {expected.get(path, 'none')})"
+            for path in paths
+        ]
+        raise ConfigError(
+            f"The checkpoint {where} is of another network or optimizer: "
+            f"{name_some(different)}. Resume with those that the run was started with, or start "
+            "another with --name."
+        )
+
+
+def _damaged(manager: ocp.CheckpointManager, step: int, why: str) -> ConfigError:
+    others = [other for other in manager.all_steps() if other != step]
+    remedy = f"Remove it to go on from step {max(others)}, or start" if others else "Start"
+    return ConfigError(
+        f"The checkpoint {manager.directory / str(step)} is damaged: {why}. {remedy} another run "
+        "with --name."
+    )
+
+
+def _short(error: Exception, half: int = 140) -> str:
+    """The first line of what Orbax says, which can go on for pages; the cause is at its end."""
+    line = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+    return line if len(line) <= 2 * half else f"{line[:half]} ... {line[-half:]}"

@@ -234,6 +234,10 @@ class Config:
     """Name of the run folder; by default of source, target, dataset and seed."""
     resume: bool = False
     """Continue the run of that name from its last checkpoint."""
+    save_every_steps: int | None = None
+    """Also save a checkpoint whenever so many steps are done; by default at ends of epochs only."""
+    save_every_minutes: float | None = None
+    """Also save a checkpoint so many minutes after the last one."""
     method: MethodOptions = dataclasses.field(default_factory=MethodOptions)
     recipe: RecipeOptions = dataclasses.field(default_factory=RecipeOptions)
     hosts: HostOptions = dataclasses.field(default_factory=HostOptions)
@@ -261,12 +265,15 @@ def resolve(config: Config) -> Config:
         image_size=defaults.image_size if config.image_size is None else config.image_size,
         epochs=defaults.epochs if config.epochs is None else config.epochs,
     )
-    for setting in ("image_size", "epochs", "batch_size"):
-        if getattr(config, setting) < 1:
+    for setting in ("image_size", "epochs", "batch_size", "save_every_steps"):
+        value = getattr(config, setting)
+        if value is not None and value < 1:
             raise ConfigError(f"{setting}={getattr(config, setting)}, expected at least 1.")
     for setting in ("learning_rate", "weight_decay"):
         if not 0 <= getattr(config, setting) < float("inf"):
             raise ConfigError(f"{setting}={getattr(config, setting)}, expected at least 0.")
+    if config.save_every_minutes is not None and not config.save_every_minutes > 0:
+        raise ConfigError(f"save_every_minutes={config.save_every_minutes}, expected above 0.")
     if config.seed < 0:
         raise ConfigError(f"seed={config.seed}, expected at least 0.")
     if not 0 <= config.crossover_rate <= 1:

@@ -17,7 +17,14 @@ from train.datasets import load_dataset
 from train.devices import same_everywhere
 from train.errors import ConfigError, DataError, name_some
 
-__all__ = ["check_contents", "load_on_all_hosts", "show_contents", "write_contents"]
+__all__ = [
+    "check_contents",
+    "load_on_all_hosts",
+    "read_counts",
+    "show_contents",
+    "show_counts",
+    "write_contents",
+]
 
 DATA_FILE = "data.json"
 MOST_ROWS = 20  # of classes that are printed
@@ -48,14 +55,19 @@ def load_on_all_hosts(config: Config) -> Splits:
 
 def show_contents(splits: Splits, console: Console) -> None:
     """Prints the number of images of each class in each part, and which classes a part lacks."""
-    counts = splits.counts()
-    table = Table(title="images", show_footer=len(splits.classes) > 1)
+    show_counts(splits.counts(), console)
+
+
+def show_counts(counts: Mapping[str, Mapping[str, int]], console: Console) -> None:
+    """Prints counts as of `Splits.counts`, as `show_contents` does."""
+    classes = list(counts[PARTS[0]])
+    table = Table(title="images", show_footer=len(classes) > 1)
     table.add_column("class", footer="all")
     for part in PARTS:
         table.add_column(part, justify="right", footer=str(sum(counts[part].values())))
-    for name in splits.classes[:MOST_ROWS]:
+    for name in classes[:MOST_ROWS]:
         table.add_row(Text(name), *(str(counts[part][name]) for part in PARTS))
-    if (more := len(splits.classes) - MOST_ROWS) > 0:
+    if (more := len(classes) - MOST_ROWS) > 0:
         table.add_row(f"{more} more, see {DATA_FILE}", *["..."] * len(PARTS))
     console.print(table)
     for part in PARTS:
@@ -67,6 +79,23 @@ def show_contents(splits: Splits, console: Console) -> None:
 def write_contents(folder: Path, splits: Splits) -> None:
     """Writes `data.json`: the classes, the counts of each part, and the listing of all files."""
     (folder / DATA_FILE).write_text(json.dumps(_contents(splits), indent=1))
+
+
+def read_counts(folder: Path) -> dict[str, dict[str, int]]:
+    """Returns the counts of each class in each part, which `write_contents` wrote.
+
+    Raises:
+      ConfigError: if they are missing or damaged.
+    """
+    path = folder / DATA_FILE
+    try:
+        counts = json.loads(path.read_text())["counts"]
+        return {part: dict(counts[part]) for part in PARTS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error!r}), expected the counts of a data set. Give the "
+            "folder of another run."
+        ) from error
 
 
 def check_contents(folder: Path, splits: Splits) -> None:

@@ -2,10 +2,19 @@
 
 from collections.abc import Collection
 from itertools import islice
+from pathlib import Path
+from signal import Signals
 
 from tlv_jax.errors import TLVError
 
-__all__ = ["ConfigError", "DataError", "DivergedError", "name_some"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "SaveError",
+    "Stopped",
+    "name_some",
+]
 
 
 class ConfigError(TLVError, ValueError):
@@ -18,6 +27,26 @@ class DataError(TLVError, ValueError):
 
 class DivergedError(TLVError):
     """The loss of a training became NaN or infinite."""
+
+
+class SaveError(TLVError):
+    """What a run has made cannot be written; what it saved before is intact."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run stopped because of a signal, and can be resumed.
+
+    Attributes:
+      folder: the run folder.
+      signal: the one that asked for it; None if another host was asked.
+    """
+
+    def __init__(self, step: int, training: str, folder: Path, signal: Signals | None) -> None:
+        super().__init__(
+            f"Stopped after step {step} of {training!r}, which is saved in {folder}. "
+            f"Resume with resume=True and name={folder.name!r}."
+        )
+        self.step, self.training, self.folder, self.signal = step, training, folder, signal
 
 
 def name_some(names: Collection[object], count: int = 3) -> str:

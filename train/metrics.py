@@ -1,13 +1,14 @@
 """Metrics as sums, which can be merged: short batches and several devices stay exact."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["Summary", "Tally", "merge", "summarize", "tally"]
+__all__ = ["Summary", "Tally", "from_json", "merge", "summarize", "tally", "to_json"]
 
 
 class Tally(NamedTuple):
@@ -60,6 +61,20 @@ def tally(logits: jax.Array, labels: jax.Array, real: jax.Array | None = None) -
 def merge(first: Tally, second: Tally) -> Tally:
     """The tally of both."""
     return jax.tree.map(jnp.add, first, second)
+
+
+def to_json(total: Tally) -> dict[str, Any]:
+    """Returns the sums as JSON values, which give them back exactly."""
+    return {name: np.asarray(part).tolist() for name, part in total._asdict().items()}
+
+
+def from_json(values: Mapping[str, Any]) -> Tally:
+    """Returns the sums that `to_json` was given."""
+    return Tally(
+        loss=jnp.array(values["loss"], jnp.float32),
+        correct=jnp.array(values["correct"], jnp.int32),
+        examples=jnp.array(values["examples"], jnp.int32),
+    )
 
 
 def summarize(total: Tally) -> Summary:

@@ -1,9 +1,10 @@
-"""The run folder: settings, metrics, tables and curves."""
+"""What a run writes into its folder: metrics, tables and curves."""
 
 import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,23 @@ from rich.table import Table
 
 import tlv_jax
 from train import curves
-from train.config import Config
-from train.contents import check_contents, write_contents
-from train.data import Splits
 from train.devices import is_first_process
-from train.errors import ConfigError
+from train.errors import ConfigError, SaveError
 from train.metrics import Summary
 
 __all__ = [
     "RunResult",
-    "flat_settings",
-    "open_run_folder",
     "open_tensorboard",
+    "read_metrics",
+    "read_results",
     "result_table",
     "write_epochs",
     "write_results",
     "write_transfer",
 ]
 
-CONFIG_FILE = "config.json"
-# May differ when a run is resumed: it may have been moved, and may continue on other hosts.
-NOT_COMPARED = ("resume", "out", "name", "hosts")
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,63 +52,38 @@ class RunResult:
     epochs: tuple[Mapping[str, Any], ...]
 
 
-def open_run_folder(config: Config, splits: Splits) -> Path:
-    """Creates the run folder, or finds the one to resume.
-
-    Without `config.resume` an existing folder is left alone: the new one gets a number after its
-    name.
-
-    Raises:
-      ConfigError: if there is no run to resume, it was started with other settings or other data,
-        or the folder cannot be made or read.
-    """
-    try:
-        return _find_run(config, splits) if config.resume else _start_run(config, splits)
-    except OSError as error:
-        raise ConfigError(
-            f"The run folder {config.folder} cannot be used: {error}. Give another with --out."
-        ) from error
-
-
-def _find_run(config: Config, splits: Splits) -> Path:
-    folder = config.folder
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"There is no run to resume in {folder}. Leave --resume out.")
-    started = _named(json.loads((folder / CONFIG_FILE).read_text()))
-    changed = {
-        name: started.get(name)
-        for name, value in _named(_settings(config)).items()
-        if started.get(name) != value and name.partition(".")[0] not in NOT_COMPARED
-    }
-    if changed:
-        was = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-        raise ConfigError(
-            f"The run in {folder} was started with {was}. Resume it with the same settings, or "
-            "start another with --name."
-        )
-    check_contents(folder, splits)
-    return folder
-
-
-def _start_run(config: Config, splits: Splits) -> Path:
-    folder, number = config.folder, 1
-    while folder.exists():
-        number += 1
-        folder = config.folder.with_name(f"{config.folder.name}-{number}")
-    folder.mkdir(parents=True)
-    write_contents(folder, splits)  # first: a run can be resumed as soon as it has settings
-    (folder / CONFIG_FILE).write_text(json.dumps(_settings(config), indent=1))
-    return folder
-
-
 def write_transfer(
     folder: Path, plan: tlv_jax.TransferPlan, report: tlv_jax.TransferReport
 ) -> None:
-    """Writes the plan and the report of a transfer, each as JSON and as a table."""
-    (folder / "plan.json").write_text(plan.to_json())
-    (folder / "plan.txt").write_text(f"{plan}\n")
-    (folder / "report.json").write_text(report.to_json())
-    (folder / "report.txt").write_text(f"{report}\n")
+    """Writes the plan and the report of a transfer, each as JSON and as a table.
+
+    Raises:
+      SaveError: if they cannot be written, as in the functions below.
+    """
+    _write(folder / "plan.json", plan.to_json())
+    _write(folder / "plan.txt", f"{plan}\n")
+    _write(folder / "report.json", report.to_json())
+    _write(folder / "report.txt", f"{report}\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text)
+        os.replace(new, path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(
+            f"{path} cannot be written: {error}. What was saved before is intact: make room, or "
+            "allow it, and go on with --resume."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -119,14 +91,25 @@ def open_tensorboard(folder: Path, first_epoch: int) -> Iterator[Any]:
     """A writer of TensorBoard events; None in other processes, or without tensorboardX.
 
     TensorBoard ignores what an interrupted run wrote for `first_epoch` and later.
+
+    Raises:
+      SaveError: if the last events cannot be written.
     """
     if not is_first_process() or importlib.util.find_spec("tensorboardX") is None:
         yield None
         return
     from tensorboardX import SummaryWriter  # late: it imports torch where torch is installed
 
-    with SummaryWriter(str(folder), purge_step=first_epoch) as writer:
+    with _writing(folder):
+        writer = SummaryWriter(str(folder), purge_step=first_epoch)
+    try:
         yield writer
+    except BaseException:
+        with contextlib.suppress(OSError):  # where it stopped is what counts
+            writer.close()
+        raise
+    with _writing(folder):
+        writer.close()
 
 
 def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]], writer: Any) -> None:
@@ -137,18 +120,18 @@ def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]], writer: Any)
       epochs: all records so far.
       writer: from `open_tensorboard`; None to write no events.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     # Rewritten each time: a run that is killed between this and its checkpoint repeats an epoch,
     # which would otherwise be listed twice.
     lines = "".join(json.dumps(record) + "\n" for record in epochs)
-    (folder / "metrics.jsonl").write_text(lines)
+    _write(folder / METRICS_FILE, lines)
     if writer is None:
         return
     last = epochs[-1]
-    for name, value in last.items():
-        if name != "epoch":
-            writer.add_scalar(name, value, last["epoch"])
-    writer.flush()
+    with _writing(folder):
+        for name, value in last.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, last["epoch"])
+        writer.flush()
 
 
 def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
@@ -162,9 +145,57 @@ def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
         }
         for run in runs
     ]
-    (folder / "results.json").write_text(json.dumps(records, indent=1))
+    _write(folder / RESULTS_FILE, json.dumps(records, indent=1))
     if curves.available():
-        curves.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
+        with _writing(folder):
+            curves.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
+
+
+def read_metrics(folder: Path) -> dict[str, tuple[dict[str, Any], ...]]:
+    """Returns the records of the finished epochs of each training of a run.
+
+    Raises:
+      ConfigError: if a file is damaged.
+    """
+    records = {}
+    for path in sorted(folder.glob(f"*/{METRICS_FILE}")):
+        with _reading(path):
+            records[path.parent.name] = tuple(map(json.loads, path.read_text().splitlines()))
+    return records
+
+
+def read_results(folder: Path) -> tuple[RunResult, ...]:
+    """Returns how the trainings of a run went; empty before it is finished.
+
+    Raises:
+      ConfigError: if a file is damaged.
+    """
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return ()
+    epochs = read_metrics(folder)
+    with _reading(path):
+        return tuple(
+            RunResult(
+                name=record["name"],
+                test=Summary(**record["test"]),
+                best_epoch=record["best_epoch"],
+                seconds=record["seconds"],
+                epochs=epochs[record["name"]],
+            )
+            for record in json.loads(path.read_text())
+        )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error!r}), expected what a run writes. Repeat its end with "
+            "--resume."
+        ) from error
 
 
 def result_table(runs: Sequence[RunResult], title: str) -> Table:
@@ -183,25 +214,3 @@ def result_table(runs: Sequence[RunResult], title: str) -> Table:
             f"{run.seconds:.0f}",
         )
     return table
-
-
-def flat_settings(config: Config) -> dict[str, Any]:
-    """Returns all settings as JSON values, by their names on the command line."""
-    return _named(_settings(config))
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def _named(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their names on the command line: `method`, `method.rule.keep`."""
-    named: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            named |= _named(value, f"{prefix}{name}.")
-        elif prefix and name == "name":
-            named[prefix.removesuffix(".")] = value
-        else:
-            named[prefix + name] = value
-    return named

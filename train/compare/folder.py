@@ -10,7 +10,7 @@ from train.compare.settings import EXTENT, REPLACED, Settings
 from train.contents import check_contents, write_contents
 from train.data import Splits
 from train.errors import ConfigError
-from train.results import flat_settings
+from train.run_folder import flat_settings
 
 __all__ = ["kept_settings", "open_folder"]
 

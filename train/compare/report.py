@@ -8,7 +8,7 @@ from train.compare.markdown import progress_table, rates_table, result_table, ta
 from train.compare.result import Comparison
 from train.compare.settings import Settings
 from train.data import PARTS, Splits
-from train.results import flat_settings
+from train.run_folder import flat_settings
 
 __all__ = ["command_of", "report_text"]
 

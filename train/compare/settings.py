@@ -19,7 +19,10 @@ STARTS = ("he", *TRANSFERS, "finetune", "probe")
 # How much is compared, not what: a comparison may be continued with others of these.
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
-REPLACED = ("learning_rate", "baseline", "resume", "hosts", "method", "recipe")
+REPLACED = (
+    *("learning_rate", "baseline", "resume", "hosts", "method", "recipe"),
+    *("save_every_steps", "save_every_minutes"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Settings(Config):
     learning_rate: tyro.conf.Suppress[float] = Config.learning_rate
     baseline: tyro.conf.Suppress[bool] = Config.baseline
     resume: tyro.conf.Suppress[bool] = Config.resume
+    save_every_steps: tyro.conf.Suppress[int | None] = Config.save_every_steps
+    save_every_minutes: tyro.conf.Suppress[float | None] = Config.save_every_minutes
     method: tyro.conf.Suppress[MethodOptions] = dataclasses.field(default_factory=MethodOptions)
     recipe: tyro.conf.Suppress[RecipeOptions] = dataclasses.field(default_factory=RecipeOptions)
     hosts: tyro.conf.Suppress[HostOptions] = dataclasses.field(default_factory=HostOptions)

@@ -1,0 +1,81 @@
+"""`python -m train.show RUN`: what is known of a run, whether it is going on or finished."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tlv_jax.errors import TLVError
+from train.contents import read_counts, show_counts
+from train.results import read_metrics, read_results, result_table
+from train.run_folder import is_in_use, named_settings, read_settings
+
+__all__ = ["main", "show"]
+
+COLUMNS = ("train_loss", "validation_loss", "validation_accuracy", "validation_balanced_accuracy")
+
+
+def show(folder: Path, console: Console) -> None:
+    """Prints the settings, images, epochs so far and results of a run.
+
+    Raises:
+      ConfigError: if the folder holds no run, or a file of it is damaged.
+    """
+    settings = named_settings(read_settings(folder))
+    results = read_results(folder)
+    state = "running" if is_in_use(folder) else "finished" if results else "stopped; --resume it"
+    console.print(f"{folder}: {state}", markup=False, highlight=False, soft_wrap=True)
+    console.print(_settings_table(settings))
+    show_counts(read_counts(folder), console)
+    for name, epochs in read_metrics(folder).items():
+        console.print(_epochs_table(name, epochs))
+    if results:
+        title = f"{settings.get('target')} on {settings.get('dataset')}, test images"
+        console.print(result_table(results, title))
+
+
+def _settings_table(settings: dict[str, object]) -> Table:
+    """Those that have a value: the others are as the method or the data set has them."""
+    table = Table(title="settings", show_header=False)
+    for name, value in settings.items():
+        if value is not None and value != []:
+            table.add_row(name, Text(str(value)))
+    return table
+
+
+def _epochs_table(name: str, epochs: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=name)
+    table.add_column("epoch", justify="right")
+    for column in COLUMNS:
+        table.add_column(column.replace("_", " "), justify="right")
+    for record in epochs:
+        table.add_row(str(record["epoch"]), *(f"{record[column]:.3f}" for column in COLUMNS))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Shows a run from the command line; returns the exit status."""
+
+    def command(run: Annotated[Path, tyro.conf.Positional]) -> None:
+        """Show the settings, images, epochs and results of a run.
+
+        Args:
+          run: The run folder.
+        """
+        show(run, Console())
+
+    try:
+        tyro.cli(command, prog="python -m train.show", args=arguments)
+    except TLVError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""One training: epochs, their checkpoints, and the test of the best weights."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from rich.console import Console
+from rich.progress import Progress
+
+from train import checkpoints
+from train.config import Config
+from train.data import LabelledImages, Splits, eval_batches, train_order
+from train.devices import Devices, is_first_process, place
+from train.errors import DivergedError, Stopped
+from train.interruptions import Watch
+from train.metrics import Summary, Tally, from_json, merge, summarize, to_json
+from train.recipe import Recipe
+from train.results import RunResult, open_tensorboard, write_epochs
+from train.step import State, Support, Task, make_train_step
+
+__all__ = ["Setup", "train"]
+
+CHECK_EVERY = 50  # steps; an accelerator waits whenever a loss is looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What both trainings of a run share."""
+
+    config: Config
+    devices: Devices
+    task: Task
+    recipe: Recipe
+    steps: int
+    splits: Splits
+    optimizer: optax.GradientTransformation
+    evaluate: Callable[..., Any]
+    order_key: jax.Array
+    step_key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """One of them."""
+
+    name: str
+    setup: Setup
+    step: Callable[..., tuple[State, Tally]]
+    support_variables: Any
+    manager: ocp.CheckpointManager
+    folder: Path
+    watch: Watch
+    bar: Progress
+    started: float  # on the clock of time.perf_counter, less the seconds before a resumption
+
+
+def train(
+    name: str,
+    setup: Setup,
+    state: State,
+    support: Support | None,
+    support_variables: Any,
+    folder: Path,
+    watch: Watch,
+    bar: Progress,
+) -> RunResult:
+    """Trains from `state`, or on from the last checkpoint, and tests the best weights.
+
+    The progress that is saved with each state is in JSON values: the records of all finished
+    epochs, the seconds so far, and the tally of the epoch that runs, if it has begun.
+
+    Args:
+      name: of this training.
+      setup: what it shares with the other.
+      state: before the first step.
+      support: lends features; None to train without crossover.
+      support_variables: of its network.
+      folder: of the run.
+      watch: says when to save within an epoch, and when to stop.
+      bar: shows the epoch that runs; its console is told of each that is finished.
+
+    Raises:
+      DivergedError: if the loss or a parameter is not finite any more.
+      SaveError: if something cannot be written.
+      ConfigError: if a checkpoint to resume from is damaged, or of another network or optimizer.
+      Stopped: after a signal, once the step that ran is saved.
+    """
+    config, replicated = setup.config, setup.devices.replicated
+    assert config.epochs is not None  # resolved
+    step = jax.jit(
+        make_train_step(setup.task, setup.optimizer, support, setup.recipe),
+        donate_argnums=0,
+        out_shardings=replicated,
+    )
+    # Copied: the step is donated the state, and both trainings start from the same arrays.
+    state = place(jax.tree.map(jnp.copy, state), replicated)
+    support_variables = place(support_variables, replicated)
+    progress: dict[str, Any] = {"epochs": [], "seconds": 0.0, "tally": None}
+    path = folder / "checkpoints" / name
+    with checkpoints.open_checkpoints(path, config.best_by) as manager:
+        if config.resume and (restored := checkpoints.restore(manager, state, replicated)):
+            state, progress = restored
+        started = time.perf_counter() - progress["seconds"]
+        training = _Training(
+            name, setup, step, support_variables, manager, folder, watch, bar, started
+        )
+        first = len(progress["epochs"]) + 1
+        with open_tensorboard(folder / name, first) as writer:
+            for _ in range(first, config.epochs + 1):
+                state, progress = _train_epoch(training, state, progress, writer)
+        best = checkpoints.restore(manager, state, replicated, best=True)
+        assert best is not None  # at least one epoch was saved
+        best_state, best_progress = best
+    return RunResult(
+        name=name,
+        test=_evaluate(setup, best_state, setup.splits.test),
+        best_epoch=len(best_progress["epochs"]),
+        seconds=progress["seconds"],
+        epochs=tuple(progress["epochs"]),
+    )
+
+
+def _train_epoch(
+    training: _Training, state: State, progress: dict[str, Any], writer: Any
+) -> tuple[State, dict[str, Any]]:
+    """Trains the epoch to its end, validates, records and saves."""
+    name, setup = training.name, training.setup
+    epoch = len(progress["epochs"]) + 1
+    state, trained = _take_steps(training, state, progress)
+    validated = _evaluate(setup, state, setup.splits.validation)
+    record = {
+        "epoch": epoch,
+        **_prefixed("train", summarize(trained)),
+        **_prefixed("validation", validated),
+    }
+    progress = {**progress, "epochs": [*progress["epochs"], record], "tally": None}
+    if is_first_process():
+        write_epochs(training.folder / name, progress["epochs"], writer)
+    _save(training, state, progress, validated._asdict())
+    _print_epoch(training.bar.console, name, setup.config.epochs, record)
+    if training.watch.due(int(state.step), agree=True).stop:
+        raise _stopped(training, state)
+    return state, progress
+
+
+def _take_steps(training: _Training, state: State, progress: dict[str, Any]) -> tuple[State, Tally]:
+    """Takes the steps of the epoch that are left, and tallies all of it."""
+    name, setup = training.name, training.setup
+    images, bar = setup.splits.train, training.bar
+    epoch = len(progress["epochs"]) + 1
+    batches = train_order(setup.order_key, epoch, len(images), setup.config.batch_size)
+    before = (epoch - 1) * len(batches)
+    done = int(state.step) - before
+    total = progress.get("tally") and place(from_json(progress["tally"]), setup.devices.replicated)
+    label = f"{name}, epoch {epoch} of {setup.config.epochs}"
+    task = bar.add_task(label, total=len(batches), completed=done)
+    losses = []
+    for number, rows in enumerate(batches[done:], done + 1):
+        rows = place(rows, setup.devices.rows)
+        state, counted = training.step(
+            state, setup.step_key, rows, images, training.support_variables
+        )
+        if total is not None:
+            jax.block_until_ready(total)  # queues one step at most, so that the bar tells the truth
+        total = counted if total is None else merge(total, counted)
+        bar.advance(task)
+        losses.append(counted.loss)
+        last = number == len(batches)
+        due = training.watch.due(before + number)
+        if due.save or last or len(losses) == CHECK_EVERY:
+            _stop_if_diverged(name, setup.config, losses, state.params, before + number)
+            losses.clear()
+        if due.save and not last:  # an epoch is saved at its end, once it is validated
+            _save(training, state, {**progress, "tally": to_json(total)})
+            if due.stop:
+                raise _stopped(training, state)
+    assert total is not None  # train_order gives one batch at least
+    bar.remove_task(task)
+    return state, total
+
+
+def _save(
+    training: _Training,
+    state: State,
+    progress: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+) -> None:
+    """Saves the state and the progress, with the time that was taken."""
+    progress["seconds"] = time.perf_counter() - training.started
+    checkpoints.save(training.manager, state, progress, metrics)
+    training.watch.restart()
+
+
+def _stopped(training: _Training, state: State) -> Stopped:
+    return Stopped(int(state.step), training.name, training.folder, training.watch.signal)
+
+
+def _stop_if_diverged(
+    name: str, config: Config, losses: list[jax.Array], params: Any, last_step: int
+) -> None:
+    """Looks at the losses of the last steps, and at the parameters after them."""
+    values = np.array(jax.device_get(losses))
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        step = last_step - len(values) + 1 + int(wrong[0])
+        what = f"The loss of {name!r} became {values[wrong[0]]} in step {step}"
+    elif not _all_finite(params):
+        what = f"A parameter of {name!r} is not finite after step {last_step}"
+    else:
+        return
+    raise DivergedError(f"{what}. Lower learning_rate={config.learning_rate}.")
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree)
+    return jax.tree.reduce(jnp.logical_and, finite, jnp.array(True))
+
+
+def _evaluate(setup: Setup, state: State, images: LabelledImages) -> Summary:
+    """Classifies all images of a split."""
+    total = None
+    for rows, real in eval_batches(len(images), setup.config.batch_size):
+        rows, real = place((rows, real), setup.devices.rows)
+        counted = setup.evaluate(state.tested_params, state.model_state, rows, real, images)
+        total = counted if total is None else merge(total, counted)
+    assert total is not None  # no split is empty
+    return summarize(total)
+
+
+def _prefixed(prefix: str, summary: Summary) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in summary._asdict().items()}
+
+
+def _print_epoch(console: Console, name: str, epochs: int | None, record: dict[str, Any]) -> None:
+    console.print(
+        f"{name}, epoch {record['epoch']} of {epochs}: loss {record['train_loss']:.3f}, "
+        f"validation loss {record['validation_loss']:.3f}, "
+        f"balanced accuracy {record['validation_balanced_accuracy']:.3f}",
+        highlight=False,
+        soft_wrap=True,
+    )
