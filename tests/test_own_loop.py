@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_it_trains_on_eight_devices():
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "XLA_FLAGS": flags}
