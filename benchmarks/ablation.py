@@ -19,7 +19,6 @@ import datetime
 import functools
 import itertools
 import os
-import platform
 import statistics
 import time
 from collections import defaultdict
@@ -35,6 +34,7 @@ import tyro
 import importers
 import tlv_jax
 from tlv_jax import Method, models, rules
+from train.compare.machine import processor
 from train.config import Config, Dataset
 from train.data import LabelledImages, eval_batches, stratified_split, train_order
 from train.datasets import load_dataset
@@ -277,15 +277,6 @@ def provenance() -> dict[str, Any]:
         "machine": f"{processor()}, {os.cpu_count()} cores" if device == "cpu" else device,
         "jax": jax.__version__,
     }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 SETTINGS = [field.name for kind in (Experiment, Treatment) for field in dataclasses.fields(kind)]

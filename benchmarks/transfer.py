@@ -28,8 +28,8 @@ import jax
 import numpy as np
 
 import tlv_jax
-from benchmarks.ablation import processor
 from tlv_jax import methods, models
+from train.compare.machine import processor
 
 PAIRS = (
     ("vgg16", "resnet18"),

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 from tlv_jax.errors import ParameterTreeError, UnknownOrderWarning
 from tlv_jax.layers.channels import ChannelGraph
 from tlv_jax.layers.optimizers import refuse_optimizer_state, without_averages
+from tlv_jax.layers.paths import array_leaves
 from tlv_jax.layers.program import walk_program
 from tlv_jax.layers.trees import find_layers, refuse_stacks
 from tlv_jax.types import Layer, PyTree
@@ -102,8 +103,9 @@ def as_networks(
 def _bare(tree: PyTree, name: str) -> Network:
     """A bare tree as a network without channels."""
     found, family = find_layers(tree, name=name)
-    refuse_optimizer_state(tree, found, name=name)
-    refuse_stacks(tree, found, name=name)
+    leaves = array_leaves(tree, name=name)
+    refuse_optimizer_state(tree, leaves, found, name=name)
+    refuse_stacks(leaves, found, name=name)
     layers = without_averages(found)
     order = NATURAL if family is None else f"execution order of the {family} family"
     return Network(None, tree, layers, None, order)

@@ -5,13 +5,13 @@ Both have the shapes of the parameters, and so look like layers.
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 
 from tlv_jax.errors import ParameterTreeError
-from tlv_jax.layers.paths import array_leaves, leaf_path, path_components
+from tlv_jax.layers.paths import leaf_path, path_components
 from tlv_jax.types import Layer, PyTree
 
 # What only optimizers are called: a whole state, or what in it has the parameters' shapes. Restored
@@ -28,18 +28,21 @@ FIELDS = MOMENTS | {"count", "count_m2", "v", "v_col", "ns_coeffs"}
 AVERAGE = re.compile("(.*_)?(ema|swa)(_.*)?|averaged?_(params|variables|weights|model|state)")
 
 
-def refuse_optimizer_state(tree: PyTree, layers: Sequence[Layer], *, name: str) -> None:
+def refuse_optimizer_state(
+    tree: PyTree, leaves: Iterable[str], layers: Sequence[Layer], *, name: str
+) -> None:
     """Checks that no layer of a bare tree belongs to the state of an optimizer.
 
     Args:
       tree: any pytree.
+      leaves: the paths of its arrays.
       layers: that were found in it.
       name: of the tree in errors.
 
     Raises:
       ParameterTreeError: if one does.
     """
-    states = _states_by_class(tree) | _states_by_name(list(array_leaves(tree, name=name)))
+    states = _states_by_class(tree) | _states_by_name(leaves)
     for layer in layers:
         path = path_components(layer.weight)
         if any(tuple(path[:place]) in states for place in range(len(path))):
@@ -59,7 +62,7 @@ def _states_by_class(tree: PyTree) -> set[tuple[str, ...]]:
     return {tuple(path_components(leaf_path(keys))) for keys, node in nodes if is_state(node)}
 
 
-def _states_by_name(paths: Sequence[str]) -> set[tuple[str, ...]]:
+def _states_by_name(paths: Iterable[str]) -> set[tuple[str, ...]]:
     """Where the names of leaves are those of an optimizer's state."""
     states = set()
     beside: dict[tuple[str, ...], set[str]] = defaultdict(set)

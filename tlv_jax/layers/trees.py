@@ -9,7 +9,7 @@ ready to broadcast. `tlv_jax.trace` needs no such conventions.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -132,21 +132,20 @@ def _is_vector(shape: tuple[int, ...]) -> bool:
     return len(shape) > 0 and max(shape) == math.prod(shape)
 
 
-def refuse_stacks(tree: PyTree, layers: Iterable[Layer], *, name: str) -> None:
+def refuse_stacks(leaves: Mapping[str, Any], layers: Iterable[Layer], *, name: str) -> None:
     """Checks that no kernel of a bare tree holds several layers, as `nn.scan` or `vmap` make them.
 
     Four kernels `[3, 3, I, O]` are one leaf `[4, 3, 3, I, O]`, which could be a 3-D conv. Its bias
     `[4, O]` tells, or the scale `[4, O]` of a norm in the same block.
 
     Args:
-      tree: any pytree.
+      leaves: of the tree, from `array_leaves`.
       layers: that were found in it.
       name: of the tree in errors.
 
     Raises:
       ParameterTreeError: if one does.
     """
-    leaves = array_leaves(tree, name=name)
     scales = {
         (_around(path), leaf.shape[0])
         for path, leaf in leaves.items()

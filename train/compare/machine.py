@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["MACHINE", "provenance"]
+__all__ = ["MACHINE", "processor", "provenance"]
 
 PACKAGES = ("jax", "flax", "optax", "numpy", "tlv-jax")
 MACHINE = ("machine", "python", *PACKAGES)
@@ -20,13 +20,14 @@ def provenance() -> dict[str, str]:
     device = jax.devices()[0].device_kind
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores" if device == "cpu" else device,
+        "machine": f"{processor()}, {os.cpu_count()} cores" if device == "cpu" else device,
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Returns the name of the CPU, or its kind where the system does not tell its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
