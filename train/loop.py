@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import flax.nnx as nnx
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -28,8 +27,8 @@ from train.devices import (
 from train.errors import name_some
 from train.interruptions import watch
 from train.method import method_of
-from train.modules import build_module, parse_arguments
-from train.networks import checked_target, features_only, size_lent_at
+from train.modules import parse_arguments
+from train.networks import Keys, features_only, keys_of, load_source, make_target
 from train.normalization import seen_by_source, statistics_of
 from train.optimizer import check_patterns, crossover_rate, make_optimizer
 from train.recipe import Recipe, recipe_of
@@ -93,41 +92,24 @@ def run(
     config = resolve(config)
     method = method_of(config.method)
     recipe = recipe_of(config)
-    arguments = parse_arguments(config.target_args)
+    parse_arguments(config.target_args)  # refused before anything is loaded
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
-    pretrained = importers.load(
-        config.source,
-        config.source_weights,
-        image_size=size_lent_at(config),
-        dtype=devices.dtype,
-        prefix=config.source_prefix,
-    )
+    pretrained = load_source(config, devices.dtype)
     splits = load_on_all_hosts(config)
     show_contents(splits, console)
-    assert config.image_size is not None  # resolved
-    key_init, key_transfer, key_training = jax.random.split(jax.random.key(config.seed), 3)
-    images = jnp.zeros((1, config.image_size, config.image_size, 3), devices.dtype)
-    if model is None:
-        model = build_module(
-            config.target,
-            arguments,
-            num_classes=len(splits.classes),
-            image_size=config.image_size,
-            dtype=devices.dtype,
-            key=key_init,
-        )
-    target = checked_target(config, model, key_init, images, len(splits.classes))
+    keys = keys_of(config.seed)
+    target = make_target(config, len(splits.classes), devices.dtype, keys.init, model)
     if frozen := check_patterns(recipe, target.split(target.network.params)[0]):
         console.print(f"frozen: {name_some(frozen)}", highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as held:
         folder = Path(ask_first(lambda: str(held.enter_context(open_run_folder(config, splits)))))
         plan, transferred, report = _transfer(
-            method, key_transfer, pretrained.network, target.network, folder
+            method, keys.transfer, pretrained.network, target.network, folder
         )
         console.print(str(plan), highlight=False, soft_wrap=True)
-        setup = _prepare(config, recipe, devices, target, pretrained, splits, key_training)
+        setup = _prepare(config, recipe, devices, target, pretrained, splits, keys)
         rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
         support = Support(features_only(pretrained.model), rate)
         starts = [("transferred", transferred, support if config.crossover_rate else None)]
@@ -175,14 +157,13 @@ def _prepare(
     target: Target,
     pretrained: importers.Pretrained,
     splits: Splits,
-    key: jax.Array,
+    keys: Keys,
 ) -> Setup:
     """Puts the images on the devices and builds what both trainings use."""
     source = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
     chosen = statistics_of(config, splits.train, source)
     task = Task(target, *chosen, devices.dtype, seen_by_source(chosen, source))
-    key_order, key_step = jax.random.split(key)
-    steps = len(train_order(key_order, 0, len(splits.train), config.batch_size))
+    steps = len(train_order(keys.order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
     all_steps, warmup = steps * config.epochs, int(steps * recipe.warmup_epochs)
     rate, decay = config.learning_rate, config.weight_decay
@@ -200,8 +181,8 @@ def _prepare(
         ),
         optimizer=make_optimizer(rate, decay, all_steps, recipe, warmup=warmup),
         evaluate=jax.jit(make_eval_step(task)),
-        order_key=key_order,
-        step_key=key_step,
+        order_key=keys.order,
+        step_key=keys.step,
     )
 
 

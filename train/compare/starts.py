@@ -10,10 +10,11 @@ import importers
 import tlv_jax
 from tlv_jax import matching, methods, models
 from train.compare.settings import CROSSOVER
-from train.compare.study import Study, keys_of
+from train.compare.study import Study
 from train.config import MethodName, MethodOptions
 from train.errors import ConfigError
 from train.method import method_of
+from train.networks import keys_of
 from train.statistics import Statistics
 
 __all__ = ["Start", "start_of"]

@@ -12,24 +12,14 @@ import importers
 from train.compare.settings import CROSSOVER, Settings
 from train.data import Splits, train_order
 from train.devices import dtype_of
-from train.modules import build_module, parse_arguments
-from train.networks import checked_target, features_only, size_lent_at
+from train.networks import features_only, keys_of, load_source, make_target
 from train.normalization import seen_by_source, statistics_of
 from train.optimizer import make_optimizer
 from train.statistics import Statistics
 from train.step import Support, Task, make_eval_step, make_train_step
 from train.target import Target
 
-__all__ = ["Keys", "Programs", "Study", "keys_of", "over_seeds", "prepare", "programs_of"]
-
-
-class Keys(NamedTuple):
-    """The random keys of one seed: those of `train.run` with that seed."""
-
-    init: jax.Array
-    transfer: jax.Array
-    order: jax.Array
-    step: jax.Array
+__all__ = ["Programs", "Study", "over_seeds", "prepare", "programs_of"]
 
 
 class Programs(NamedTuple):
@@ -72,12 +62,6 @@ class Study:
     programs: Callable[[Statistics, bool], Programs]
 
 
-def keys_of(seed: int) -> Keys:
-    """Derives the keys of a seed."""
-    init, transfer, training = jax.random.split(jax.random.key(seed), 3)
-    return Keys(init, transfer, *jax.random.split(training))
-
-
 def prepare(settings: Settings, splits: Splits) -> Study:
     """Loads the source, puts the images on the device, and checks the target.
 
@@ -94,15 +78,10 @@ def prepare(settings: Settings, splits: Splits) -> Study:
     crossover = any(name.endswith(CROSSOVER) for name in settings.methods)
     # The source sees the images in crossover, and in a probe.
     sees = dataclasses.replace(settings, crossover_rate=crossover or "probe" in settings.methods)
-    source = importers.load(
-        settings.source,
-        settings.source_weights,
-        image_size=size_lent_at(sees),
-        dtype=dtype,
-        prefix=settings.source_prefix,
-    )
+    source = load_source(sees, dtype)
     own = settings if crossover else dataclasses.replace(settings, crossover_rate=0.0)
-    target = functools.cache(functools.partial(_target, own, len(splits.classes), dtype))
+    classes = len(splits.classes)
+    target = functools.cache(lambda seed: make_target(own, classes, dtype, keys_of(seed).init))
     first = target(settings.seed)
     order = train_order(keys_of(settings.seed).order, 1, len(splits.train), settings.batch_size)
     steps = len(order) * settings.epochs
@@ -165,21 +144,6 @@ def over_seeds(fn: Callable[..., Any], axes: Sequence[int | None]) -> Callable[.
         return jax.tree.map(lambda leaf: leaf[None], fn(*alone))
 
     return mapped
-
-
-def _target(settings: Settings, classes: int, dtype: Any, seed: int) -> Target:
-    assert settings.image_size is not None  # resolved
-    key = keys_of(seed).init
-    model = build_module(
-        settings.target,
-        parse_arguments(settings.target_args),
-        num_classes=classes,
-        image_size=settings.image_size,
-        dtype=dtype,
-        key=key,
-    )
-    images = jnp.zeros((1, settings.image_size, settings.image_size, 3), dtype)
-    return checked_target(settings, model, key, images, classes)
 
 
 def _source_initializer(source: importers.Pretrained) -> Callable[[jax.Array], Any]:

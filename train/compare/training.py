@@ -12,10 +12,11 @@ import numpy as np
 from train.compare.probe import probe
 from train.compare.rows import METRICS, Row
 from train.compare.starts import start_of
-from train.compare.study import Programs, Study, keys_of
+from train.compare.study import Programs, Study
 from train.compare.trainings import Training
 from train.data import PARTS, eval_batches, train_order
 from train.metrics import Summary, Tally, merge, summarize
+from train.networks import keys_of
 from train.optimizer import make_optimizer
 from train.step import State, initial_state
 
