@@ -10,26 +10,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import trees
-from PIL import Image
-
-import importers
+import small_inputs
 
 TESTS = Path(__file__).parent
 TRAININGS = ("transferred", "he")
 
 
 def make_inputs(folder):
-    """Photographs of two colours, and random weights of the smallest source."""
-    generator = np.random.default_rng(0)
-    for label, name in enumerate(("dark", "light")):
-        (folder / "photographs" / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = generator.integers(0, 128, (8, 8, 3)) + 100 * label
-            picture = Image.fromarray(pixels.astype(np.uint8))
-            picture.save(folder / "photographs" / name / f"{number}.png")
-    variables = trees.random_variables(trees.shapes("squeezenet1_1"), seed=0)
-    importers.write_safetensors(folder / "source.safetensors", "squeezenet1_1", variables["params"])
+    """Photographs, and weights of a source."""
+    small_inputs.save_photographs(folder / "photographs", side=8)
+    small_inputs.save_source(folder / "source.safetensors")
 
 
 def arguments(inputs, out, *more):

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trees
-from PIL import Image
+import small_inputs
 from rich.console import Console
 
-import importers
 import tlv_jax
 import train
 from train.compare import Settings, compare
@@ -28,23 +26,15 @@ STARTS = ("he", "default", "default+crossover", "random_matching", "random_sourc
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Noise around two colours, which a network can tell apart."""
     folder = tmp_path_factory.mktemp("photographs")
-    generator = np.random.default_rng(0)
-    for label, name in enumerate(("dark", "light")):
-        (folder / name).mkdir()
-        for number in range(20):
-            pixels = generator.integers(0, 128, (32, 32, 3)) + 30 * label
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
-    return folder
+    return small_inputs.save_photographs(folder, contrast=30)
 
 
 @pytest.fixture(scope="module")
 def settings(photographs, tmp_path_factory):
-    """Weights of the smallest source are drawn at random."""
-    path = tmp_path_factory.mktemp("checkpoint") / "squeezenet.safetensors"
-    variables = trees.random_variables(trees.shapes("squeezenet1_1"), seed=0)
-    importers.write_safetensors(path, "squeezenet1_1", variables["params"], {})
+    path = small_inputs.save_source(
+        tmp_path_factory.mktemp("checkpoint") / "squeezenet.safetensors"
+    )
     return Settings(
         source="squeezenet1_1",
         source_weights=path,

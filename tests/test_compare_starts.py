@@ -15,8 +15,9 @@ from tlv_jax import matching, methods
 from train.compare.probe import fit_linear
 from train.compare.settings import Settings, resolve
 from train.compare.starts import start_of
-from train.compare.study import keys_of, prepare
+from train.compare.study import prepare
 from train.data import LabelledImages, Splits
+from train.networks import keys_of
 
 CLASSES = ("dark", "light", "other")
 

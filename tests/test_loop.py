@@ -14,8 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import trees
-from PIL import Image
+import small_inputs
 from rich.console import Console
 from safetensors.numpy import save_file
 
@@ -34,24 +33,14 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Noise around two colours, which a network can tell apart."""
-    folder = tmp_path_factory.mktemp("photographs")
-    generator = np.random.default_rng(0)
-    for label, name in enumerate(("dark", "light")):
-        (folder / name).mkdir()
-        for number in range(20):
-            pixels = generator.integers(0, 128, (32, 32, 3)) + 100 * label
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
-    return folder
+    return small_inputs.save_photographs(tmp_path_factory.mktemp("photographs"))
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Weights of the smallest source, drawn at random."""
-    path = tmp_path_factory.mktemp("checkpoint") / "squeezenet.safetensors"
-    variables = trees.random_variables(trees.shapes("squeezenet1_1"), seed=0)
-    importers.write_safetensors(path, "squeezenet1_1", variables["params"], {})
-    return path
+    return small_inputs.save_source(
+        tmp_path_factory.mktemp("checkpoint") / "squeezenet.safetensors"
+    )
 
 
 @pytest.fixture(scope="module")

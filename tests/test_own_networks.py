@@ -4,15 +4,10 @@ import dataclasses
 import json
 
 import flax.nnx as nnx
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from PIL import Image
+import small_inputs
 from test_target import CallOnly, OfNNX
 
-import importers
-from tlv_jax import models
 from train import Config
 from train.__main__ import main
 from train.loop import run
@@ -22,23 +17,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A small folder of pictures, a source with random weights, and one epoch."""
+    """A small folder of pictures, a source with random weights, and two epochs."""
     folder = tmp_path_factory.mktemp("own")
-    generator = np.random.default_rng(0)
-    for name, level in (("dark", 40), ("light", 200)):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = generator.integers(level - 40, level + 40, (32, 32, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "pictures" / name / f"{number}.png")
-    source = models.create("squeezenet1_1", num_classes=2)
-    params = source.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    weights = folder / "squeezenet.safetensors"
-    importers.write_safetensors(weights, "squeezenet1_1", params, {})
     return Config(
         source="squeezenet1_1",
-        source_weights=weights,
+        source_weights=small_inputs.save_source(folder / "squeezenet.safetensors"),
         dataset="folder",
-        data_dir=folder / "pictures",
+        data_dir=small_inputs.save_photographs(folder / "pictures"),
         image_size=32,
         epochs=2,
         batch_size=8,

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from PIL import Image
+import small_inputs
 from small_network import Net
 
 import importers
-from tlv_jax import models
 from train import Config
 from train.__main__ import main
 from train.config import resolve
@@ -27,15 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
 def folder(tmp_path_factory):
     """A small folder of pictures, and a source with random weights."""
     folder = tmp_path_factory.mktemp("recipes")
-    generator = np.random.default_rng(0)
-    for name, level in (("dark", 60), ("light", 180)):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = generator.integers(level - 60, level + 60, (32, 32, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "pictures" / name / f"{number}.png")
-    source = models.create("squeezenet1_1", num_classes=2)
-    params = source.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    importers.write_safetensors(folder / "source.safetensors", "squeezenet1_1", params, {})
+    small_inputs.save_photographs(folder / "pictures")
+    small_inputs.save_source(folder / "source.safetensors")
     return folder
 
 
