@@ -1,6 +1,7 @@
 """Seconds from the call of `tlv_jax.transfer` to the finished tree, in a fresh process each time.
 
     python -m benchmarks.transfer [--runs 5] [--jit] [--loop]
+        [--pairs SOURCE:TARGET ...] [--methods NAME ...]
 
 A transfer is made once, so its first call is what a user waits for. Each row is the median of
 several processes, with JAX's persistent cache off: `first` is the first call, with all that it
@@ -32,10 +33,8 @@ from tlv_jax import methods, models
 from train.compare.machine import processor
 
 PAIRS = (
-    ("vgg16", "resnet18"),
-    ("vgg16", "resnet50"),
-    ("vgg16", "resnet152"),
-    ("resnet50", "densenet121"),
+    *("vgg16:resnet18", "vgg16:resnet50", "vgg16:resnet152"),
+    "resnet50:densenet121",
 )
 METHODS = {
     "DEFAULT": methods.DEFAULT,
@@ -50,6 +49,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="processes for each row")
     parser.add_argument("--jit", action="store_true", help="time the traced form")
     parser.add_argument("--loop", action="store_true", help="time the eager PyTorch loop too")
+    parser.add_argument("--pairs", nargs="+", default=PAIRS, metavar="SOURCE:TARGET")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="NAME")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -62,14 +63,17 @@ def main() -> None:
     columns += ("PyTorch loop",) if options.loop else ()
     print(f"| pair | method | {' | '.join(columns)} |")
     print("|---|---|" + "---|" * len(columns))
-    for pair in PAIRS:
-        for name in METHODS:
-            rows = [in_a_process(*pair, name) for _ in range(1 if options.jit else options.runs)]
+    for pair in options.pairs:
+        for name in options.methods:
+            rows = [
+                in_a_process(*pair.split(":"), name)
+                for _ in range(1 if options.jit else options.runs)
+            ]
             cells = [
                 statistics.median(row.get(column, np.nan) for row in rows) for column in columns
             ]
             text = " | ".join("" if np.isnan(cell) else f"{cell:.2f}" for cell in cells)
-            print(f"| {' to '.join(pair)} | {name} | {text} |", flush=True)
+            print(f"| {pair.replace(':', ' to ')} | {name} | {text} |", flush=True)
 
 
 def in_a_process(*arguments: str) -> dict[str, float]:
