@@ -20,14 +20,17 @@ demo: $(VENV)/.demo  ## Real ImageNet weights into a network of no zoo, trained 
 		--target examples.odd_mobilenet:OddMobileNet --dataset elpv \
 		--image-size 48 --epochs 5 --batch-size 32 --learning-rate 1e-3
 
+# One process a core. The tests of a file share what they compile, so they stay together.
+PARALLEL := -n auto --dist loadfile
+
 test: lint types  ## Lint, types and the default tests.
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: lint types  ## As test, with the slow sweeps.
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(PARALLEL)
 
 test-floors: $(FLOORS)/.test  ## The core's tests on the oldest versions supported, those of Colab.
-	$(FLOORS)/bin/python -m pytest -m "not slow" $(CORE_TESTS)
+	$(FLOORS)/bin/python -m pytest $(PARALLEL) -m "not slow" $(CORE_TESTS)
 
 parity: $(VENV)/.test  ## Every architecture against torchvision; rewrites docs/parity.md.
 	$(VENV)/bin/python -m pytest -rP -m slow tests/test_parity_sweep.py --parity-table docs/parity.md

@@ -1,6 +1,7 @@
 """Who gives to whom: each matcher on layers and blocks of layers."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +70,20 @@ MATCHERS = [
     matching.Random(),
     matching.EachOnce(),
 ]
+# Functions print their addresses, which differ between processes.
+of_every_kind = pytest.mark.parametrize(
+    "match", MATCHERS, ids=lambda match: re.sub(" at 0x[0-9a-f]+", "", str(match))
+)
 
 
-@pytest.mark.parametrize("match", MATCHERS, ids=str)
+@of_every_kind
 def test_nothing_to_match_gives_no_pairs(match):
     one = some("s", 1)
     assert match((), one) == match(one, ()) == match((), ()) == ()
     assert match(one, one) == (LayerPair(*one, *one),)
 
 
-@pytest.mark.parametrize("match", MATCHERS, ids=str)
+@of_every_kind
 def test_a_network_is_matched_with_itself(match):
     blocks = layers.standardize_blocks(zoo.network_of("resnet18").layers, ALL)
     pairs = match(blocks, blocks)
