@@ -90,7 +90,7 @@ def train(
       DivergedError: if the loss or a parameter is not finite any more.
       SaveError: if something cannot be written.
       ConfigError: if a checkpoint to resume from is damaged, or of another network or optimizer.
-      Stopped: after a signal, once the step that ran is saved.
+      Stopped: after a signal, once the step that ran is saved and on the disk.
     """
     config, replicated = setup.config, setup.devices.replicated
     assert config.epochs is not None  # resolved
@@ -105,7 +105,7 @@ def train(
     progress: dict[str, Any] = {"epochs": [], "seconds": 0.0, "tally": None}
     path = folder / "checkpoints" / name
     with checkpoints.open_checkpoints(path, config.best_by) as manager:
-        if config.resume and (restored := checkpoints.restore(manager, state, replicated)):
+        if config.resume and (restored := checkpoints.restore(manager, state)):
             state, progress = restored
         started = time.perf_counter() - progress["seconds"]
         training = _Training(
@@ -115,7 +115,7 @@ def train(
         with open_tensorboard(folder / name, first) as writer:
             for _ in range(first, config.epochs + 1):
                 state, progress = _train_epoch(training, state, progress, writer)
-        best = checkpoints.restore(manager, state, replicated, best=True)
+        best = checkpoints.restore(manager, state, best=True)
         assert best is not None  # at least one epoch was saved
         best_state, best_progress = best
     return RunResult(
