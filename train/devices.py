@@ -4,8 +4,10 @@ With several hosts every process runs the same program on the same data; only th
 and prints.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,21 +18,26 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from train.config import Config, HostOptions
 from train.data import LabelledImages
-from train.errors import ConfigError
+from train.errors import ConfigError, HostError
 
 __all__ = [
     "Devices",
     "ask_first",
     "dtype_of",
+    "fail_together",
     "find_devices",
     "is_first_process",
     "join_hosts",
     "place",
     "place_images",
     "same_everywhere",
+    "shardings_of",
 ]
 
 LONGEST_TEXT = 8192  # bytes, above the longest path
+# Elements. The norms and biases below it are most of the arrays, and a hundredth of the memory:
+# dividing them would save nothing, and make each step wait for as many more messages.
+SMALLEST_DIVIDED = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,34 +102,51 @@ def place_images(images: LabelledImages, devices: Devices) -> LabelledImages:
     return LabelledImages(place(filled, devices.rows), place(images.labels, devices.replicated))
 
 
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """Stops all processes if one of them fails inside, where nothing may wait for the others.
+
+    Those that go on would wait forever for one that stops.
+
+    Raises:
+      HostError: in those that did not fail, with the error of the first that did.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        _texts_of_all(str(error) or repr(error))
+        raise
+    for rank, failure in enumerate(_texts_of_all("")):
+        if failure:
+            raise HostError(f"Host {rank} failed, so this one stops: {failure}")
+
+
 def ask_first(make: Callable[[], str]) -> str:
     """Returns, on all processes, the text that the first one makes.
 
     Raises:
-      ConfigError: on all processes, if `make` raises it. The others would wait forever else.
+      HostError: on the others, if `make` raises an error.
     """
     if jax.process_count() == 1:
         return make()
-    text, failed = "", False
-    if is_first_process():
-        try:
-            text = make()
-        except ConfigError as error:
-            text, failed = str(error), True
-    sent = bytes([failed]) + text.encode()[:LONGEST_TEXT].ljust(LONGEST_TEXT)
-    failure, *answer = multihost_utils.broadcast_one_to_all(np.frombuffer(sent, np.uint8)).tolist()
-    text = bytes(answer).decode(errors="ignore").rstrip()
-    if failure:
-        raise ConfigError(text)
-    return text
+    with fail_together():
+        text = make() if is_first_process() else ""
+    return _texts_of_all(text)[0]
 
 
-def same_everywhere(data: bytes) -> bool:
-    """Whether all processes have the same bytes, of which there must be equally many."""
-    if jax.process_count() == 1:
-        return True
-    own = np.frombuffer(data, np.uint8)
-    return bool((multihost_utils.process_allgather(own) == own).all())
+def same_everywhere(text: str) -> bool:
+    """Whether all processes have the same text."""
+    return len(set(_texts_of_all(text))) == 1
+
+
+def _texts_of_all(text: str) -> list[str]:
+    """The text of each process, cut to `LONGEST_TEXT`. Waits for all of them."""
+    sent = np.frombuffer(text.encode()[:LONGEST_TEXT].ljust(LONGEST_TEXT), np.uint8)
+    received = multihost_utils.process_allgather(sent)
+    return [row.tobytes().decode(errors="ignore").rstrip() for row in np.asarray(received)]
 
 
 def find_devices(config: Config) -> Devices:
