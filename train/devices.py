@@ -45,14 +45,16 @@ class Devices:
     """Data parallelism over all devices.
 
     Attributes:
-      replicated: a copy on every device: parameters, optimizer state.
+      replicated: a copy on every device.
       rows: split over the devices along the first axis: the rows of a batch, images in memory.
       dtype: of the computation.
+      shard_params: whether parameters and optimizer state are divided as well, see `shardings_of`.
     """
 
     replicated: NamedSharding
     rows: NamedSharding
     dtype: jnp.dtype
+    shard_params: bool = False
 
 
 def join_hosts(options: HostOptions) -> None:
@@ -77,16 +79,43 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Places arrays, of which every process has all values, on the devices of all processes."""
+def place(tree: Any, sharding: Any) -> Any:
+    """Places arrays, of which every process has all values, on the devices of all processes.
+
+    Args:
+      tree: of arrays.
+      sharding: of all of them, or a tree with that of each.
+    """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
-    def place_one(array: Any) -> jax.Array:
+    def place_one(array: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(place_one, tree)
+    if isinstance(sharding, NamedSharding):
+        return jax.tree.map(lambda array: place_one(array, sharding), tree)
+    return jax.tree.map(place_one, tree, sharding)
+
+
+def shardings_of(state: Any, devices: Devices) -> Any:
+    """Where each array of a training state is placed; arrays of one shape are placed alike.
+
+    With `devices.shard_params`, each is divided along the largest axis that the number of devices
+    divides. A step gathers parameters while it uses them. Small arrays, and those without such an
+    axis, are copied to every device.
+    """
+    count = devices.rows.num_devices
+
+    def place_of(array: jax.Array) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(array.shape) if size % count == 0]
+        if not devices.shard_params or not axes or math.prod(array.shape) < SMALLEST_DIVIDED:
+            return devices.replicated
+        largest = max(axes, key=array.shape.__getitem__)
+        spec = PartitionSpec(*[None] * largest, *devices.rows.spec)
+        return NamedSharding(devices.rows.mesh, spec)
+
+    return jax.tree.map(place_of, state)
 
 
 def place_images(images: LabelledImages, devices: Devices) -> LabelledImages:
@@ -166,6 +195,7 @@ def find_devices(config: Config) -> Devices:
         replicated=NamedSharding(mesh, PartitionSpec()),
         rows=NamedSharding(mesh, PartitionSpec("data")),
         dtype=dtype_of(config),
+        shard_params=config.shard_params,
     )
 
 

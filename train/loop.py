@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,8 @@ def _prepare(
     """Puts the images on the devices and builds what both trainings use."""
     source = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
     chosen = statistics_of(config, splits.train, source)
-    task = Task(target, *chosen, devices.dtype, seen_by_source(chosen, source))
+    gathered = functools.partial(jax.lax.with_sharding_constraint, shardings=devices.replicated)
+    task = Task(target, *chosen, devices.dtype, seen_by_source(chosen, source), gathered)
     steps = len(train_order(keys.order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
     all_steps, warmup = steps * config.epochs, int(steps * recipe.warmup_epochs)

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from train import checkpoints
 from train.config import Config
 from train.data import LabelledImages, Splits, eval_batches, train_order
-from train.devices import Devices, is_first_process, place
+from train.devices import Devices, is_first_process, place, shardings_of
 from train.errors import DivergedError, Stopped
 from train.interruptions import Watch
 from train.metrics import Summary, Tally, from_json, merge, summarize, to_json
@@ -94,13 +94,14 @@ def train(
     """
     config, replicated = setup.config, setup.devices.replicated
     assert config.epochs is not None  # resolved
+    shardings = shardings_of(state, setup.devices)
     step = jax.jit(
         make_train_step(setup.task, setup.optimizer, support, setup.recipe),
         donate_argnums=0,
-        out_shardings=replicated,
+        out_shardings=(shardings, replicated),
     )
     # Copied: the step is donated the state, and both trainings start from the same arrays.
-    state = place(jax.tree.map(jnp.copy, state), replicated)
+    state = place(jax.tree.map(jnp.copy, state), shardings)
     support_variables = place(support_variables, replicated)
     progress: dict[str, Any] = {"epochs": [], "seconds": 0.0, "tally": None}
     path = folder / "checkpoints" / name
