@@ -104,6 +104,20 @@ def test_a_run_without_room_ends_with_one_sentence_and_what_was_saved(inputs, tm
 
 
 @pytest.mark.slow
+def test_a_run_that_cannot_save_when_it_is_stopped_does_not_say_that_it_did(inputs, tmp_path):
+    process = interrupted.start(interrupted.arguments(inputs, tmp_path, "--name", "run"))
+    checkpoints = tmp_path / "run" / "checkpoints" / "transferred"
+    interrupted.wait_for(process, checkpoints.exists)
+    # No file of the checkpoint fits, so that it fails behind the back of the training.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (500, 500))
+    process.send_signal(signal.SIGTERM)
+    status, _, errors = interrupted.finish(process)
+    assert status == 1
+    assert "error: The checkpoint of step" in errors
+    assert "stopped after step" not in errors
+
+
+@pytest.mark.slow
 def test_hosts_stop_at_the_same_step_when_one_of_them_is_asked_to(inputs, tmp_path):
     command = interrupted.arguments(inputs, tmp_path, "--name", "run", "--no-baseline", *EVERY_STEP)
     hosts = interrupted.start_hosts(command, command)
