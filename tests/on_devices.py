@@ -85,10 +85,13 @@ def train_on(run, folder, epochs, resume=False):
     lender = Net(width=5)
     lent = lender.init(KEYS.transfer, jnp.zeros((1, SIDE, SIDE, 3)))
     variables = setup.task.target.network.params
-    state = initial_state(*setup.task.target.split(variables), setup.optimizer, setup.recipe)
+    start = setup.task.target.split(variables)
     bar = Progress(console=Console(quiet=True), disable=True)
     arguments = Support(lender, 0.3), lent, folder, Watch(), bar
-    result = train("he", setup, state, *arguments)
+    result = train("he", setup, start, *arguments)
+    state = jax.eval_shape(
+        lambda *start: initial_state(*start, setup.optimizer, setup.recipe), *start
+    )
     like = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,

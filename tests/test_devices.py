@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import interrupted
 import numpy as np
 import pytest
 
@@ -33,7 +36,7 @@ def train_on(folder, *runs):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return train_on(tmp_path_factory.mktemp("runs"), "1", "8", "8s", "1<8s", "8s<8")
+    return train_on(tmp_path_factory.mktemp("runs"), "1", "8", "8s", "8s<8")
 
 
 def test_eight_devices_give_what_one_gives(results):
@@ -59,9 +62,8 @@ def test_without_the_option_each_device_holds_all(results):
     assert {kept[2] for kept in results["8"]["shards"].values()} == {1.0}
 
 
-@pytest.mark.parametrize("run", ["1<8s", "8s<8"])
-def test_a_run_goes_on_where_and_as_it_did_not_begin(results, run):
-    np.testing.assert_allclose(results[run]["measured"], results["8"]["measured"], **CLOSE)
+def test_the_state_may_be_divided_when_a_run_goes_on(results):
+    np.testing.assert_allclose(results["8s<8"]["measured"], results["8"]["measured"], **CLOSE)
 
 
 @pytest.mark.slow
@@ -72,3 +74,36 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_fewer(tmp_path):
         np.testing.assert_allclose(
             results[run]["measured"], results["8"]["measured"], **CLOSE, err_msg=run
         )
+
+
+def measured(folder):
+    """All that was measured in the epochs of a run, and of the test images."""
+    lines = (folder / "transferred" / "metrics.jsonl").read_text().splitlines()
+    (result,) = json.loads((folder / "results.json").read_text())
+    records = [*map(json.loads, lines), result["test"]]
+    return [value for record in records for _, value in sorted(record.items())]
+
+
+@pytest.mark.slow
+def test_two_hosts_with_a_divided_state_stop_and_go_on_as_one(tmp_path):
+    interrupted.make_inputs(tmp_path)
+    command = interrupted.arguments(tmp_path, tmp_path, "--no-baseline", "--learning-rate", "1e-4")
+    command += ["--target-args", "width=512"]
+    divided = [*command, "--shard-params", "--name", "hosts", "--save-every-steps", "1"]
+
+    def finish(*processes):
+        ends = [interrupted.finish(process) for process in processes]
+        assert [status for status, _, _ in ends] == [0] * len(ends), ends
+
+    finish(interrupted.start([*command, "--name", "one"]))
+    hosts = interrupted.start_hosts(divided, divided)
+    saved = tmp_path / "hosts" / "checkpoints" / "transferred"
+    interrupted.wait_for(hosts[0], lambda: list(saved.glob("[0-9]")))
+    hosts[1].send_signal(signal.SIGTERM)
+    finish(*hosts)
+    assert not (tmp_path / "hosts" / "results.json").exists()
+    shutil.copytree(tmp_path / "hosts", tmp_path / "alone")
+    finish(*interrupted.start_hosts(*[[*divided, "--resume"]] * 2))
+    finish(interrupted.start([*command, "--name", "alone", "--resume"]))
+    for name in ("hosts", "alone"):
+        np.testing.assert_allclose(measured(tmp_path / name), measured(tmp_path / "one"), **CLOSE)

@@ -79,23 +79,16 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def place(tree: Any, sharding: Any) -> Any:
-    """Places arrays, of which every process has all values, on the devices of all processes.
-
-    Args:
-      tree: of arrays.
-      sharding: of all of them, or a tree with that of each.
-    """
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Places arrays, of which every process has all values, on the devices of all processes."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
-    def place_one(array: Any, sharding: NamedSharding) -> jax.Array:
+    def place_one(array: Any) -> jax.Array:
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    if isinstance(sharding, NamedSharding):
-        return jax.tree.map(lambda array: place_one(array, sharding), tree)
-    return jax.tree.map(place_one, tree, sharding)
+    return jax.tree.map(place_one, tree)
 
 
 def shardings_of(state: Any, devices: Devices) -> Any:
@@ -104,6 +97,10 @@ def shardings_of(state: Any, devices: Devices) -> Any:
     With `devices.shard_params`, each is divided along the largest axis that the number of devices
     divides. A step gathers parameters while it uses them. Small arrays, and those without such an
     axis, are copied to every device.
+
+    Args:
+      state: a tree of arrays or of their shapes.
+      devices: of the run.
     """
     count = devices.rows.num_devices
 

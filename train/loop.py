@@ -38,7 +38,7 @@ from train.recipe import Recipe, recipe_of
 from train.results import RunResult, result_table, write_results, write_transfer
 from train.run_folder import open_run_folder
 from train.statistics import Statistics
-from train.step import Support, Task, initial_state, make_eval_step
+from train.step import Support, Task, make_eval_step
 from train.target import Target
 from train.training import Setup, train
 
@@ -125,9 +125,9 @@ def run(
         bar = held.enter_context(_progress_bar(console))
         runs = []
         for name, start, lender in starts:
-            state = initial_state(*target.split(start), setup.optimizer, recipe)
             lent = pretrained.variables if lender else None
-            runs.append(train(name, setup, state, lender, lent, folder, watched, bar))
+            begun = target.split(start)
+            runs.append(train(name, setup, begun, lender, lent, folder, watched, bar))
         if is_first_process():
             write_results(folder, runs)
     console.print(result_table(runs, f"{config.target} on {config.dataset}, test images"))

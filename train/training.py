@@ -23,7 +23,7 @@ from train.interruptions import Watch
 from train.metrics import Summary, Tally, from_json, merge, summarize, to_json
 from train.recipe import Recipe
 from train.results import RunResult, open_tensorboard, write_epochs
-from train.step import State, Support, Task, make_train_step
+from train.step import State, Support, Task, initial_state, make_train_step
 
 __all__ = ["Setup", "train"]
 
@@ -64,14 +64,14 @@ class _Training:
 def train(
     name: str,
     setup: Setup,
-    state: State,
+    start: tuple[Any, Any],
     support: Support | None,
     support_variables: Any,
     folder: Path,
     watch: Watch,
     bar: Progress,
 ) -> RunResult:
-    """Trains from `state`, or on from the last checkpoint, and tests the best weights.
+    """Trains from `start`, or on from the last checkpoint, and tests the best weights.
 
     The progress that is saved with each state is in JSON values: the records of all finished
     epochs, the seconds so far, and the tally of the epoch that runs, if it has begun.
@@ -79,7 +79,7 @@ def train(
     Args:
       name: of this training.
       setup: what it shares with the other.
-      state: before the first step.
+      start: parameters and model state before the first step, as of `Target.split`.
       support: lends features; None to train without crossover.
       support_variables: of its network.
       folder: of the run.
@@ -94,14 +94,12 @@ def train(
     """
     config, replicated = setup.config, setup.devices.replicated
     assert config.epochs is not None  # resolved
-    shardings = shardings_of(state, setup.devices)
+    state = _first_state(setup, start)
     step = jax.jit(
         make_train_step(setup.task, setup.optimizer, support, setup.recipe),
         donate_argnums=0,
-        out_shardings=(shardings, replicated),
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated),
     )
-    # Copied: the step is donated the state, and both trainings start from the same arrays.
-    state = place(jax.tree.map(jnp.copy, state), shardings)
     support_variables = place(support_variables, replicated)
     progress: dict[str, Any] = {"epochs": [], "seconds": 0.0, "tally": None}
     path = folder / "checkpoints" / name
@@ -126,6 +124,18 @@ def train(
         seconds=progress["seconds"],
         epochs=tuple(progress["epochs"]),
     )
+
+
+def _first_state(setup: Setup, start: tuple[Any, Any]) -> State:
+    """The state before the first step, which is never whole on a device if it is to be divided."""
+
+    def make(params: Any, model_state: Any) -> State:
+        state = initial_state(params, model_state, setup.optimizer, setup.recipe)
+        # Copied: the step is donated the state, and both trainings start from the same arrays.
+        return jax.tree.map(jnp.copy, state)
+
+    shardings = shardings_of(jax.eval_shape(make, *start), setup.devices)
+    return jax.jit(make, out_shardings=shardings)(*place(start, setup.devices.replicated))
 
 
 def _train_epoch(
