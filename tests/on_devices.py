@@ -41,9 +41,8 @@ KEYS = keys_of(0)
 
 
 def devices_of(run):
-    mesh = jax.make_mesh(
-        (int(run[0]),), ("data",), (AxisType.Auto,), devices=jax.devices()[: int(run[0])]
-    )
+    used = jax.devices()[: int(run[0])]
+    mesh = jax.make_mesh((len(used),), ("data",), axis_types=(AxisType.Auto,), devices=used)
     rows = NamedSharding(mesh, PartitionSpec("data"))
     replicated = NamedSharding(mesh, PartitionSpec())
     return Devices(replicated, rows, jnp.dtype("float32"), shard_params=run.endswith("s"))

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 LONGEST_TEXT = 8192  # bytes, above the longest path
-# Elements. The norms and biases below it are most of the arrays, and a hundredth of the memory:
+# Elements. Most arrays are norms and biases below it, but hold less than a hundredth of the memory:
 # dividing them would save nothing, and make each step wait for as many more messages.
 SMALLEST_DIVIDED = 4096
 

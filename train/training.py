@@ -127,7 +127,10 @@ def train(
 
 
 def _first_state(setup: Setup, start: tuple[Any, Any]) -> State:
-    """The state before the first step, which is never whole on a device if it is to be divided."""
+    """The state before the first step.
+
+    Only its parameters are ever whole on a device if it is to be divided.
+    """
 
     def make(params: Any, model_state: Any) -> State:
         state = initial_state(params, model_state, setup.optimizer, setup.recipe)
