@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +50,18 @@ def start(arguments, devices=2):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def start_hosts(*commands):
+    """Starts a command on each host, here processes on one machine with one device each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    join = ("--hosts.join", "--hosts.coordinator", address, "--hosts.count", str(len(commands)))
+    return [
+        start([*command, *join, "--hosts.rank", str(rank)], devices=1)
+        for rank, command in enumerate(commands)
+    ]
 
 
 def finish(process):

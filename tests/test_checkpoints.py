@@ -1,15 +1,12 @@
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import SingleDeviceSharding
 
 from train.checkpoints import open_checkpoints, restore, save
 from train.step import initial_state
 
 OPTIMIZER = optax.adamw(1e-3)
-PLACE = SingleDeviceSharding(jax.devices()[0])
 
 
 def state_at(step):
@@ -30,7 +27,7 @@ def save_all(folder, scores, best_by="accuracy"):
 
 def test_nothing_to_restore_is_none(tmp_path):
     with open_checkpoints(tmp_path, "accuracy") as manager:
-        assert restore(manager, state_at(0), PLACE) is None
+        assert restore(manager, state_at(0)) is None
 
 
 @pytest.mark.parametrize(
@@ -48,7 +45,7 @@ def test_the_best_and_the_last_are_kept_whole(tmp_path, scores, best_by, best):
     with open_checkpoints(tmp_path, best_by) as manager:
         assert set(manager.all_steps()) == {best, last}
         for step, is_best in ((last, False), (best, True)):
-            state, progress = restore(manager, state_at(0), PLACE, best=is_best)
+            state, progress = restore(manager, state_at(0), best=is_best)
             chex.assert_trees_all_equal(state, state_at(step))
             chex.assert_trees_all_equal_dtypes(state, state_at(step))
             assert progress == {"epochs": [step]}
@@ -60,7 +57,7 @@ def test_a_save_that_was_killed_is_passed_over(tmp_path):
     half.mkdir()
     (half / "state").write_bytes(b"half")
     with open_checkpoints(tmp_path, "accuracy") as manager:
-        state, _ = restore(manager, state_at(0), PLACE)
+        state, _ = restore(manager, state_at(0))
         assert int(state.step) == 1
         save(manager, state_at(2), {"epochs": [2]}, metrics(0.6))
         assert manager.latest_step() == 2

@@ -3,12 +3,6 @@
 import dataclasses
 import io
 import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +15,6 @@ from train.data import LabelledImages, Splits
 from train.datasets import load_dataset
 from train.errors import ConfigError
 from train.run_folder import open_run_folder
-
-ROOT = Path(__file__).parent.parent
 
 
 def shown(splits):
@@ -169,63 +161,3 @@ def test_a_run_folder_without_permission_is_refused(config, resumed, tmp_path, r
     match = f"cannot be used.*Permission denied: '{tmp_path}"
     with pytest.raises(ConfigError, match=match), open_run_folder(config, splits):
         pass
-
-
-HOST = """
-import sys
-from pathlib import Path
-from train.config import Config, HostOptions
-from train.contents import load_on_all_hosts
-from train.devices import ask_first, join_hosts
-from train.errors import ConfigError, DataError
-
-address, rank, *folders = sys.argv[1:]
-join_hosts(HostOptions(join=True, coordinator=address, count=2, rank=int(rank)))
-for folder in folders:
-    try:
-        load_on_all_hosts(Config(dataset="folder", data_dir=Path(folder), image_size=8))
-        print("agree")
-    except DataError as error:
-        print(error)
-
-
-def refuse():
-    raise ConfigError(f"refused by host {rank}")
-
-
-print(ask_first(lambda: f"host {rank}"))
-try:
-    ask_first(refuse)
-except ConfigError as error:
-    print(error)
-"""
-
-
-@pytest.mark.slow
-def test_what_stops_one_host_stops_all(config, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(config.data_dir, other)
-    (other / "dog" / "3.png").unlink()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOST, address, str(rank), config.data_dir, *others],
-            cwd=ROOT,
-            env={**os.environ, **flags},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank, others in enumerate([(config.data_dir,) * 2, (other, tmp_path / "none")])
-    ]
-    outputs = [host.communicate(timeout=300)[0].splitlines() for host in hosts]
-    first, second = ([line for line in lines if "Gloo" not in line] for lines in outputs)
-    first = [line for line in first if "cut from" not in line]
-    assert [lines[0] for lines in (first, second)] == ["agree"] * 2  # only the first host prints
-    assert "different images, or one cannot read any; this one read 20." in first[1]
-    assert "this one read 19." in second[1]
-    assert "this one read 20." in first[2]
-    assert "is read from a folder" in second[2]
-    assert [lines[3:] for lines in (first, second)] == [["host 0", "refused by host 0"]] * 2

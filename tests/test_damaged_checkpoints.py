@@ -5,11 +5,9 @@ import resource
 import shutil
 
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import SingleDeviceSharding
 
 from train.checkpoints import open_checkpoints, restore, save
 from train.errors import ConfigError, SaveError
@@ -19,7 +17,6 @@ from train.step import initial_state
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ADAM = optax.adam(1e-3)
-PLACE = SingleDeviceSharding(jax.devices()[0])
 METRICS = {"accuracy": 0.5}
 
 
@@ -37,7 +34,7 @@ def save_at(folder, *steps):
 
 def last(folder, like=None):
     with open_checkpoints(folder, "accuracy") as manager:
-        return restore(manager, state_at(0) if like is None else like, PLACE)
+        return restore(manager, state_at(0) if like is None else like)
 
 
 @pytest.fixture(autouse=True)

@@ -155,7 +155,7 @@ def test_a_network_with_frozen_layers_is_trained_saved_and_resumed(library, tmp_
     whole = on(half, 2)
     with checkpoints.open_checkpoints(tmp_path, "accuracy") as manager:
         checkpoints.save(manager, half, {}, {"accuracy": 0.5})
-        restored = checkpoints.restore(manager, start, pixels.sharding)
+        restored = checkpoints.restore(manager, start)
     chex.assert_trees_all_equal(on(restored[0], 2), whole)
     for trained in (whole.params, whole.average):
         frozen = [

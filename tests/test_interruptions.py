@@ -5,7 +5,6 @@ import re
 import resource
 import shlex
 import signal
-import socket
 import threading
 import time
 
@@ -104,19 +103,24 @@ def test_a_run_without_room_ends_with_one_sentence_and_what_was_saved(inputs, tm
     assert interrupted.checkpoints_of(tmp_path / "run", ("transferred",))
 
 
-def on_hosts(arguments):
-    """The same command on two hosts, here two processes with one device each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    join = ("--hosts.join", "--hosts.coordinator", address, "--hosts.count", "2", "--hosts.rank")
-    return [interrupted.start([*arguments, *join, rank], devices=1) for rank in ("0", "1")]
+@pytest.mark.slow
+def test_a_run_that_cannot_save_when_it_is_stopped_does_not_say_that_it_did(inputs, tmp_path):
+    process = interrupted.start(interrupted.arguments(inputs, tmp_path, "--name", "run"))
+    checkpoints = tmp_path / "run" / "checkpoints" / "transferred"
+    interrupted.wait_for(process, checkpoints.exists)
+    # No file of the checkpoint fits, so that it fails behind the back of the training.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (500, 500))
+    process.send_signal(signal.SIGTERM)
+    status, _, errors = interrupted.finish(process)
+    assert status == 1
+    assert "error: The checkpoint of step" in errors
+    assert "stopped after step" not in errors
 
 
 @pytest.mark.slow
 def test_hosts_stop_at_the_same_step_when_one_of_them_is_asked_to(inputs, tmp_path):
     command = interrupted.arguments(inputs, tmp_path, "--name", "run", "--no-baseline", *EVERY_STEP)
-    hosts = on_hosts(command)
+    hosts = interrupted.start_hosts(command, command)
     checkpoints = tmp_path / "run" / "checkpoints" / "transferred"
     # Both train once something is saved. Before, JAX's own handler of SIGTERM is in force.
     interrupted.wait_for(hosts[0], lambda: list(checkpoints.glob("[0-9]")))
@@ -127,7 +131,8 @@ def test_hosts_stop_at_the_same_step_when_one_of_them_is_asked_to(inputs, tmp_pa
     steps = [re.search(r"stopped after step (\d+)", errors)[1] for _, _, errors in ends]
     assert steps[0] == steps[1]
     assert int(steps[0]) < 12
-    ends = [interrupted.finish(host) for host in on_hosts([*command, "--resume"])]
+    resumed = interrupted.start_hosts(*[[*command, "--resume"]] * 2)
+    ends = [interrupted.finish(host) for host in resumed]
     assert [status for status, _, _ in ends] == [0, 0], ends
     assert "12" in {path.name for path in checkpoints.iterdir()}
 

@@ -15,7 +15,7 @@ import importers
 from train import Config
 from train.__main__ import main
 from train.config import resolve
-from train.contents import load_on_all_hosts
+from train.datasets import load_dataset
 from train.linen_target import linen_target
 from train.step import Task, make_eval_step
 
@@ -72,7 +72,7 @@ def test_the_averaged_weights_are_tested(finished, folder):
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
         state = manager.restore(step, args=arguments).state
     config = Config(dataset="folder", data_dir=folder / "pictures", image_size=32)
-    tested = jax.tree.map(jnp.asarray, load_on_all_hosts(resolve(config)).test)
+    tested = jax.tree.map(jnp.asarray, load_dataset(resolve(config)).test)
     source = importers.load("squeezenet1_1", folder / "source.safetensors")
     target = linen_target(Net(), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     mean, std = source.preprocess.mean, source.preprocess.std

@@ -103,7 +103,10 @@ def test_damaged_settings_are_one_sentence(config, started, content):
         pass
 
 
-def test_a_run_may_be_saved_more_often_when_it_is_resumed(config, started):
-    with resumed(dataclasses.replace(config, save_every_steps=5, save_every_minutes=1.5)) as again:
+@pytest.mark.parametrize(
+    "changes", [{"save_every_steps": 5, "save_every_minutes": 1.5}, {"shard_params": True}]
+)
+def test_how_often_and_from_where_a_run_saves_may_change(config, started, changes):
+    with resumed(dataclasses.replace(config, **changes)) as again:
         assert again == started
     assert json.loads((started / "config.json").read_text())["save_every_steps"] is None

@@ -1,11 +1,13 @@
 """Save and restore training states: the best and the last are kept.
 
-Orbax writes to a temporary folder and renames it, so a run that is killed leaves no half-written
-checkpoint. It does not notice when a byte changes on the disk, nor say well whose arrays these are,
-so a digest and a description of all arrays are saved with them.
+Orbax writes in the background to a temporary folder and renames it, so a run that is killed leaves
+no half-written checkpoint, and removes older ones only then. It does not notice when a byte changes
+on the disk, nor say well whose arrays these are, so a digest and a description of all arrays are
+saved with them.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -18,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Sharding
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from train.errors import ConfigError, SaveError, name_some
@@ -29,7 +31,7 @@ __all__ = ["open_checkpoints", "restore", "save"]
 
 @contextlib.contextmanager
 def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManager]:
-    """Opens the checkpoints of one training.
+    """Opens the checkpoints of one training. Once they are closed, all are on the disk.
 
     Args:
       folder: of the checkpoints; created if it is missing.
@@ -37,6 +39,7 @@ def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManag
 
     Raises:
       ConfigError: if there are checkpoints that cannot be read.
+      SaveError: if the last one could not be written; older checkpoints are intact.
     """
     # Orbax logs every part of every save, and every error that it raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -54,8 +57,6 @@ def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManag
         best_fn=itemgetter(best_by),
         best_mode="max",
         cleanup_tmp_directories=True,
-        # The next training step overwrites these arrays, so they must be on disk before it.
-        enable_async_checkpointing=False,
     )
     names = ("state", "progress")
     try:
@@ -65,8 +66,15 @@ def open_checkpoints(folder: Path, best_by: str) -> Iterator[ocp.CheckpointManag
             f"The checkpoints in {folder} cannot be read or added to: {_short(error)}. Start "
             "another run with --name."
         ) from error
-    with manager:
+    try:
         yield manager
+    finally:
+        try:
+            _wait(manager)
+        finally:
+            # Orbax has several errors of one save that failed, of which the first was raised.
+            with contextlib.suppress(Exception):
+                manager.close()
 
 
 def save(
@@ -75,7 +83,10 @@ def save(
     progress: dict[str, Any],
     metrics: dict[str, float] | None,
 ) -> None:
-    """Saves a state under its step.
+    """Saves a state under its step, in the background.
+
+    It returns once the arrays may be donated. Orbax has its copy of them by then; on CPUs this is
+    a view, but JAX donates no array that is viewed.
 
     Args:
       manager: from `open_checkpoints`.
@@ -84,39 +95,64 @@ def save(
       metrics: of the validation images, with that of `best_by`; None within an epoch.
 
     Raises:
-      SaveError: if it cannot be written; older checkpoints are intact.
+      SaveError: if it cannot be written, or the one before could not be; older checkpoints are
+        intact. An error in the background is raised by whatever waits for it: the next `save` or
+        `restore`, or the end of `open_checkpoints`.
     """
+    _wait(manager)  # here, as the error of the one before names its own step
     kept = {"arrays": _described(state), "sha256": _digest(state, progress)}
     arguments = ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        progress=ocp.args.JsonSave({**progress, "state": kept}),
+        # Written later, when the caller may have changed it.
+        progress=ocp.args.JsonSave({**copy.deepcopy(progress), "state": kept}),
     )
     step = int(state.step)
     try:
         manager.save(step, args=arguments, metrics=metrics)
     except Exception as error:  # Orbax raises what its threads and TensorStore do
-        older = manager.latest_step()
-        has = "There is no older one" if older is None else f"That of step {older} is intact"
-        raise SaveError(
-            f"The checkpoint of step {step} cannot be saved in {manager.directory}: "
-            f"{_short(error)}. {has}: make room, or allow it, and go on with --resume."
-        ) from error
+        raise _not_saved(manager, step, error) from error
+
+
+def _wait(manager: ocp.CheckpointManager) -> None:
+    """Waits until the last checkpoint is on the disk.
+
+    Raises:
+      SaveError: if it could not be written, once.
+    """
+    step = manager.latest_step()  # Orbax counts the one that is being written
+    try:
+        manager.wait_until_finished()
+    except Exception as error:
+        raise _not_saved(manager, step, error) from error
+
+
+def _not_saved(manager: ocp.CheckpointManager, step: int | None, error: Exception) -> SaveError:
+    with contextlib.suppress(OSError):
+        manager.reload()  # the list lacks what the failed one was to replace
+    older = manager.latest_step()
+    has = "There is no older one" if older is None else f"That of step {older} is intact"
+    return SaveError(
+        f"The checkpoint of step {step} cannot be saved in {manager.directory}: "
+        f"{_short(error)}. {has}: make room, or allow it, and go on with --resume."
+    )
 
 
 def restore(
-    manager: ocp.CheckpointManager, like: State, sharding: Sharding, *, best: bool = False
+    manager: ocp.CheckpointManager, like: State, *, best: bool = False
 ) -> tuple[State, dict[str, Any]] | None:
     """Restores the last or the best state and its progress; returns None if there is none yet.
 
     Args:
       manager: from `open_checkpoints`.
-      like: a state of the same structure, shapes and dtypes.
-      sharding: where to put the arrays.
+      like: a state of the same structure, shapes and dtypes, on the devices where to put this one.
+        It may have been saved from others.
       best: restore the best state instead of the last.
 
     Raises:
       ConfigError: if the checkpoint is damaged, or has other arrays than `like`.
+      SaveError: as `save`, if one was being written.
     """
+    _wait(manager)
     step = manager.best_step() if best else manager.latest_step()
     if step is None:
         return None
@@ -128,7 +164,7 @@ def restore(
     if kept is not None:
         _check_arrays(f"{manager.directory / str(step)}", kept["arrays"], _described(like))
     try:
-        state = _restore_state(manager, step, like, sharding)
+        state = _restore_state(manager, step, like)
     except Exception as error:
         raise _damaged(manager, step, _short(error)) from error
     if kept is not None and kept["sha256"] != _digest(state, progress):
@@ -141,11 +177,9 @@ def _restore_progress(manager: ocp.CheckpointManager, step: int) -> dict[str, An
     return restored.progress
 
 
-def _restore_state(
-    manager: ocp.CheckpointManager, step: int, like: State, sharding: Sharding
-) -> State:
+def _restore_state(manager: ocp.CheckpointManager, step: int, like: State) -> State:
     target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
     )
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     restored: Any = manager.restore(step, args=arguments)
@@ -161,10 +195,13 @@ def _described(state: State) -> dict[str, str]:
 
 
 def _digest(state: State, progress: dict[str, Any]) -> str:
+    """Of all values, however they are divided over devices: whole arrays, one after another."""
     digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
     for leaf in jax.tree.leaves(state):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
 

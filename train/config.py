@@ -228,6 +228,8 @@ class Config:
     """Of the split, the initialization, the transfer, the batches and the augmentation."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the computation; auto is float32 on CPUs and bfloat16 elsewhere."""
+    shard_params: bool = False
+    """Divide parameters and optimizer state over the devices, too, for networks that fill one."""
     out: Path = Path("runs")
     """Folder of all run folders."""
     name: str | None = None

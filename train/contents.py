@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tlv_jax.errors import TLVError
-from train.config import Config
 from train.data import PARTS, Splits
-from train.datasets import load_dataset
 from train.devices import same_everywhere
 from train.errors import ConfigError, DataError, name_some
 
 __all__ = [
     "check_contents",
-    "load_on_all_hosts",
+    "check_hosts",
     "read_counts",
     "show_contents",
     "show_counts",
@@ -28,29 +27,35 @@ __all__ = [
 
 DATA_FILE = "data.json"
 MOST_ROWS = 20  # of classes that are printed
-NOTHING = bytes(hashlib.sha256().digest_size)  # instead of the digest of a data set
 
 
-def load_on_all_hosts(config: Config) -> Splits:
-    """Loads the data set, of which every host reads a copy of its own, and compares the copies.
+def check_hosts(splits: Splits, weights: Any) -> None:
+    """Compares what every host has read a copy of its own of.
+
+    Args:
+      splits: the data set.
+      weights: of the source, a tree of arrays.
 
     Raises:
-      TLVError: on all hosts, if one cannot load the data set (see `load_dataset`) or has another.
-        Those that go on would wait forever for one that stops.
+      DataError: on all hosts, if one has read something else.
     """
-    try:
-        splits = load_dataset(config)
-    except TLVError:
-        same_everywhere(NOTHING)
-        raise
+    if jax.process_count() == 1:
+        return
     text = json.dumps(_contents(splits), sort_keys=True)
-    if not same_everywhere(hashlib.sha256(text.encode()).digest()):
+    if not same_everywhere(hashlib.sha256(text.encode()).hexdigest()):
         images = sum(len(getattr(splits, part)) for part in PARTS)
         raise DataError(
-            f"The hosts read different images, or one cannot read any; this one read {images}. "
-            "Give every host the same files in --data-dir."
+            f"The hosts read different images; this one read {images}. Give every host the same "
+            "files in --data-dir."
         )
-    return splits
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(weights):
+        digest.update(np.asarray(leaf).tobytes())
+    if not same_everywhere(digest.hexdigest()):
+        raise DataError(
+            "The hosts read different weights of the source. Give every host the same file in "
+            "--source-weights, or the same package."
+        )
 
 
 def show_contents(splits: Splits, console: Console) -> None:

@@ -4,8 +4,10 @@ With several hosts every process runs the same program on the same data; only th
 and prints.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,21 +18,26 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from train.config import Config, HostOptions
 from train.data import LabelledImages
-from train.errors import ConfigError
+from train.errors import ConfigError, HostError
 
 __all__ = [
     "Devices",
     "ask_first",
     "dtype_of",
+    "fail_together",
     "find_devices",
     "is_first_process",
     "join_hosts",
     "place",
     "place_images",
     "same_everywhere",
+    "shardings_of",
 ]
 
 LONGEST_TEXT = 8192  # bytes, above the longest path
+# Elements. Most arrays are norms and biases below it, but hold less than a hundredth of the memory:
+# dividing them would save nothing, and make each step wait for as many more messages.
+SMALLEST_DIVIDED = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +45,16 @@ class Devices:
     """Data parallelism over all devices.
 
     Attributes:
-      replicated: a copy on every device: parameters, optimizer state.
+      replicated: a copy on every device.
       rows: split over the devices along the first axis: the rows of a batch, images in memory.
       dtype: of the computation.
+      shard_params: whether parameters and optimizer state are divided as well, see `shardings_of`.
     """
 
     replicated: NamedSharding
     rows: NamedSharding
     dtype: jnp.dtype
+    shard_params: bool = False
 
 
 def join_hosts(options: HostOptions) -> None:
@@ -82,6 +91,30 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(place_one, tree)
 
 
+def shardings_of(state: Any, devices: Devices) -> Any:
+    """Where each array of a training state is placed; arrays of one shape are placed alike.
+
+    With `devices.shard_params`, each is divided along the largest axis that the number of devices
+    divides. A step gathers parameters while it uses them. Small arrays, and those without such an
+    axis, are copied to every device.
+
+    Args:
+      state: a tree of arrays or of their shapes.
+      devices: of the run.
+    """
+    count = devices.rows.num_devices
+
+    def place_of(array: jax.Array) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(array.shape) if size % count == 0]
+        if not devices.shard_params or not axes or math.prod(array.shape) < SMALLEST_DIVIDED:
+            return devices.replicated
+        largest = max(axes, key=array.shape.__getitem__)
+        spec = PartitionSpec(*[None] * largest, *devices.rows.spec)
+        return NamedSharding(devices.rows.mesh, spec)
+
+    return jax.tree.map(place_of, state)
+
+
 def place_images(images: LabelledImages, devices: Devices) -> LabelledImages:
     """Divides images over the devices, and places the labels on each.
 
@@ -95,34 +128,51 @@ def place_images(images: LabelledImages, devices: Devices) -> LabelledImages:
     return LabelledImages(place(filled, devices.rows), place(images.labels, devices.replicated))
 
 
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """Stops all processes if one of them fails inside, where nothing may wait for the others.
+
+    Those that go on would wait forever for one that stops.
+
+    Raises:
+      HostError: in those that did not fail, with the error of the first that did.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        _texts_of_all(str(error) or repr(error))
+        raise
+    for rank, failure in enumerate(_texts_of_all("")):
+        if failure:
+            raise HostError(f"Host {rank} failed, so this one stops: {failure}")
+
+
 def ask_first(make: Callable[[], str]) -> str:
     """Returns, on all processes, the text that the first one makes.
 
     Raises:
-      ConfigError: on all processes, if `make` raises it. The others would wait forever else.
+      HostError: on the others, if `make` raises an error.
     """
     if jax.process_count() == 1:
         return make()
-    text, failed = "", False
-    if is_first_process():
-        try:
-            text = make()
-        except ConfigError as error:
-            text, failed = str(error), True
-    sent = bytes([failed]) + text.encode()[:LONGEST_TEXT].ljust(LONGEST_TEXT)
-    failure, *answer = multihost_utils.broadcast_one_to_all(np.frombuffer(sent, np.uint8)).tolist()
-    text = bytes(answer).decode(errors="ignore").rstrip()
-    if failure:
-        raise ConfigError(text)
-    return text
+    with fail_together():
+        text = make() if is_first_process() else ""
+    return _texts_of_all(text)[0]
 
 
-def same_everywhere(data: bytes) -> bool:
-    """Whether all processes have the same bytes, of which there must be equally many."""
-    if jax.process_count() == 1:
-        return True
-    own = np.frombuffer(data, np.uint8)
-    return bool((multihost_utils.process_allgather(own) == own).all())
+def same_everywhere(text: str) -> bool:
+    """Whether all processes have the same text."""
+    return len(set(_texts_of_all(text))) == 1
+
+
+def _texts_of_all(text: str) -> list[str]:
+    """The text of each process, cut to `LONGEST_TEXT`. Waits for all of them."""
+    sent = np.frombuffer(text.encode()[:LONGEST_TEXT].ljust(LONGEST_TEXT), np.uint8)
+    received = multihost_utils.process_allgather(sent)
+    return [row.tobytes().decode(errors="ignore").rstrip() for row in np.asarray(received)]
 
 
 def find_devices(config: Config) -> Devices:
@@ -142,6 +192,7 @@ def find_devices(config: Config) -> Devices:
         replicated=NamedSharding(mesh, PartitionSpec()),
         rows=NamedSharding(mesh, PartitionSpec("data")),
         dtype=dtype_of(config),
+        shard_params=config.shard_params,
     )
 
 

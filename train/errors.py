@@ -11,6 +11,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DivergedError",
+    "HostError",
     "SaveError",
     "Stopped",
     "name_some",
@@ -27,6 +28,10 @@ class DataError(TLVError, ValueError):
 
 class DivergedError(TLVError):
     """The loss of a training became NaN or infinite."""
+
+
+class HostError(TLVError):
+    """Another host of the run failed before the training began."""
 
 
 class SaveError(TLVError):

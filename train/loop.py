@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import importers
 import tlv_jax
 from train.config import Config, resolve
-from train.contents import load_on_all_hosts, show_contents
+from train.contents import check_hosts, show_contents
 from train.data import Splits, train_order
+from train.datasets import load_dataset
 from train.devices import (
     Devices,
     ask_first,
+    fail_together,
     find_devices,
     is_first_process,
     join_hosts,
@@ -35,7 +38,7 @@ from train.recipe import Recipe, recipe_of
 from train.results import RunResult, result_table, write_results, write_transfer
 from train.run_folder import open_run_folder
 from train.statistics import Statistics
-from train.step import Support, Task, initial_state, make_eval_step
+from train.step import Support, Task, make_eval_step
 from train.target import Target
 from train.training import Setup, train
 
@@ -77,7 +80,7 @@ def run(
 
     Raises:
       TLVError: for a wrong setting, weights or images that cannot be had, a loss that is not
-        finite, or a run folder that is in use, damaged or full.
+        finite, a run folder that is in use, damaged or full, or another host that cannot begin.
       Stopped: a KeyboardInterrupt, after SIGTERM or Ctrl-C, once the step that ran is saved. A
         second signal acts at once.
 
@@ -96,20 +99,23 @@ def run(
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
-    pretrained = load_source(config, devices.dtype)
-    splits = load_on_all_hosts(config)
-    show_contents(splits, console)
     keys = keys_of(config.seed)
-    target = make_target(config, len(splits.classes), devices.dtype, keys.init, model)
-    if frozen := check_patterns(recipe, target.split(target.network.params)[0]):
-        console.print(f"frozen: {name_some(frozen)}", highlight=False, soft_wrap=True)
+    with fail_together():
+        pretrained = load_source(config, devices.dtype)
+        splits = load_dataset(config)
+        show_contents(splits, console)
+        target = make_target(config, len(splits.classes), devices.dtype, keys.init, model)
+        if frozen := check_patterns(recipe, target.split(target.network.params)[0]):
+            console.print(f"frozen: {name_some(frozen)}", highlight=False, soft_wrap=True)
+    check_hosts(splits, pretrained.variables)
     with contextlib.ExitStack() as held:
         folder = Path(ask_first(lambda: str(held.enter_context(open_run_folder(config, splits)))))
-        plan, transferred, report = _transfer(
-            method, keys.transfer, pretrained.network, target.network, folder
-        )
-        console.print(str(plan), highlight=False, soft_wrap=True)
-        setup = _prepare(config, recipe, devices, target, pretrained, splits, keys)
+        with fail_together():
+            plan, transferred, report = _transfer(
+                method, keys.transfer, pretrained.network, target.network, folder
+            )
+            console.print(str(plan), highlight=False, soft_wrap=True)
+            setup = _prepare(config, recipe, devices, target, pretrained, splits, keys)
         rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
         support = Support(features_only(pretrained.model), rate)
         starts = [("transferred", transferred, support if config.crossover_rate else None)]
@@ -119,9 +125,9 @@ def run(
         bar = held.enter_context(_progress_bar(console))
         runs = []
         for name, start, lender in starts:
-            state = initial_state(*target.split(start), setup.optimizer, recipe)
             lent = pretrained.variables if lender else None
-            runs.append(train(name, setup, state, lender, lent, folder, watched, bar))
+            begun = target.split(start)
+            runs.append(train(name, setup, begun, lender, lent, folder, watched, bar))
         if is_first_process():
             write_results(folder, runs)
     console.print(result_table(runs, f"{config.target} on {config.dataset}, test images"))
@@ -162,7 +168,8 @@ def _prepare(
     """Puts the images on the devices and builds what both trainings use."""
     source = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
     chosen = statistics_of(config, splits.train, source)
-    task = Task(target, *chosen, devices.dtype, seen_by_source(chosen, source))
+    gathered = functools.partial(jax.lax.with_sharding_constraint, shardings=devices.replicated)
+    task = Task(target, *chosen, devices.dtype, seen_by_source(chosen, source), gathered)
     steps = len(train_order(keys.order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
     all_steps, warmup = steps * config.epochs, int(steps * recipe.warmup_epochs)

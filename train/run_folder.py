@@ -31,9 +31,12 @@ __all__ = [
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
-# May differ when a run is resumed: it may have been moved, may continue on other hosts, and is the
-# same however often it is saved.
-NOT_COMPARED = ("resume", "out", "name", "hosts", "save_every_steps", "save_every_minutes")
+# May differ when a run is resumed: it may have been moved, may continue on other hosts and devices,
+# and is the same however often it is saved.
+NOT_COMPARED = (
+    *("resume", "out", "name", "hosts", "shard_params"),
+    *("save_every_steps", "save_every_minutes"),
+)
 
 
 @contextlib.contextmanager

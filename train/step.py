@@ -81,6 +81,7 @@ class Task(NamedTuple):
       dtype: of the computation.
       seen_by_source: turns normalized images into those that the pretrained network expects, if it
         is normalized otherwise.
+      gathered: puts parameters that are divided over the devices together before they are used.
     """
 
     target: Target
@@ -88,6 +89,7 @@ class Task(NamedTuple):
     std: tuple[float, ...]
     dtype: jnp.dtype
     seen_by_source: Callable[[jax.Array], jax.Array] = unchanged
+    gathered: Callable[[Any], Any] = unchanged
 
 
 def initial_state(
@@ -165,7 +167,9 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
             )
             return losses.mean(), (updated, logits)
 
-        gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
+        gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(
+            task.gathered(state.params)
+        )
         return gradients, model_state, tally(logits, labels)
 
     return learn
@@ -270,7 +274,7 @@ def make_eval_step(task: Task) -> Callable[..., Tally]:
         params: Any, model_state: Any, rows: jax.Array, real: jax.Array, data: LabelledImages
     ) -> Tally:
         images = normalize(data.images[rows], task.mean, task.std, task.dtype)
-        logits = task.target.evaluate(params, model_state, images)
+        logits = task.target.evaluate(task.gathered(params), model_state, images)
         return tally(logits, data.labels[rows], real)
 
     return step

@@ -17,13 +17,13 @@ from rich.progress import Progress
 from train import checkpoints
 from train.config import Config
 from train.data import LabelledImages, Splits, eval_batches, train_order
-from train.devices import Devices, is_first_process, place
+from train.devices import Devices, is_first_process, place, shardings_of
 from train.errors import DivergedError, Stopped
 from train.interruptions import Watch
 from train.metrics import Summary, Tally, from_json, merge, summarize, to_json
 from train.recipe import Recipe
 from train.results import RunResult, open_tensorboard, write_epochs
-from train.step import State, Support, Task, make_train_step
+from train.step import State, Support, Task, initial_state, make_train_step
 
 __all__ = ["Setup", "train"]
 
@@ -64,14 +64,14 @@ class _Training:
 def train(
     name: str,
     setup: Setup,
-    state: State,
+    start: tuple[Any, Any],
     support: Support | None,
     support_variables: Any,
     folder: Path,
     watch: Watch,
     bar: Progress,
 ) -> RunResult:
-    """Trains from `state`, or on from the last checkpoint, and tests the best weights.
+    """Trains from `start`, or on from the last checkpoint, and tests the best weights.
 
     The progress that is saved with each state is in JSON values: the records of all finished
     epochs, the seconds so far, and the tally of the epoch that runs, if it has begun.
@@ -79,7 +79,7 @@ def train(
     Args:
       name: of this training.
       setup: what it shares with the other.
-      state: before the first step.
+      start: parameters and model state before the first step, as of `Target.split`.
       support: lends features; None to train without crossover.
       support_variables: of its network.
       folder: of the run.
@@ -90,22 +90,21 @@ def train(
       DivergedError: if the loss or a parameter is not finite any more.
       SaveError: if something cannot be written.
       ConfigError: if a checkpoint to resume from is damaged, or of another network or optimizer.
-      Stopped: after a signal, once the step that ran is saved.
+      Stopped: after a signal, once the step that ran is saved and on the disk.
     """
     config, replicated = setup.config, setup.devices.replicated
     assert config.epochs is not None  # resolved
+    state = _first_state(setup, start)
     step = jax.jit(
         make_train_step(setup.task, setup.optimizer, support, setup.recipe),
         donate_argnums=0,
-        out_shardings=replicated,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated),
     )
-    # Copied: the step is donated the state, and both trainings start from the same arrays.
-    state = place(jax.tree.map(jnp.copy, state), replicated)
     support_variables = place(support_variables, replicated)
     progress: dict[str, Any] = {"epochs": [], "seconds": 0.0, "tally": None}
     path = folder / "checkpoints" / name
     with checkpoints.open_checkpoints(path, config.best_by) as manager:
-        if config.resume and (restored := checkpoints.restore(manager, state, replicated)):
+        if config.resume and (restored := checkpoints.restore(manager, state)):
             state, progress = restored
         started = time.perf_counter() - progress["seconds"]
         training = _Training(
@@ -115,7 +114,7 @@ def train(
         with open_tensorboard(folder / name, first) as writer:
             for _ in range(first, config.epochs + 1):
                 state, progress = _train_epoch(training, state, progress, writer)
-        best = checkpoints.restore(manager, state, replicated, best=True)
+        best = checkpoints.restore(manager, state, best=True)
         assert best is not None  # at least one epoch was saved
         best_state, best_progress = best
     return RunResult(
@@ -125,6 +124,21 @@ def train(
         seconds=progress["seconds"],
         epochs=tuple(progress["epochs"]),
     )
+
+
+def _first_state(setup: Setup, start: tuple[Any, Any]) -> State:
+    """The state before the first step.
+
+    Only its parameters are ever whole on a device if it is to be divided.
+    """
+
+    def make(params: Any, model_state: Any) -> State:
+        state = initial_state(params, model_state, setup.optimizer, setup.recipe)
+        # Copied: the step is donated the state, and both trainings start from the same arrays.
+        return jax.tree.map(jnp.copy, state)
+
+    shardings = shardings_of(jax.eval_shape(make, *start), setup.devices)
+    return jax.jit(make, out_shardings=shardings)(*place(start, setup.devices.replicated))
 
 
 def _train_epoch(
