@@ -16,6 +16,7 @@ from train.data import PARTS, Splits
 from train.datasets import load_dataset
 from train.devices import same_everywhere
 from train.errors import ConfigError, DataError, name_some
+from train.pictures import Listing
 
 __all__ = [
     "check_contents",
@@ -39,7 +40,7 @@ def load_on_all_hosts(config: Config) -> Splits:
         Those that go on would wait forever for one that stops.
     """
     try:
-        splits = load_dataset(config)
+        splits = load_dataset(config, _known(config))
     except TLVError:
         same_everywhere(NOTHING)
         raise
@@ -51,6 +52,15 @@ def load_on_all_hosts(config: Config) -> Splits:
             "Give every host the same files in --data-dir."
         )
     return splits
+
+
+def _known(config: Config) -> Listing:
+    """The files that could be read when the run began that is resumed."""
+    try:
+        kept = json.loads((config.folder / DATA_FILE).read_text()) if config.resume else {}
+        return kept.get("files", {})
+    except (OSError, ValueError, AttributeError):
+        return {}  # `check_contents` says what is wrong with it
 
 
 def show_contents(splits: Splits, console: Console) -> None:

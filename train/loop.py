@@ -15,7 +15,7 @@ import importers
 import tlv_jax
 from train.config import Config, resolve
 from train.contents import load_on_all_hosts, show_contents
-from train.data import Splits, train_order
+from train.data import PARTS, Splits, train_order
 from train.devices import (
     Devices,
     ask_first,
@@ -24,7 +24,7 @@ from train.devices import (
     join_hosts,
     place_images,
 )
-from train.errors import name_some
+from train.errors import DataError, name_some
 from train.interruptions import watch
 from train.method import method_of
 from train.modules import parse_arguments
@@ -173,17 +173,24 @@ def _prepare(
         task=task,
         recipe=recipe,
         steps=all_steps,
-        splits=dataclasses.replace(
-            splits,
-            train=place_images(splits.train, devices),
-            validation=place_images(splits.validation, devices),
-            test=place_images(splits.test, devices),
-        ),
+        splits=splits if config.stream else _resident(splits, devices),
         optimizer=make_optimizer(rate, decay, all_steps, recipe, warmup=warmup),
         evaluate=jax.jit(make_eval_step(task)),
         order_key=keys.order,
         step_key=keys.step,
     )
+
+
+def _resident(splits: Splits, devices: Devices) -> Splits:
+    """Places the images of all parts on the devices."""
+    try:
+        parts = {part: place_images(getattr(splits, part), devices) for part in PARTS}
+    except jax.errors.JaxRuntimeError as error:
+        raise DataError(
+            f"The images do not fit into the memory of the devices ({str(error).splitlines()[0]}). "
+            "Lower --image-size, or pass --stream, which folders of pictures can be."
+        ) from error
+    return dataclasses.replace(splits, **parts)
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -32,8 +32,11 @@ __all__ = [
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
 # May differ when a run is resumed: it may have been moved, may continue on other hosts, and is the
-# same however often it is saved.
-NOT_COMPARED = ("resume", "out", "name", "hosts", "save_every_steps", "save_every_minutes")
+# same however often it is saved and whenever its pictures are read.
+NOT_COMPARED = (
+    *("resume", "out", "name", "hosts", "save_every_steps", "save_every_minutes"),
+    *("stream", "workers"),
+)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,150 @@
+"""Folders of pictures that are read in time: what is found in them, and damage that comes later."""
+
+import contextlib
+import threading
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from train import statistics
+from train.batches import batches, pixels_of
+from train.config import Config
+from train.data import PARTS, eval_batches, train_order
+from train.datasets import load_dataset
+from train.devices import find_devices
+from train.errors import DataError
+
+CUT_OFF_TAGS = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten pictures in each of two classes, of which some are special, and two that are none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir()
+        for number in range(10):
+            pixels = generator.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.jpg")
+    (folder / "cats" / "2.jpg").write_bytes(b"no picture")
+    content = (folder / "dogs" / "0.jpg").read_bytes()
+    (folder / "dogs" / "0.jpg").write_bytes(content[:-200])
+    Image.new("RGB", (20, 20), "red").save(folder / "dogs" / "tags.jpg", exif=CUT_OFF_TAGS)
+    Image.new("RGBA", (20, 20), (255, 0, 0, 128)).save(folder / "dogs" / "alpha.png")
+    return folder
+
+
+def config_of(folder, stream=True, **more):
+    return Config(
+        dataset="folder", data_dir=folder, image_size=8, batch_size=4, stream=stream, **more
+    )
+
+
+def test_the_same_pictures_are_found_and_told_of_as_in_memory(folder, capsys):
+    splits, printed = {}, {}
+    for stream in (False, True):
+        splits[stream] = load_dataset(config_of(folder, stream))
+        lines = capsys.readouterr().out.splitlines()
+        printed[stream] = sorted(line for line in lines if "read once" not in line)
+    assert printed[True] == printed[False]
+    (skipped,) = [line for line in printed[True] if line.startswith("unreadable files, skipped: 2")]
+    assert "cats/2.jpg" in skipped
+    assert any("in spite of a warning (Corrupt EXIF data" in line for line in printed[True])
+    assert any("alpha channel, laid on white: 1" in line for line in printed[True])
+    assert splits[True].listing == splits[False].listing
+    for part in PARTS:
+        files, images = getattr(splits[True], part), getattr(splits[False], part)
+        np.testing.assert_array_equal(files.labels, images.labels)
+        np.testing.assert_array_equal(np.concatenate(list(pixels_of(files))), images.images)
+
+
+def test_warnings_of_others_are_shown_while_pictures_are_read(folder):
+    splits = load_dataset(config_of(folder))
+    blocks = pixels_of(splits.train)
+    next(blocks)
+    with pytest.warns(UserWarning, match="of another kind"):
+        warnings.warn("of another kind", stacklevel=1)
+    assert list(blocks) == []
+    with pytest.raises(UserWarning):  # as pytest is told, so nothing of it is left
+        warnings.warn("afterwards", stacklevel=1)
+
+
+def test_a_damaged_picture_stops_the_run_at_the_start_if_asked(folder):
+    with pytest.raises(DataError, match=r"2\.jpg: cannot be read .*pass --on-bad-image skip"):
+        load_dataset(config_of(folder, on_bad_image="stop"))
+
+
+def test_a_class_without_readable_pictures_is_refused(tmp_path):
+    for name, content in (("cats", None), ("dogs", b"no picture")):
+        (tmp_path / name).mkdir()
+        for number in range(9):
+            path = tmp_path / name / f"{number}.png"
+            Image.new("L", (8, 8)).save(path)
+            if content:
+                path.write_bytes(content)
+    with pytest.raises(DataError, match=r"class dogs has no readable image among 9 files"):
+        load_dataset(config_of(tmp_path))
+
+
+def test_batches_are_the_rows_of_the_order_on_the_devices_that_work_on_them(folder, key):
+    config = config_of(folder)
+    devices = find_devices(config)
+    files = load_dataset(config).train
+    images = load_dataset(config_of(folder, stream=False)).train
+    order = train_order(key, 1, len(files), 4)
+    with contextlib.closing(batches(files, order, devices.rows)) as read:
+        for rows, (none, batch) in zip(order, read, strict=True):
+            assert none is None
+            assert batch.images.sharding.is_equivalent_to(devices.rows, 4)
+            np.testing.assert_array_equal(batch.images, images.images[rows])
+            np.testing.assert_array_equal(batch.labels, images.labels[rows])
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_picture_that_is_damaged_later_is_named_in_its_batch(folder, tmp_path, workers):
+    for path in folder.glob("*/*"):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes())
+    config = config_of(tmp_path, workers=workers)
+    files = load_dataset(config).validation
+    order = np.stack([rows for rows, _ in eval_batches(len(files), 2)])
+    damaged = files.paths[order[-1, -1]]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    message = rf"{damaged}: could be read at the start and cannot now .* go on with --resume"
+    with contextlib.closing(batches(files, order, find_devices(config).rows)) as read:
+        for _ in order[1:]:
+            next(read)
+        with pytest.raises(DataError, match=message):
+            next(read)
+
+
+def test_the_command_prints_the_same_statistics(folder, capsys):
+    printed = []
+    for more in ([], ["--stream"]):
+        arguments = ["--data-dir", str(folder), "--image-size", "8", *more]
+        assert statistics.main(arguments) == 0
+        printed.append(capsys.readouterr().out.splitlines()[-4:])
+    assert printed[0] == printed[1]
+    assert printed[0][-1].startswith("--normalization 0.")
+
+
+def test_blocks_measure_as_one_array():
+    images = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3)).astype(np.uint8)
+    blocks = iter([images[:3], images[3:]])
+    assert statistics.measure(blocks) == statistics.measure(images)
+
+
+def test_an_iterator_that_is_left_early_leaves_no_thread(folder):
+    files = load_dataset(config_of(folder)).train
+    rows = find_devices(config_of(folder)).rows
+    order = np.zeros((500, 4), np.int32)
+    with contextlib.closing(batches(files, order, rows)) as read:
+        jax.block_until_ready(next(read)[1])
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain"):
+            thread.join(10)
+            assert not thread.is_alive()
