@@ -1,8 +1,10 @@
 """Folders of pictures that are read in time: what is found in them, and damage that comes later."""
 
 import contextlib
+import dataclasses
 import threading
 import warnings
+from collections import defaultdict
 
 import jax
 import numpy as np
@@ -12,10 +14,13 @@ from PIL import Image
 from train import statistics
 from train.batches import batches, pixels_of
 from train.config import Config
+from train.contents import load_on_all_hosts
 from train.data import PARTS, eval_batches, train_order
 from train.datasets import load_dataset
 from train.devices import find_devices
-from train.errors import DataError
+from train.errors import ConfigError, DataError
+from train.pictures import Found, check_pictures, read_pictures
+from train.run_folder import open_run_folder
 
 CUT_OFF_TAGS = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
 
@@ -62,6 +67,19 @@ def test_the_same_pictures_are_found_and_told_of_as_in_memory(folder, capsys):
         np.testing.assert_array_equal(np.concatenate(list(pixels_of(files))), images.images)
 
 
+def test_a_file_that_is_listed_twice_counts_twice(folder):
+    cats = {"cats": sorted((folder / "cats").glob("[0-3].jpg"))}  # of which 2.jpg is no picture
+    members = {"train": {"cats": cats["cats"] * 2, "dogs": [folder / "dogs" / "1.jpg"]}}
+    found = Found(folder, {**members, "test": cats}, defaultdict(list))
+    images = read_pictures(found, 8, "skip").parts
+    files = check_pictures(found, 8, "skip", 0, {}).parts
+    for part, count in (("train", 7), ("test", 3)):
+        pixels = np.concatenate(list(pixels_of(files[part])))
+        assert len(pixels) == len(files[part]) == count
+        np.testing.assert_array_equal(pixels, images[part].images)
+        np.testing.assert_array_equal(files[part].labels, images[part].labels)
+
+
 def test_warnings_of_others_are_shown_while_pictures_are_read(folder):
     splits = load_dataset(config_of(folder))
     blocks = pixels_of(splits.train)
@@ -104,12 +122,34 @@ def test_batches_are_the_rows_of_the_order_on_the_devices_that_work_on_them(fold
             np.testing.assert_array_equal(batch.labels, images.labels[rows])
 
 
+def copied(folder, to):
+    for path in folder.glob("*/*"):
+        (to / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (to / path.parent.name / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def test_only_a_changed_file_is_checked_again_on_resuming_and_is_refused(folder, tmp_path, capsys):
+    pictures = copied(folder, tmp_path / "pictures")
+    config = config_of(pictures, out=tmp_path / "runs")
+    with open_run_folder(config, load_on_all_hosts(config)):
+        pass
+    (pictures / "cats" / "2.jpg").unlink()  # was no picture, and is in no listing
+    (pictures / "dogs" / "0.jpg").unlink()
+    config = dataclasses.replace(config, resume=True)
+    capsys.readouterr()
+    with open_run_folder(config, load_on_all_hosts(config)):
+        assert "read once" not in capsys.readouterr().out
+    Image.new("RGB", (90, 90)).save(pictures / "cats" / "3.jpg")
+    splits = load_on_all_hosts(config)
+    assert "are damaged: 1\n" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"files changed: 1 \(cats/3\.jpg\)"):
+        open_run_folder(config, splits).__enter__()
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_picture_that_is_damaged_later_is_named_in_its_batch(folder, tmp_path, workers):
-    for path in folder.glob("*/*"):
-        (tmp_path / path.parent.name).mkdir(exist_ok=True)
-        (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes())
-    config = config_of(tmp_path, workers=workers)
+    config = config_of(copied(folder, tmp_path), workers=workers)
     files = load_dataset(config).validation
     order = np.stack([rows for rows, _ in eval_batches(len(files), 2)])
     damaged = files.paths[order[-1, -1]]

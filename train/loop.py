@@ -188,7 +188,7 @@ def _resident(splits: Splits, devices: Devices) -> Splits:
     except jax.errors.JaxRuntimeError as error:
         raise DataError(
             f"The images do not fit into the memory of the devices ({str(error).splitlines()[0]}). "
-            "Lower --image-size, or pass --stream, which folders of pictures can be."
+            "Lower --image-size, or pass --stream if they are folders of pictures."
         ) from error
     return dataclasses.replace(splits, **parts)
 

@@ -62,12 +62,12 @@ def read_pictures(found: Found, size: int, on_bad_image: OnBadImage) -> Given:
     with catch_warnings():
         for part, members in found.members.items():
             files = _files(members)
-            pixels, count = _room(len(files), size), len(names)
+            pixels, used = _room(len(files), size), []
             for path, name, picture in _usable(found, part, map(read, files), on_bad_image):
-                pixels[len(names) - count] = picture.pixels
-                names[path] = name
-            labels = _labels(found, list(names.values())[count:])
-            parts[part] = LabelledImages(pixels[: len(labels)], labels)
+                pixels[len(used)] = picture.pixels
+                used.append((path, name))
+            parts[part] = LabelledImages(pixels[: len(used)], _labels(found, used))
+            names |= used
     return _given(found, parts, names)
 
 
@@ -103,9 +103,9 @@ def check_pictures(
         with contextlib.closing(work_ahead(_check_all, blocks, workers)) as ahead:
             checked = chain.from_iterable(ahead)
             reads = (next(checked) if path in new else Read() for path in _files(members))
-            used = {path: name for path, name, _ in _usable(found, part, reads, on_bad_image)}
-        paths = np.array(list(used), object)
-        parts[part] = PictureFiles(paths, _labels(found, list(used.values())), size, workers)
+            used = [(path, name) for path, name, _ in _usable(found, part, reads, on_bad_image)]
+        paths = np.array([path for path, _ in used], object)
+        parts[part] = PictureFiles(paths, _labels(found, used), size, workers)
         names |= used
     return _given(found, parts, names)
 
@@ -122,9 +122,9 @@ def _listed(found: Found, path: Path) -> str:
     return path.relative_to(found.folder).as_posix()
 
 
-def _labels(found: Found, names: Sequence[str]) -> np.ndarray:
+def _labels(found: Found, used: Sequence[tuple[Path, str]]) -> np.ndarray:
     label_of = {name: label for label, name in enumerate(found.members["train"])}
-    return np.array([label_of[name] for name in names], np.int32)
+    return np.array([label_of[name] for _, name in used], np.int32)
 
 
 def _given(found: Found, parts: Mapping[str, Images], names: Mapping[Path, str]) -> Given:
