@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -173,3 +174,21 @@ def test_streaming_without_grain_names_what_to_install(monkeypatch):
 def test_a_comparison_does_not_stream():
     with pytest.raises(ConfigError, match="stream=True: a comparison has no such setting"):
         resolve_comparison(Settings(dataset="folder", stream=True))
+
+
+@pytest.mark.slow
+def test_two_hosts_stream_the_run_that_they_train_in_memory(inputs):
+    runs = {}
+    for name, more in (("hosts-resident", ()), ("hosts-streamed", STREAM)):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        join = ("--hosts.join", "--hosts.coordinator", address, "--hosts.count", "2")
+        hosts = [
+            interrupted.start(command(inputs, name, *more, *join, "--hosts.rank", rank), devices=1)
+            for rank in ("0", "1")
+        ]
+        ends = [interrupted.finish(host) for host in hosts]
+        assert [status for status, _, _ in ends] == [0, 0], ends
+        runs[name] = inputs / "runs" / name
+    assert_same_run(runs["hosts-streamed"], runs["hosts-resident"])
