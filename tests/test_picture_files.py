@@ -49,12 +49,15 @@ def config_of(folder, stream=True, **more):
     )
 
 
-def test_the_same_pictures_are_found_and_told_of_as_in_memory(folder, capsys):
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_same_pictures_are_found_and_told_of_as_in_memory(folder, capfd, workers):
     splits, printed = {}, {}
     for stream in (False, True):
-        splits[stream] = load_dataset(config_of(folder, stream))
-        lines = capsys.readouterr().out.splitlines()
+        splits[stream] = load_dataset(config_of(folder, stream, workers=workers * stream))
+        shown = capfd.readouterr()
+        lines = shown.out.splitlines()
         printed[stream] = sorted(line for line in lines if "read once" not in line)
+        assert "EXIF" not in shown.err  # it does not name the file
     assert printed[True] == printed[False]
     (skipped,) = [line for line in printed[True] if line.startswith("unreadable files, skipped: 2")]
     assert "cats/2.jpg" in skipped

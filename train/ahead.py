@@ -14,6 +14,8 @@ __all__ = ["work_ahead"]
 
 MOST_THREADS = 16
 
+_process = contextlib.ExitStack()  # what a process of Grain's holds as long as it lives
+
 
 @dataclasses.dataclass(frozen=True)
 class _Parcel:
@@ -64,4 +66,4 @@ def _begin(number: int, count: int) -> None:
     """Prepares a process, which reads until its iterator is closed."""
     # Ctrl-C reaches all processes; the first one saves its step and then closes the iterator.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    catch_warnings().__enter__()
+    _process.enter_context(catch_warnings())
