@@ -301,7 +301,7 @@ def _check_stream(config: Config) -> None:
         )
     if config.stream and config.dataset not in STREAMED:
         raise ConfigError(
-            f"stream=True for dataset={config.dataset!r}, which is small and comes as arrays, "
+            f"stream=True for dataset={config.dataset!r}, whose images are arrays in memory, "
             f"expected one of {', '.join(STREAMED)}. Leave stream out."
         )
     if config.stream and importlib.util.find_spec("grain") is None:
