@@ -11,7 +11,6 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -61,8 +60,7 @@ def set_up(run, epochs, resume):
     )
     devices, recipe = devices_of(run), recipe_of(config)
     target = linen_target(Net(width=512), KEYS.init, jnp.zeros((1, SIDE, SIDE, 3)))
-    gathered = functools.partial(jax.lax.with_sharding_constraint, shardings=devices.replicated)
-    task = Task(target, (0.5,) * 3, (0.25,) * 3, devices.dtype, gathered=gathered)
+    task = Task(target, (0.5,) * 3, (0.25,) * 3, devices.dtype, gathered=devices.gathered)
     parts = [place_images(random_images(count), devices) for count in IMAGES]
     return Setup(
         config=config,

@@ -76,7 +76,9 @@ def test_good_pictures_are_read_where_a_bad_one_would_stop_the_run(image_folder)
 
 
 def test_pictures_that_do_not_fit_into_memory_are_refused(image_folder):
-    with pytest.raises(DataError, match=r"20 pictures of 4194304 .* GB .*Lower --image-size"):
+    with pytest.raises(
+        DataError, match=r"20 pictures of 4194304 .* GB .*Pass --stream.*lower --image-size"
+    ):
         load(image_folder, size=1 << 22)
 
 

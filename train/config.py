@@ -1,6 +1,7 @@
 """The settings of a run. Imports neither JAX nor Flax, so that `--help` is quick."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -52,6 +53,8 @@ DATASETS: Mapping[str, DatasetDefaults] = MappingProxyType(
         "folder": DatasetDefaults(image_size=224, epochs=50),
     }
 )
+
+STREAMED = ("food101", "petimages", "intel", "folder")  # whose images are picture files
 
 
 # An option called "" is spelled as the group that it is in: `--method tlvfc --method.head keep`.
@@ -205,6 +208,11 @@ class Config:
     """Folder of the data set."""
     on_bad_image: OnBadImage = "skip"
     """A picture file that is damaged: skip it and say so, or stop."""
+    stream: bool = False
+    """Read pictures when their batch comes, not all at the start: for those that do not fit into
+    memory (food101, petimages, intel, folder)."""
+    workers: int = 0
+    """Processes that read streamed pictures; 0: threads, one for each core."""
     image_size: int | None = None
     """Pixels a side, to which images are resized; by default the data set's own."""
     normalization: str = "source"
@@ -281,4 +289,25 @@ def resolve(config: Config) -> Config:
     if not 0 <= config.crossover_rate <= 1:
         raise ConfigError(f"crossover_rate={config.crossover_rate}, expected a probability.")
     parse_normalization(config.normalization)
+    _check_stream(config)
     return config
+
+
+def _check_stream(config: Config) -> None:
+    from train.errors import ConfigError  # late: its root brings JAX
+
+    if config.workers < 0 or (config.workers and not config.stream):
+        raise ConfigError(
+            f"workers={config.workers} with stream={config.stream}, expected at least 0, and 0 "
+            "without stream: only streamed pictures are read by processes of their own."
+        )
+    if config.stream and config.dataset not in STREAMED:
+        raise ConfigError(
+            f"stream=True for dataset={config.dataset!r}, whose images are arrays in memory, "
+            f"expected one of {', '.join(STREAMED)}. Leave stream out."
+        )
+    if config.stream and importlib.util.find_spec("grain") is None:
+        raise ConfigError(
+            "stream=True needs the package grain, which is not installed. "
+            "Run: pip install 'tlv-jax[stream]'"
+        )

@@ -12,13 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from train.config import Config
 from train.data import PARTS, Splits
 from train.devices import same_everywhere
 from train.errors import ConfigError, DataError, name_some
+from train.pictures import Listing
 
 __all__ = [
     "check_contents",
     "check_hosts",
+    "known_files",
     "read_counts",
     "show_contents",
     "show_counts",
@@ -56,6 +59,15 @@ def check_hosts(splits: Splits, weights: Any) -> None:
             "The hosts read different weights of the source. Give every host the same file in "
             "--source-weights, or the same package."
         )
+
+
+def known_files(config: Config) -> Listing:
+    """Returns the files that could be read when the run began that is resumed; else none."""
+    try:
+        kept = json.loads((config.folder / DATA_FILE).read_text()) if config.resume else {}
+        return kept.get("files", {})
+    except (OSError, ValueError, AttributeError):
+        return {}  # `check_contents` says what is wrong with it
 
 
 def show_contents(splits: Splits, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Labelled images in memory, their splits and their batches.
+"""Labelled images, in memory or in files, their splits and their batches.
 
 Shapes: `N` images, `[N, H, W, C]` uint8 with one size for all; labels `[N]` int32.
 """
@@ -15,7 +15,9 @@ from train.errors import DataError
 __all__ = [
     "PARTS",
     "Given",
+    "Images",
     "LabelledImages",
+    "PictureFiles",
     "Splits",
     "eval_batches",
     "stratified_split",
@@ -42,8 +44,34 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: np.ndarray) -> "LabelledImages":
+    def __getitem__(self, rows: np.ndarray | jax.Array) -> "LabelledImages":
         return LabelledImages(self.images[rows], self.labels[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureFiles:
+    """Pictures that are read when they are needed, and their labels.
+
+    Attributes:
+      paths: of the files, objects `[N]`.
+      labels: int32 `[N]`.
+      size: pixels a side, to which they are resized.
+      workers: processes that read them; 0: threads of this process.
+    """
+
+    paths: np.ndarray
+    labels: np.ndarray
+    size: int
+    workers: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: np.ndarray) -> "PictureFiles":
+        return dataclasses.replace(self, paths=self.paths[rows], labels=self.labels[rows])
+
+
+Images = LabelledImages | PictureFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +85,7 @@ class Given:
         of a data set in large arrays, of each part the number of images and their digest.
     """
 
-    parts: Mapping[str, LabelledImages]
+    parts: Mapping[str, Images]
     classes: tuple[str, ...]
     listing: Mapping[str, Mapping[str, Any]]
 
@@ -74,9 +102,9 @@ class Splits:
       listing: as of `Given`.
     """
 
-    train: LabelledImages
-    validation: LabelledImages
-    test: LabelledImages
+    train: Images
+    validation: Images
+    test: Images
     classes: tuple[str, ...]
     listing: Mapping[str, Mapping[str, Any]]
 

@@ -5,18 +5,20 @@ import hashlib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
 from train.cifar import load_cifar
 from train.config import Config
-from train.data import PARTS, Given, LabelledImages, Splits, stratified_split
+from train.data import PARTS, Given, Images, LabelledImages, Splits, stratified_split
+from train.decoding import resize
 from train.devices import is_first_process
 from train.errors import DataError
-from train.folders import load_folder
-from train.pictures import resize
-from train.presets import PRESETS, load_preset
+from train.folders import find_folder
+from train.pictures import Found, Listing, check_pictures, read_pictures
+from train.presets import PRESETS, find_preset
 
 __all__ = ["load_dataset"]
 
@@ -28,11 +30,15 @@ FASHION_MNIST = (
 )
 
 
-def load_dataset(config: Config) -> Splits:
+def load_dataset(config: Config, known: Listing = MappingProxyType({})) -> Splits:
     """Loads what `config.dataset` names at `config.image_size`.
 
     Validation and test images that the data set does not give are cut from its training images, in
     the same proportion of each class. What is cut depends only on `config.seed`.
+
+    Args:
+      config: the settings, resolved.
+      known: files that could be read before, which streaming does not check again.
 
     Raises:
       DataError: if the data set is missing (the message says how to get it), damaged, or so small
@@ -40,7 +46,7 @@ def load_dataset(config: Config) -> Splits:
       DownloadError: if it could not be downloaded.
     """
     try:
-        given = _given(config)
+        given = _given(config, known)
     except OSError as error:
         raise DataError(f"The data set {config.dataset} cannot be read: {error}.") from error
     parts = {**given.parts, **_cut_missing(given.parts, config.seed)}
@@ -50,22 +56,30 @@ def load_dataset(config: Config) -> Splits:
     return Splits(**parts, classes=given.classes, listing=given.listing)
 
 
-def _given(config: Config) -> Given:
+def _given(config: Config, known: Listing) -> Given:
     size = config.image_size
     assert size is not None  # resolved before
     if config.dataset == "elpv":
         return _elpv(size)
     if config.dataset == "folder":
-        return load_folder(_data_dir(config), size, config.on_bad_image)
+        return _pictures(config, find_folder(_data_dir(config)), known)
     if config.dataset in PRESETS:
-        return load_preset(config.dataset, config.data_dir, size, config.on_bad_image)
+        return _pictures(config, find_preset(config.dataset, config.data_dir), known)
     if config.dataset == "fashion_mnist":
         train, test = _fashion_mnist(_data_dir(config))
         return _from_arrays(config, train, test, FASHION_MNIST)
     return _from_arrays(config, *load_cifar(config.dataset, config.data_dir))
 
 
-def _cut_missing(parts: Mapping[str, LabelledImages], seed: int) -> dict[str, LabelledImages]:
+def _pictures(config: Config, found: Found, known: Listing) -> Given:
+    size, on_bad_image = config.image_size, config.on_bad_image
+    assert size is not None  # resolved before
+    if config.stream:
+        return check_pictures(found, size, on_bad_image, config.workers, known)
+    return read_pictures(found, size, on_bad_image)
+
+
+def _cut_missing(parts: Mapping[str, Images], seed: int) -> dict[str, Images]:
     """The parts that are not given, and what they leave of the training images."""
     missing = [part for part in PARTS if part not in parts]
     if not missing:

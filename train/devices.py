@@ -56,6 +56,10 @@ class Devices:
     dtype: jnp.dtype
     shard_params: bool = False
 
+    def gathered(self, tree: Any) -> Any:
+        """Puts arrays that are divided over the devices together, on each, within a program."""
+        return jax.lax.with_sharding_constraint(tree, self.replicated)
+
 
 def join_hosts(options: HostOptions) -> None:
     """Joins the other processes if asked to. Call it before anything else touches a device.

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from train.config import OnBadImage
-from train.data import Given
 from train.errors import DataError, name_some
-from train.pictures import Members, Notes, read_pictures
+from train.pictures import Found, Members, Notes
 
-__all__ = ["class_folders", "load_folder"]
+__all__ = ["class_folders", "find_folder"]
 
 SPLIT_NAMES: Mapping[str, str] = MappingProxyType(  # in any case
     {
@@ -33,8 +31,8 @@ SYSTEM_NAMES = frozenset(
 )
 
 
-def load_folder(folder: Path, size: int, on_bad_image: OnBadImage) -> Given:
-    """Reads pictures from one sub-folder a class, or from such sub-folders of given splits.
+def find_folder(folder: Path) -> Found:
+    """Finds the files of one sub-folder a class, or of such sub-folders of given splits.
 
     Splits are folders named `train`, `val` (`valid`, `validation`) and `test`, in any case. They
     count as such if there is a `train` and nothing else beside them. Hidden and system files are
@@ -42,21 +40,19 @@ def load_folder(folder: Path, size: int, on_bad_image: OnBadImage) -> Given:
 
     Args:
       folder: of the classes, or of the splits.
-      size: pixels a side.
-      on_bad_image: what to do with files that are damaged or no pictures.
 
     Returns:
-      The parts that are given; a folder without splits is all `train`.
+      The files of the parts that are given; a folder without splits is all `train`.
 
     Raises:
-      DataError: if the folder could be read in two ways, there are fewer than two classes, a class
-        is missing from the training images, or for what `read_pictures` refuses.
+      DataError: if the folder could be read in two ways, there are fewer than two classes, or a
+        class is missing from the training images.
       OSError: if a folder cannot be read.
     """
     notes: Notes = defaultdict(list)
     roots, members = _find(folder, notes)
     _check_classes(roots, members)
-    return read_pictures(folder, members, size, on_bad_image, notes)
+    return Found(folder, members, notes)
 
 
 def _find(folder: Path, notes: Notes) -> tuple[dict[str, Path], dict[str, Members]]:

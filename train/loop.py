@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import importers
 import tlv_jax
 from train.config import Config, resolve
-from train.contents import check_hosts, show_contents
-from train.data import Splits, train_order
+from train.contents import check_hosts, known_files, show_contents
+from train.data import PARTS, Splits, train_order
 from train.datasets import load_dataset
 from train.devices import (
     Devices,
@@ -27,7 +26,7 @@ from train.devices import (
     join_hosts,
     place_images,
 )
-from train.errors import name_some
+from train.errors import DataError, name_some
 from train.interruptions import watch
 from train.method import method_of
 from train.modules import parse_arguments
@@ -102,7 +101,7 @@ def run(
     keys = keys_of(config.seed)
     with fail_together():
         pretrained = load_source(config, devices.dtype)
-        splits = load_dataset(config)
+        splits = load_dataset(config, known_files(config))
         show_contents(splits, console)
         target = make_target(config, len(splits.classes), devices.dtype, keys.init, model)
         if frozen := check_patterns(recipe, target.split(target.network.params)[0]):
@@ -168,8 +167,8 @@ def _prepare(
     """Puts the images on the devices and builds what both trainings use."""
     source = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
     chosen = statistics_of(config, splits.train, source)
-    gathered = functools.partial(jax.lax.with_sharding_constraint, shardings=devices.replicated)
-    task = Task(target, *chosen, devices.dtype, seen_by_source(chosen, source), gathered)
+    seen = seen_by_source(chosen, source)
+    task = Task(target, *chosen, devices.dtype, seen, devices.gathered)
     steps = len(train_order(keys.order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
     all_steps, warmup = steps * config.epochs, int(steps * recipe.warmup_epochs)
@@ -180,17 +179,24 @@ def _prepare(
         task=task,
         recipe=recipe,
         steps=all_steps,
-        splits=dataclasses.replace(
-            splits,
-            train=place_images(splits.train, devices),
-            validation=place_images(splits.validation, devices),
-            test=place_images(splits.test, devices),
-        ),
+        splits=splits if config.stream else _resident(splits, devices),
         optimizer=make_optimizer(rate, decay, all_steps, recipe, warmup=warmup),
         evaluate=jax.jit(make_eval_step(task)),
         order_key=keys.order,
         step_key=keys.step,
     )
+
+
+def _resident(splits: Splits, devices: Devices) -> Splits:
+    """Places the images of all parts on the devices."""
+    try:
+        parts = {part: place_images(getattr(splits, part), devices) for part in PARTS}
+    except jax.errors.JaxRuntimeError as error:
+        raise DataError(
+            f"The images do not fit into the memory of the devices ({str(error).splitlines()[0]}). "
+            "Lower --image-size, or pass --stream if they are folders of pictures."
+        ) from error
+    return dataclasses.replace(splits, **parts)
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.batches import pixels_of
 from train.config import Config
-from train.data import LabelledImages
+from train.data import Images
 from train.devices import is_first_process
 from train.errors import ConfigError
 from train.statistics import Statistics, measure
@@ -55,12 +56,12 @@ def parse_normalization(text: str) -> Statistics | None:
     return Statistics(mean * (3 // half), std * (3 // half))
 
 
-def statistics_of(config: Config, images: LabelledImages, source: Statistics) -> Statistics:
+def statistics_of(config: Config, images: Images, source: Statistics) -> Statistics:
     """Returns what the target's images are normalized by, and prints it if it is not the source's.
 
     Args:
       config: says which.
-      images: of the training, as NumPy arrays.
+      images: of the training, as NumPy arrays or files.
       source: what the source expects.
 
     Raises:
@@ -70,7 +71,7 @@ def statistics_of(config: Config, images: LabelledImages, source: Statistics) ->
     if config.normalization == "source":
         return source
     chosen = parse_normalization(config.normalization)
-    chosen = chosen or PUBLISHED.get(config.dataset) or measure(images.images)
+    chosen = chosen or PUBLISHED.get(config.dataset) or measure(pixels_of(images))
     if is_first_process():
         print(f"images are normalized by {chosen} (means, standard deviations)")
     return chosen

@@ -6,13 +6,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from train.config import OnBadImage
-from train.data import Given
 from train.errors import DataError, name_some
 from train.folders import class_folders
-from train.pictures import Members, Notes, read_pictures
+from train.pictures import Found, Members, Notes
 
-__all__ = ["PRESETS", "Preset", "load_preset"]
+__all__ = ["PRESETS", "Preset", "find_preset"]
 
 
 class Preset(NamedTuple):
@@ -75,21 +73,19 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
-def load_preset(name: str, folder: Path | None, size: int, on_bad_image: OnBadImage) -> Given:
-    """Reads a published data set from the folder that its archive was unpacked to.
+def find_preset(name: str, folder: Path | None) -> Found:
+    """Finds the files of a published data set in the folder that its archive was unpacked to.
 
     Args:
       name: one of `PRESETS`.
       folder: that folder, or the one that holds it.
-      size: pixels a side.
-      on_bad_image: what to do with files that are damaged or no pictures.
 
     Returns:
-      The parts that are published.
+      The files of the parts that are published.
 
     Raises:
-      DataError: if the data set is not there, its classes are others, files are missing that it
-        lists, or for what `read_pictures` refuses. The message says where to get it.
+      DataError: if the data set is not there, its classes are others, or files are missing that it
+        lists. The message says where to get it.
       OSError: if a folder cannot be read.
     """
     preset = PRESETS[name]
@@ -102,7 +98,7 @@ def load_preset(name: str, folder: Path | None, size: int, on_bad_image: OnBadIm
             _listed(preset, path) if path.suffix == ".txt" else class_folders(path, notes)
         )
         _check_classes(preset, path, members[part], members["train"])
-    return read_pictures(folder, members, size, on_bad_image, notes)
+    return Found(folder, members, notes)
 
 
 def _find(preset: Preset, name: str, folder: Path | None) -> tuple[Path, Mapping[str, str]]:

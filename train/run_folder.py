@@ -32,10 +32,10 @@ __all__ = [
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
 # May differ when a run is resumed: it may have been moved, may continue on other hosts and devices,
-# and is the same however often it is saved.
+# and is the same however often it is saved and whenever its pictures are read.
 NOT_COMPARED = (
     *("resume", "out", "name", "hosts", "shard_params"),
-    *("save_every_steps", "save_every_minutes"),
+    *("save_every_steps", "save_every_minutes", "stream", "workers"),
 )
 
 

@@ -8,7 +8,7 @@ prints those of a folder, as `python -m train --normalization dataset` computes 
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from tlv_jax.errors import TLVError
+from train.batches import pixels_of
 from train.config import Config, Dataset, OnBadImage, resolve
 from train.datasets import load_dataset
 from train.errors import DataError
@@ -41,23 +42,24 @@ class Statistics(NamedTuple):
         return ",".join(f"{value:.6g}" for value in (*self.mean, *self.std))
 
 
-def measure(images: np.ndarray) -> Statistics:
+def measure(images: np.ndarray | Iterable[np.ndarray]) -> Statistics:
     """Returns the statistics of all pixels, exact but for the last rounding to float64.
 
     Sums of bytes and of their squares are whole numbers, so one pass is enough.
 
     Args:
-      images: uint8 `[N, H, W, C]`, where C is 3, or 1 for three equal colours.
+      images: uint8 `[N, H, W, C]`, where C is 3, or 1 for three equal colours; or blocks of them.
 
     Raises:
       DataError: if a colour has one value everywhere: nothing can be divided by a deviation of 0.
     """
-    channels = images.shape[-1]
-    sums = np.zeros((2, channels), np.int64)
-    for start in range(0, len(images), BLOCK):
-        values = images[start : start + BLOCK].reshape(-1, channels).astype(np.int64)
-        sums += values.sum(0), np.square(values).sum(0)
-    count = images.size // channels
+    count, sums = 0, np.zeros((2, 1), np.int64)
+    for block in [images] if isinstance(images, np.ndarray) else images:
+        for start in range(0, len(block), BLOCK):
+            values = block[start : start + BLOCK].reshape(-1, block.shape[-1]).astype(np.int64)
+            sums = sums + np.stack([values.sum(0), np.square(values).sum(0)])
+            count += len(values)
+    channels = sums.shape[-1]
     mean = tuple(total / (255 * count) for total in sums[0].tolist())
     std = tuple(
         math.sqrt((count * squares - total**2) / (255 * count) ** 2)
@@ -83,6 +85,10 @@ class Options:
     """Pixels a side, to which images are resized; by default the data set's own."""
     on_bad_image: OnBadImage = "skip"
     """A picture file that is damaged: skip it and say so, or stop."""
+    stream: bool = False
+    """Do not hold all pictures in memory, but read each twice."""
+    workers: int = 0
+    """Processes that read streamed pictures; 0: threads, one for each core."""
     seed: int = 0
     """Of the split, where validation and test images are cut from the training images."""
 
@@ -92,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, prog="python -m train.statistics", args=arguments)
     try:
         config = resolve(Config(**vars(options)))
-        images = load_dataset(config).train.images
-        statistics = measure(images)
+        images = load_dataset(config).train
+        statistics = measure(pixels_of(images))
     except TLVError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -111,6 +111,8 @@ def make_train_step(
 ) -> Callable[..., tuple[State, Tally]]:
     """Builds `step(state, key, rows, images, support_variables) -> (state, tally)`.
 
+    `rows` are those of a batch; None if the images are the batch.
+
     `key` is the same for all steps of a run. A step draws from `fold_in(key, state.step)`, so a
     resumed run draws what it would have drawn. The tally has the plain cross-entropy with each
     image's own label, whatever the loss of the recipe.
@@ -125,10 +127,15 @@ def make_train_step(
     learn = _accumulated(_learner(task, support, recipe), recipe.accumulate)
 
     def step(
-        state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
+        state: State,
+        key: jax.Array,
+        rows: jax.Array | None,
+        data: LabelledImages,
+        support_variables: Any,
     ) -> tuple[State, Tally]:
         key = jax.random.fold_in(key, state.step)
-        gradients, model_state, counted = learn(state, key, rows, data, support_variables)
+        batch = data if rows is None else data[rows]
+        gradients, model_state, counted = learn(state, key, batch, support_variables)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         average = state.average
@@ -140,18 +147,18 @@ def make_train_step(
 
 
 def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..., Any]:
-    """Builds `learn(state, key, rows, images, support_variables)`.
+    """Builds `learn(state, key, batch, support_variables)`.
 
     It returns the gradients of the loss, the model state after these images, and their tally.
     """
     lend = tlv_jax.cpu_convolutions(support.model.apply) if support else None
 
     def learn(
-        state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
+        state: State, key: jax.Array, batch: LabelledImages, support_variables: Any
     ) -> tuple[Any, Any, Tally]:
         keys = jax.random.split(key, 3)
-        images, labels = data.images[rows], data.labels[rows]
-        images, mixture = _seen(keys[0], images, labels, task, recipe)
+        labels = batch.labels
+        images, mixture = _seen(keys[0], batch.images, labels, task, recipe)
         change: Change | None = None
         if support is not None and lend is not None:
             seen = task.seen_by_source(images)
@@ -184,18 +191,21 @@ def _accumulated(learn: Callable[..., Any], parts: int) -> Callable[..., Any]:
     if parts == 1:
         return learn
 
+    def in_parts(leaf: jax.Array) -> jax.Array:
+        # A device's rows are next to each other: each part gets equally many of every device.
+        return leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
     def learn_in_parts(
-        state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
+        state: State, key: jax.Array, batch: LabelledImages, support_variables: Any
     ) -> tuple[Any, Any, Tally]:
         def add(carry: Any, drawn: Any) -> tuple[Any, Tally]:
             model_state, total = carry
             gradients, model_state, counted = learn(
-                state.replace(model_state=model_state), *drawn, data, support_variables
+                state.replace(model_state=model_state), *drawn, support_variables
             )
             return (model_state, jax.tree.map(jnp.add, total, gradients)), counted
 
-        # A device's rows are next to each other: each part gets equally many of every device.
-        drawn = jax.random.split(key, parts), rows.reshape(-1, parts).T
+        drawn = jax.random.split(key, parts), jax.tree.map(in_parts, batch)
         start = state.model_state, jax.tree.map(jnp.zeros_like, state.params)
         (model_state, total), counted = jax.lax.scan(add, start, drawn)
         gradients = jax.tree.map(lambda leaf: leaf / parts, total)
@@ -268,13 +278,17 @@ def _crossed_alike(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Arr
 
 
 def make_eval_step(task: Task) -> Callable[..., Tally]:
-    """Builds `step(params, model_state, rows, real, images) -> tally`, without crossover."""
+    """Builds `step(params, model_state, rows, real, images) -> tally`, without crossover.
+
+    `rows` are those of a batch; None if the images are the batch.
+    """
 
     def step(
-        params: Any, model_state: Any, rows: jax.Array, real: jax.Array, data: LabelledImages
+        params: Any, model_state: Any, rows: jax.Array | None, real: jax.Array, data: LabelledImages
     ) -> Tally:
-        images = normalize(data.images[rows], task.mean, task.std, task.dtype)
+        batch = data if rows is None else data[rows]
+        images = normalize(batch.images, task.mean, task.std, task.dtype)
         logits = task.target.evaluate(task.gathered(params), model_state, images)
-        return tally(logits, data.labels[rows], real)
+        return tally(logits, batch.labels, real)
 
     return step

@@ -1,8 +1,9 @@
 """One training: epochs, their checkpoints, and the test of the best weights."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from train import checkpoints
+from train.batches import batches
 from train.config import Config
-from train.data import LabelledImages, Splits, eval_batches, train_order
+from train.data import Images, Splits, eval_batches, train_order
 from train.devices import Devices, is_first_process, place, shardings_of
 from train.errors import DivergedError, Stopped
 from train.interruptions import Watch
@@ -147,7 +149,8 @@ def _train_epoch(
     """Trains the epoch to its end, validates, records and saves."""
     name, setup = training.name, training.setup
     epoch = len(progress["epochs"]) + 1
-    state, trained = _take_steps(training, state, progress)
+    with contextlib.closing(_batches_left(setup, state, epoch)) as left:
+        state, trained = _take_steps(training, state, progress, left)
     validated = _evaluate(setup, state, setup.splits.validation)
     record = {
         "epoch": epoch,
@@ -164,20 +167,29 @@ def _train_epoch(
     return state, progress
 
 
-def _take_steps(training: _Training, state: State, progress: dict[str, Any]) -> tuple[State, Tally]:
+def _batches_left(setup: Setup, state: State, epoch: int) -> Generator[Any, None, None]:
+    """The batches of an epoch from the step on that the state is at."""
+    images = setup.splits.train
+    order = train_order(setup.order_key, epoch, len(images), setup.config.batch_size)
+    done = int(state.step) - (epoch - 1) * len(order)
+    return batches(images, order[done:], setup.devices.rows)
+
+
+def _take_steps(
+    training: _Training, state: State, progress: dict[str, Any], left: Iterator[Any]
+) -> tuple[State, Tally]:
     """Takes the steps of the epoch that are left, and tallies all of it."""
-    name, setup = training.name, training.setup
-    images, bar = setup.splits.train, training.bar
+    name, setup, bar = training.name, training.setup, training.bar
     epoch = len(progress["epochs"]) + 1
-    batches = train_order(setup.order_key, epoch, len(images), setup.config.batch_size)
-    before = (epoch - 1) * len(batches)
+    assert setup.config.epochs is not None  # resolved
+    count = setup.steps // setup.config.epochs
+    before = (epoch - 1) * count
     done = int(state.step) - before
     total = progress.get("tally") and place(from_json(progress["tally"]), setup.devices.replicated)
     label = f"{name}, epoch {epoch} of {setup.config.epochs}"
-    task = bar.add_task(label, total=len(batches), completed=done)
+    task = bar.add_task(label, total=count, completed=done)
     losses = []
-    for number, rows in enumerate(batches[done:], done + 1):
-        rows = place(rows, setup.devices.rows)
+    for number, (rows, images) in enumerate(left, done + 1):
         state, counted = training.step(
             state, setup.step_key, rows, images, training.support_variables
         )
@@ -186,7 +198,7 @@ def _take_steps(training: _Training, state: State, progress: dict[str, Any]) -> 
         total = counted if total is None else merge(total, counted)
         bar.advance(task)
         losses.append(counted.loss)
-        last = number == len(batches)
+        last = number == count
         due = training.watch.due(before + number)
         if due.save or last or len(losses) == CHECK_EVERY:
             _stop_if_diverged(name, setup.config, losses, state.params, before + number)
@@ -238,13 +250,16 @@ def _all_finite(tree: Any) -> jax.Array:
     return jax.tree.reduce(jnp.logical_and, finite, jnp.array(True))
 
 
-def _evaluate(setup: Setup, state: State, images: LabelledImages) -> Summary:
+def _evaluate(setup: Setup, state: State, images: Images) -> Summary:
     """Classifies all images of a split."""
     total = None
-    for rows, real in eval_batches(len(images), setup.config.batch_size):
-        rows, real = place((rows, real), setup.devices.rows)
-        counted = setup.evaluate(state.tested_params, state.model_state, rows, real, images)
-        total = counted if total is None else merge(total, counted)
+    covered = list(eval_batches(len(images), setup.config.batch_size))
+    order = np.stack([rows for rows, _ in covered])
+    with contextlib.closing(batches(images, order, setup.devices.rows)) as read:
+        for (rows, data), (_, real) in zip(read, covered, strict=True):
+            real = place(real, setup.devices.rows)
+            counted = setup.evaluate(state.tested_params, state.model_state, rows, real, data)
+            total = counted if total is None else merge(total, counted)
     assert total is not None  # no split is empty
     return summarize(total)
 

@@ -21,7 +21,7 @@ EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
 REPLACED = (
     *("learning_rate", "baseline", "resume", "hosts", "method", "recipe"),
-    *("save_every_steps", "save_every_minutes"),
+    *("save_every_steps", "save_every_minutes", "stream", "workers"),
 )
 
 
@@ -51,6 +51,8 @@ class Settings(Config):
     resume: tyro.conf.Suppress[bool] = Config.resume
     save_every_steps: tyro.conf.Suppress[int | None] = Config.save_every_steps
     save_every_minutes: tyro.conf.Suppress[float | None] = Config.save_every_minutes
+    stream: tyro.conf.Suppress[bool] = Config.stream
+    workers: tyro.conf.Suppress[int] = Config.workers
     method: tyro.conf.Suppress[MethodOptions] = dataclasses.field(default_factory=MethodOptions)
     recipe: tyro.conf.Suppress[RecipeOptions] = dataclasses.field(default_factory=RecipeOptions)
     hosts: tyro.conf.Suppress[HostOptions] = dataclasses.field(default_factory=HostOptions)
