@@ -160,7 +160,7 @@ def _take_steps(training: _Training, state: State, progress: dict[str, Any]) -> 
     done = int(state.step) - before
     total = progress.get("tally") and place(from_json(progress["tally"]), setup.devices.replicated)
     label = f"{name}, epoch {epoch} of {setup.config.epochs}"
-    task = bar.add_task(label, total=len(batches), completed=done)
+    task = bar.add_task(label, total=len(batches), completed=done, batch=setup.config.batch_size)
     losses = []
     for number, rows in enumerate(batches[done:], done + 1):
         rows = place(rows, setup.devices.rows)
