@@ -247,6 +247,9 @@ class Config:
     """Also save a checkpoint whenever so many steps are done; by default at ends of epochs only."""
     save_every_minutes: float | None = None
     """Also save a checkpoint so many minutes after the last one."""
+    wandb: bool = False
+    """Also record settings and metrics with Weights & Biases, in the project tlv-jax or that of
+    WANDB_PROJECT."""
     method: MethodOptions = dataclasses.field(default_factory=MethodOptions)
     recipe: RecipeOptions = dataclasses.field(default_factory=RecipeOptions)
     hosts: HostOptions = dataclasses.field(default_factory=HostOptions)

@@ -50,6 +50,7 @@ from train.starts import Transferred, starts_of, transfer
 from train.statistics import Statistics
 from train.step import Support, Task, initial_state, make_eval_step
 from train.target_weights import load_target_weights, with_weights
+from train.tracking import check_tracking, open_tracker
 from train.training import Setup, train
 
 __all__ = ["Result", "run"]
@@ -99,6 +100,7 @@ def run(
       FreshHeadWarning: where the source's weights lack its classifier, or the target's own are for
         another number of classes.
       PrefixWarning: where only a part of the source's checkpoint is the source.
+      UserWarning: if Weights & Biases fails, which the run goes on without.
     """
     if model is not None:
         kind = type(model)
@@ -107,6 +109,7 @@ def run(
     method = method_of(config.method)
     recipe = recipe_of(config)
     parse_arguments(config.target_args)  # refused before anything is loaded
+    check_tracking(config)
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
@@ -123,6 +126,7 @@ def run(
         folder = Path(ask_first(lambda: str(held.enter_context(open_run_folder(config, splits)))))
         _tell_start(config, task, made, folder, console)
         setup = _prepare(config, recipe, devices, task, splits, keys)
+        tracker = held.enter_context(open_tracker(config, folder))
         watched = held.enter_context(watch(config.save_every_steps, config.save_every_minutes))
         bar = held.enter_context(progress_bar(console))
         runs = []
@@ -133,7 +137,8 @@ def run(
                 support = Support(features_only(sources[0].model), rate)
                 lent = sources[0].variables
             state = initial_state(*task.target.split(start.variables), setup.optimizer, recipe)
-            result = train(start.name, setup, state, support, lent, folder, watched, bar)
+            result = train(start.name, setup, state, support, lent, folder, watched, bar, tracker)
+            tracker.result(result)
             runs.append(result)
         if is_first_process():
             write_results(folder, runs)

@@ -34,9 +34,9 @@ __all__ = [
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
 # May differ when a run is resumed: it may have been moved, may continue on other hosts, and is the
-# same however often it is saved.
+# same however often it is saved and wherever else it is recorded.
 NOT_COMPARED = (
-    *("resume", "out", "name", "hosts"),
+    *("resume", "out", "name", "hosts", "wandb"),
     *("save_every_steps", "save_every_minutes"),
 )
 

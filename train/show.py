@@ -15,6 +15,7 @@ from train.contents import read_counts, show_counts
 from train.machine import read_machines
 from train.results import read_metrics, read_normalization, read_results, result_table
 from train.run_folder import is_in_use, named_settings, read_settings
+from train.tracking import read_tracked_id
 
 __all__ = ["main", "show"]
 
@@ -36,6 +37,8 @@ def show(folder: Path, console: Console) -> None:
         console.print(_machines_table(machines))
     if normalization := read_normalization(folder):
         _print(console, f"images are normalized by {normalization}")
+    if identity := read_tracked_id(folder):
+        _print(console, f"Weights & Biases: run {identity}")
     show_counts(read_counts(folder), console)
     for name, epochs in read_metrics(folder).items():
         console.print(_epochs_table(name, epochs))

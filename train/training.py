@@ -24,6 +24,7 @@ from train.metrics import Summary, Tally, from_json, merge, summarize, to_json
 from train.recipe import Recipe
 from train.results import RunResult, open_tensorboard, write_epochs
 from train.step import State, Support, Task, make_train_step
+from train.tracking import Tracker
 
 __all__ = ["Setup", "train"]
 
@@ -58,6 +59,7 @@ class _Training:
     folder: Path
     watch: Watch
     bar: Progress
+    tracker: Tracker
     started: float  # on the clock of time.perf_counter, less the seconds before a resumption
 
 
@@ -70,6 +72,7 @@ def train(
     folder: Path,
     watch: Watch,
     bar: Progress,
+    tracker: Tracker,
 ) -> RunResult:
     """Trains from `state`, or on from the last checkpoint, and tests the best weights.
 
@@ -85,6 +88,7 @@ def train(
       folder: of the run.
       watch: says when to save within an epoch, and when to stop.
       bar: shows the epoch that runs; its console is told of each that is finished.
+      tracker: is told of each that is finished, too.
 
     Raises:
       DivergedError: if the loss or a parameter is not finite any more.
@@ -109,7 +113,7 @@ def train(
             state, progress = restored
         started = time.perf_counter() - progress["seconds"]
         training = _Training(
-            name, setup, step, support_variables, manager, folder, watch, bar, started
+            name, setup, step, support_variables, manager, folder, watch, bar, tracker, started
         )
         first = len(progress["epochs"]) + 1
         with open_tensorboard(folder / name, first) as writer:
@@ -144,6 +148,7 @@ def _train_epoch(
     if is_first_process():
         write_epochs(training.folder / name, progress["epochs"], writer)
     _save(training, state, progress, validated._asdict())
+    training.tracker.epoch(name, record)
     _print_epoch(training.bar.console, name, setup.config.epochs, record)
     if training.watch.due(int(state.step), agree=True).stop:
         raise _stopped(training, state)

@@ -21,7 +21,7 @@ EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
 REPLACED = (
     *("learning_rate", "baseline", "resume", "hosts", "method", "recipe"),
-    *("save_every_steps", "save_every_minutes", "target_weights"),
+    *("save_every_steps", "save_every_minutes", "target_weights", "wandb"),
 )
 
 
@@ -58,6 +58,7 @@ class Settings(Config):
     save_every_steps: tyro.conf.Suppress[int | None] = Config.save_every_steps
     save_every_minutes: tyro.conf.Suppress[float | None] = Config.save_every_minutes
     target_weights: tyro.conf.Suppress[Path | None] = Config.target_weights
+    wandb: tyro.conf.Suppress[bool] = Config.wandb
     method: tyro.conf.Suppress[MethodOptions] = dataclasses.field(default_factory=MethodOptions)
     recipe: tyro.conf.Suppress[RecipeOptions] = dataclasses.field(default_factory=RecipeOptions)
     hosts: tyro.conf.Suppress[HostOptions] = dataclasses.field(default_factory=HostOptions)
