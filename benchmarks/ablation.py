@@ -34,11 +34,11 @@ import tyro
 import importers
 import tlv_jax
 from tlv_jax import Method, models, rules
-from train.compare.machine import processor
 from train.config import Config, Dataset
 from train.data import LabelledImages, eval_batches, stratified_split, train_order
 from train.datasets import load_dataset
 from train.linen_target import linen_target
+from train.machine import processor
 from train.method import MATCHERS, RULES, STANDARDIZATIONS
 from train.metrics import merge, summarize
 from train.optimizer import make_optimizer

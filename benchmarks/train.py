@@ -38,7 +38,7 @@ import torch
 import tlv_jax
 from tests.helpers import import_torchvision
 from tlv_jax import models
-from train.compare.machine import processor
+from train.machine import processor
 
 CASES = (
     *("resnet18@32", "resnet18@72", "resnet18@224", "mobilenet_v2@64", "mobilenet_v2@224"),

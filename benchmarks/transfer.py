@@ -30,7 +30,7 @@ import numpy as np
 
 import tlv_jax
 from tlv_jax import methods, models
-from train.compare.machine import processor
+from train.machine import processor
 
 PAIRS = (
     *("vgg16:resnet18", "vgg16:resnet50", "vgg16:resnet152"),

@@ -33,6 +33,7 @@ from train.networks import keys_of
 from train.optimizer import make_optimizer
 from train.recipe import recipe_of
 from train.step import Support, Task, initial_state, make_eval_step
+from train.tracking import Tracker
 from train.training import Setup, train
 
 SIDE, IMAGES = 8, (101, 20, 20)
@@ -84,7 +85,7 @@ def train_on(run, folder, epochs, resume=False):
     variables = setup.task.target.network.params
     start = setup.task.target.split(variables)
     bar = Progress(console=Console(quiet=True), disable=True)
-    arguments = Support(lender, 0.3), lent, folder, Watch(), bar
+    arguments = Support(lender, 0.3), lent, folder, Watch(), bar, Tracker()
     result = train("he", setup, start, *arguments)
     state = jax.eval_shape(
         lambda *start: initial_state(*start, setup.optimizer, setup.recipe), *start

@@ -247,6 +247,8 @@ def test_other_settings_and_other_folders_are_refused(finished, settings):
         ({"part": "4/3"}, "expected K/N"),
         ({"seeds": 0}, "seeds=0, expected at least 1"),
         ({"resume": True}, "a comparison has no such setting"),
+        ({"target_weights": Path("weights.pth")}, "a comparison has no such setting"),
+        ({"source": ("vgg11", "vgg13")}, "expected one source, as a comparison has no mixtures"),
         ({"methods": ("he+crossover",), "crossover_rate": 0.0}, "expected a probability above 0"),
     ],
 )

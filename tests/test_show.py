@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import train
+from train.config import resolve
 from train.datasets import load_dataset
 from train.errors import ConfigError, DivergedError
 from train.run_folder import open_run_folder
@@ -69,7 +70,7 @@ def test_a_run_that_goes_on_or_was_stopped_is_shown(finished, config, tmp_path):
     (folder / "results.json").unlink()
     assert shown(folder)[0] == [f"{folder}:", "stopped;", "--resume", "it"]
     settings = dataclasses.replace(config, epochs=2, out=tmp_path, name="run", resume=True)
-    with open_run_folder(settings, load_dataset(settings)):
+    with open_run_folder(resolve(settings), load_dataset(settings)):
         lines = shown(folder)
     assert lines[0] == [f"{folder}:", "running"]
     assert ["light", "14", "3", "3"] in lines

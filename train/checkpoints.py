@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -26,7 +27,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from train.errors import ConfigError, SaveError, name_some
 from train.step import State
 
-__all__ = ["open_checkpoints", "restore", "save"]
+__all__ = ["open_checkpoints", "read_arrays", "read_best", "restore", "save"]
 
 
 @contextlib.contextmanager
@@ -194,13 +195,14 @@ def _described(state: State) -> dict[str, str]:
     }
 
 
-def _digest(state: State, progress: dict[str, Any]) -> str:
+def _digest(state: Any, progress: dict[str, Any]) -> str:
     """Of all values, however they are divided over devices: whole arrays, one after another."""
     digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
     for leaf in jax.tree.leaves(state):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        divided = isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
+        if divided and not leaf.is_fully_addressable:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
@@ -234,3 +236,72 @@ def _short(error: Exception, half: int = 140) -> str:
     """The first line of what Orbax says, which can go on for pages; the cause is at its end."""
     line = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
     return line if len(line) <= 2 * half else f"{line[:half]} ... {line[-half:]}"
+
+
+def read_arrays(folder: Path) -> Any:
+    """Reads an Orbax checkpoint of any tree, as nested dicts and lists of NumPy arrays.
+
+    Args:
+      folder: as `StandardCheckpointer.save` writes it.
+
+    Raises:
+      ConfigError: if it cannot be read.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            found: Any = checkpointer.metadata(folder.resolve()).item_metadata
+            # On whatever devices the arrays were: they come to the host.
+            to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found.tree)
+            arguments = ocp.args.PyTreeRestore(restore_args=to_host)
+            return checkpointer.restore(folder.resolve(), args=arguments)
+    except Exception as error:
+        raise ConfigError(
+            f"{folder} cannot be read ({_short(error)}), expected what StandardCheckpointer of "
+            "Orbax writes, of arrays. Of a checkpoint manager's folder give that of one item, such "
+            "as 100/default."
+        ) from error
+
+
+def read_best(folder: Path, best_by: str) -> tuple[dict[str, Any], int]:
+    """Reads the best state of a training of any network and optimizer.
+
+    Args:
+      folder: of the checkpoints, in which another process may save.
+      best_by: as for `open_checkpoints`.
+
+    Returns:
+      The state as nested dicts and lists of NumPy arrays, and its step.
+
+    Raises:
+      ConfigError: if there is none yet, or it is damaged.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    options = ocp.CheckpointManagerOptions(
+        best_fn=itemgetter(best_by), best_mode="max", read_only=True
+    )
+    names = ("state", "progress")
+    with ocp.CheckpointManager(folder.resolve(), options=options, item_names=names) as manager:
+        step = manager.best_step()
+        if step is None:
+            raise ConfigError(f"There is no finished epoch in {folder}. Give another run.")
+        path = folder / str(step)
+        state = read_arrays(path / "state")
+        try:
+            progress = _restore_progress(manager, step)
+            kept = progress.pop("state")
+            leaves = {_plain(k): leaf for k, leaf in jax.tree_util.tree_leaves_with_path(state)}
+            saved = _digest([leaves[_plain(keys)] for keys in kept["arrays"]], progress)
+        except Exception as error:
+            raise ConfigError(f"{path} is damaged: {_short(error)}. Give another run.") from error
+    if saved != kept["sha256"]:
+        raise ConfigError(
+            f"{path} is damaged: its values are not those that were saved. Give another run."
+        )
+    return state, step
+
+
+def _plain(keys: Any) -> str:
+    """One name for an attribute `.a`, a key `['a']` and an index `[0]`, which Orbax may swap."""
+    text = keys if isinstance(keys, str) else jax.tree_util.keystr(keys)
+    return "/".join(map("".join, re.findall(r"\.(\w+)|\['(.*?)'\]|\[(\d+)\]", text)))

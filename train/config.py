@@ -107,8 +107,9 @@ class ChannelOptions:
 class MethodOptions:
     """How to transfer: a method, and changes to it. None leaves a part as the method has it."""
 
-    name: Annotated[MethodName, GROUP] = "default"
-    """The method, see tlv_jax.methods."""
+    name: Annotated[Literal["auto", MethodName, "none"], GROUP] = "auto"
+    """The method, see tlv_jax.methods. none: no transfer. auto: default; with --target-weights you
+    have to choose, as a transfer goes over these weights."""
     standardize: Literal["flat", "blocks", "graph"] | None = None
     """What is matched: single layers, or blocks, by module names or by the traced graph."""
     match: MatchOptions = dataclasses.field(default_factory=MatchOptions)
@@ -189,8 +190,9 @@ class HostOptions:
 class Config:
     """One experiment: a transfer, a training, and the same training without the transfer."""
 
-    source: str = "efficientnet_lite0"
-    """Architecture of the pretrained network; "python -m importers list" names them all."""
+    source: str | tuple[str, ...] = "efficientnet_lite0"
+    """Architecture of the pretrained network; "python -m importers list" names them all. Of
+    several, each target layer takes the layer that fits it best, and the first lends features."""
     target: str = "resnet18"
     """Network to train: an architecture, or MODULE:NAME of your own Flax module, Linen or NNX."""
     target_args: tuple[str, ...] = ()
@@ -200,10 +202,16 @@ class Config:
     fashion_mnist: idx files in --data-dir. food101, petimages, intel: their unpacked archives in
     --data-dir. folder: one sub-folder a class in --data-dir, or in its folders train, val and
     test."""
-    source_weights: Path | None = None
-    """A .pth or .safetensors file of the source; by default its published weights."""
-    source_prefix: str | None = None
-    """What the names of the source begin with, if that file holds several networks."""
+    source_weights: Path | tuple[Path, ...] | None = None
+    """A .pth or .safetensors file of the source; by default its published weights. Of several
+    sources one for each."""
+    source_prefix: str | tuple[str, ...] | None = None
+    """What the names of the source begin with, if that file holds several networks. Of several
+    sources one for each; "" for a file that holds one network."""
+    target_weights: Path | None = None
+    """What the target starts from, before any transfer: a .pth or .safetensors file of its
+    architecture, the folder of a run, or an Orbax checkpoint of its parameters. With --method none
+    that is fine-tuning."""
     data_dir: Path | None = None
     """Folder of the data set."""
     on_bad_image: OnBadImage = "skip"
@@ -216,8 +224,9 @@ class Config:
     image_size: int | None = None
     """Pixels a side, to which images are resized; by default the data set's own."""
     normalization: str = "source"
-    """Mean and deviation of images in training: source, dataset (published, or computed from the
-    training images), or MEAN,STD or R,G,B,R,G,B: numbers for images scaled to [0, 1]."""
+    """Mean and deviation of images in training: source (what the first source expects; with
+    --method none, what --target-weights do), dataset (published, or computed from the training
+    images), or MEAN,STD or R,G,B,R,G,B: numbers for images scaled to [0, 1]."""
     epochs: int | None = None
     """Passes over the training images; by default the data set's own number."""
     batch_size: int = 128
@@ -227,9 +236,9 @@ class Config:
     weight_decay: float = 5e-4
     """Decoupled from the gradient by AdamW, added to it by SGD, as in torch."""
     crossover_rate: float = 0.1
-    """Probability that the source replaces a feature in training; 0: no crossover."""
+    """Probability that the first source replaces a feature in training; 0: no crossover."""
     baseline: bool = True
-    """Also train the twin: the same network and settings, no transfer and no crossover."""
+    """Also train the twin: the same network, weights and settings, no transfer, no crossover."""
     best_by: Literal["balanced_accuracy", "accuracy"] = "balanced_accuracy"
     """Validation metric by which the epoch to test is chosen."""
     seed: int = 0
@@ -248,16 +257,30 @@ class Config:
     """Also save a checkpoint whenever so many steps are done; by default at ends of epochs only."""
     save_every_minutes: float | None = None
     """Also save a checkpoint so many minutes after the last one."""
+    wandb: bool = False
+    """Also record settings and metrics with Weights & Biases, in the project tlv-jax or that of
+    WANDB_PROJECT."""
     method: MethodOptions = dataclasses.field(default_factory=MethodOptions)
     recipe: RecipeOptions = dataclasses.field(default_factory=RecipeOptions)
     hosts: HostOptions = dataclasses.field(default_factory=HostOptions)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The architectures of all sources; the first one lends features."""
+        return (self.source,) if isinstance(self.source, str) else tuple(self.source)
+
+    @property
+    def uses_source(self) -> bool:
+        """Whether a source gives anything: weights or features."""
+        return self.method.name != "none" or self.crossover_rate > 0
+
+    @property
     def folder(self) -> Path:
         """The run folder."""
+        sources = ["+".join(self.sources)] if self.uses_source else []
         target = self.target.rpartition(":")[2]  # of MODULE:NAME the name
-        name = self.name or f"{self.source}-{target}-{self.dataset}-{self.seed}"
-        return self.out / name
+        parts = [*sources, target, self.dataset, str(self.seed)]
+        return self.out / (self.name or "-".join(parts))
 
 
 def resolve(config: Config) -> Config:
@@ -290,6 +313,38 @@ def resolve(config: Config) -> Config:
         raise ConfigError(f"crossover_rate={config.crossover_rate}, expected a probability.")
     parse_normalization(config.normalization)
     _check_stream(config)
+    return _resolve_start(config)
+
+
+def _resolve_start(config: Config) -> Config:
+    """Settles what a training starts from, or raises a ConfigError."""
+    from train.errors import ConfigError
+
+    if config.method.name == "auto":
+        if config.target_weights is not None:
+            raise ConfigError(
+                f"target_weights={str(config.target_weights)!r} without a method: the transfer of "
+                "the default method would go over these weights. Set method=none to train them as "
+                "they are, or name the method."
+            )
+        method = dataclasses.replace(config.method, name="default")
+        config = dataclasses.replace(config, method=method)
+    count = len(config.sources)
+    if not count:
+        raise ConfigError("source=(): expected an architecture. Leave it out for the default one.")
+    if count > 1 and config.method.name == "none":
+        raise ConfigError(
+            f"source={config.sources} with method=none: the first could lend features, the others "
+            "would do nothing. Give one source."
+        )
+    for setting in ("source_weights", "source_prefix"):
+        value = getattr(config, setting)
+        given = value if isinstance(value, tuple) else (value,)
+        if value is not None and len(given) != count:
+            raise ConfigError(
+                f"{setting}={', '.join(map(str, given))!r}: expected one for each source, in the "
+                f"order of source={', '.join(config.sources)!r}."
+            )
     return config
 
 

@@ -3,15 +3,12 @@
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import flax.nnx as nnx
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import importers
 import tlv_jax
 from train.config import Config, resolve
 from train.contents import check_hosts, known_files, show_contents
@@ -28,17 +25,34 @@ from train.devices import (
 )
 from train.errors import DataError, name_some
 from train.interruptions import watch
+from train.machine import note_machine
 from train.method import method_of
 from train.modules import parse_arguments
-from train.networks import Keys, features_only, keys_of, load_source, make_target
-from train.normalization import seen_by_source, statistics_of
+from train.networks import (
+    Keys,
+    expected_by_sources,
+    features_only,
+    keys_of,
+    load_sources,
+    make_target,
+)
+from train.normalization import expected_statistics, seen_by_source, statistics_of
 from train.optimizer import check_patterns, crossover_rate, make_optimizer
+from train.progress import progress_bar
 from train.recipe import Recipe, recipe_of
-from train.results import RunResult, result_table, write_results, write_transfer
+from train.results import (
+    RunResult,
+    result_table,
+    write_normalization,
+    write_results,
+    write_transfer,
+)
 from train.run_folder import open_run_folder
+from train.starts import Transferred, starts_of, transfer
 from train.statistics import Statistics
 from train.step import Support, Task, make_eval_step
-from train.target import Target
+from train.target_weights import load_target_weights, with_weights
+from train.tracking import check_tracking, open_tracker
 from train.training import Setup, train
 
 __all__ = ["Result", "run"]
@@ -50,14 +64,14 @@ class Result:
 
     Attributes:
       folder: the run folder, which holds all of this on disk as well.
-      plan: of the transfer.
-      report: of the transfer, layer by layer.
-      runs: the training after the transfer, then that of its twin.
+      plan: of the transfer; None if there is none, by `--method none`.
+      report: of the transfer, layer by layer; None if there is none.
+      runs: the training that was asked for, then that of its twin, if it has one.
     """
 
     folder: Path
-    plan: tlv_jax.TransferPlan
-    report: tlv_jax.TransferReport
+    plan: tlv_jax.TransferPlan | None
+    report: tlv_jax.TransferReport | None
     runs: tuple[RunResult, ...]
 
 
@@ -85,8 +99,10 @@ def run(
 
     Warns:
       SimilarityWarning: where source and target are so unlike that transfers mostly hurt.
-      FreshHeadWarning: where the source's weights lack its classifier.
+      FreshHeadWarning: where the source's weights lack its classifier, or the target's own are for
+        another number of classes.
       PrefixWarning: where only a part of the source's checkpoint is the source.
+      UserWarning: if Weights & Biases fails, which the run goes on without.
     """
     if model is not None:
         kind = type(model)
@@ -95,80 +111,89 @@ def run(
     method = method_of(config.method)
     recipe = recipe_of(config)
     parse_arguments(config.target_args)  # refused before anything is loaded
+    check_tracking(config)
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
     devices = find_devices(config)
     keys = keys_of(config.seed)
     with fail_together():
-        pretrained = load_source(config, devices.dtype)
+        sources = load_sources(config, devices.dtype)
         splits = load_dataset(config, known_files(config))
         show_contents(splits, console)
-        target = make_target(config, len(splits.classes), devices.dtype, keys.init, model)
-        if frozen := check_patterns(recipe, target.split(target.network.params)[0]):
+        task = _task(config, devices, splits, keys, model, console)
+        if frozen := check_patterns(recipe, task.target.split(task.target.network.params)[0]):
             console.print(f"frozen: {name_some(frozen)}", highlight=False, soft_wrap=True)
-    check_hosts(splits, pretrained.variables)
+        made = transfer(method, keys.transfer, sources, task.target) if method else None
+    check_hosts(splits, ([source.variables for source in sources], task.target.network.params))
+    starts = starts_of(config, task.target, made)
     with contextlib.ExitStack() as held:
         folder = Path(ask_first(lambda: str(held.enter_context(open_run_folder(config, splits)))))
         with fail_together():
-            plan, transferred, report = _transfer(
-                method, keys.transfer, pretrained.network, target.network, folder
-            )
-            console.print(str(plan), highlight=False, soft_wrap=True)
-            setup = _prepare(config, recipe, devices, target, pretrained, splits, keys)
-        rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
-        support = Support(features_only(pretrained.model), rate)
-        starts = [("transferred", transferred, support if config.crossover_rate else None)]
-        if config.baseline:
-            starts.append(("he", target.network.params, None))
+            _tell_start(config, task, made, folder, console)
+            setup = _prepare(config, recipe, devices, task, splits, keys)
+        tracker = held.enter_context(open_tracker(config, folder))
         watched = held.enter_context(watch(config.save_every_steps, config.save_every_minutes))
-        bar = held.enter_context(_progress_bar(console))
+        bar = held.enter_context(progress_bar(console))
         runs = []
-        for name, start, lender in starts:
-            lent = pretrained.variables if lender else None
-            begun = target.split(start)
-            runs.append(train(name, setup, begun, lender, lent, folder, watched, bar))
+        for start in starts:
+            support = lent = None
+            if start.crossover:
+                rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
+                support = Support(features_only(sources[0].model), rate)
+                lent = sources[0].variables
+            begun = task.target.split(start.variables)
+            result = train(start.name, setup, begun, support, lent, folder, watched, bar, tracker)
+            tracker.result(result)
+            runs.append(result)
         if is_first_process():
             write_results(folder, runs)
     console.print(result_table(runs, f"{config.target} on {config.dataset}, test images"))
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
-    return Result(folder, plan, report, tuple(runs))
+    return Result(folder, made and made.plan, made and made.report, tuple(runs))
 
 
-def _transfer(
-    method: tlv_jax.Method,
-    key: jax.Array,
-    source: tlv_jax.Network,
-    target: tlv_jax.Network,
-    folder: Path,
-) -> tuple[tlv_jax.TransferPlan, Any, tlv_jax.TransferReport]:
-    """Transfers, and writes plan and report to the run folder.
+def _task(
+    config: Config,
+    devices: Devices,
+    splits: Splits,
+    keys: Keys,
+    model: nn.Module | nnx.Module | None,
+    console: Console,
+) -> Task:
+    """The target, with its own initialization or the weights it was given, and its images."""
+    classes = len(splits.classes)
+    target, given = make_target(config, classes, devices.dtype, keys.init, model), None
+    if config.target_weights is not None:
+        given = load_target_weights(config, target)
+        target = with_weights(config.target, target, given, classes)
+        console.print(f"weights of the target: {given.origin}", highlight=False, soft_wrap=True)
+    by_sources = expected_by_sources(config)
+    expected = expected_statistics(config, by_sources, given and given.statistics)
+    chosen = statistics_of(config, splits.train, expected)
+    seen = seen_by_source(chosen, by_sources[0])
+    return Task(target, *chosen, devices.dtype, seen, devices.gathered)
 
-    Returns:
-      The plan, new variables of the target, and the report.
-    """
-    plan = tlv_jax.plan_transfer(source, target, method)
-    # Plans once more, in milliseconds, and warns if the two networks are unlike.
-    variables = tlv_jax.transfer(source, target, key=key, method=method)
-    report = tlv_jax.report(plan, source, target, variables)
+
+def _tell_start(
+    config: Config, task: Task, made: Transferred | None, folder: Path, console: Console
+) -> None:
+    """Prints and writes what was transferred, and notes what the run depends on beside it."""
     if is_first_process():
-        write_transfer(folder, plan, report)
-    return plan, variables, report
+        note_machine(folder)
+        write_normalization(folder, Statistics(task.mean, task.std))
+    if made is not None:
+        console.print(str(made.plan), highlight=False, soft_wrap=True)
+        if is_first_process():
+            write_transfer(folder, made.plan, made.report)
+    elif not config.crossover_rate:
+        line = "no transfer and no crossover: there is no twin to train, it would be the same"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _prepare(
-    config: Config,
-    recipe: Recipe,
-    devices: Devices,
-    target: Target,
-    pretrained: importers.Pretrained,
-    splits: Splits,
-    keys: Keys,
+    config: Config, recipe: Recipe, devices: Devices, task: Task, splits: Splits, keys: Keys
 ) -> Setup:
-    """Puts the images on the devices and builds what both trainings use."""
-    source = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
-    chosen = statistics_of(config, splits.train, source)
-    seen = seen_by_source(chosen, source)
-    task = Task(target, *chosen, devices.dtype, seen, devices.gathered)
+    """Puts the images on the devices and builds what all trainings use."""
     steps = len(train_order(keys.order, 0, len(splits.train), config.batch_size))
     assert config.epochs is not None  # resolved
     all_steps, warmup = steps * config.epochs, int(steps * recipe.warmup_epochs)
@@ -197,15 +222,3 @@ def _resident(splits: Splits, devices: Devices) -> Splits:
             "Lower --image-size, or pass --stream if they are folders of pictures."
         ) from error
     return dataclasses.replace(splits, **parts)
-
-
-def _progress_bar(console: Console) -> Progress:
-    """A bar for the epoch that runs, below one line for each finished epoch."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )

@@ -9,8 +9,9 @@ import tlv_jax
 from tlv_jax import layers, matching, methods, rules
 from train.config import MethodOptions
 from train.errors import ConfigError
+from train.run_folder import named_settings
 
-__all__ = ["MATCHERS", "RULES", "STANDARDIZATIONS", "method_of"]
+__all__ = ["MATCHERS", "METHODS", "RULES", "STANDARDIZATIONS", "method_of"]
 
 METHODS: Mapping[str, tlv_jax.Method] = MappingProxyType(
     {
@@ -52,14 +53,23 @@ RULES: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 
 
-def method_of(options: MethodOptions) -> tlv_jax.Method:
-    """The method that is named, changed where the options say so.
+def method_of(options: MethodOptions) -> tlv_jax.Method | None:
+    """The method that is named, changed where the options say so; None for no transfer.
 
     Raises:
-      ConfigError: for a setting that the chosen matcher or rule does not have.
+      ConfigError: for a setting that the chosen matcher or rule does not have, or of no transfer.
       OptionError: for choices that contradict each other.
     """
-    base = METHODS[options.name]
+    if options.name == "none":
+        named = named_settings(dataclasses.asdict(options), "method.")
+        parts = [f"{part}={value}" for part, value in named.items() if value is not None]
+        if parts[1:]:  # the first is the method itself
+            raise ConfigError(
+                f"{', '.join(parts[1:])} with method=none, which transfers nothing. Leave it out, "
+                "or name another method."
+            )
+        return None
+    base = METHODS["default" if options.name == "auto" else options.name]
     changes = {
         name: value
         for name in ("head", "rescale", "kinds", "insert")

@@ -1,6 +1,8 @@
-"""The two networks of a run: the target as it is trained, and the source as it lends features."""
+"""The networks of a run: the target as it is trained, and the sources, of which one may lend."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.nnx as nnx
@@ -8,13 +10,23 @@ import jax
 import jax.numpy as jnp
 
 import importers
+from importers.weights import choose
 from tlv_jax import models
 from train.config import Config
 from train.errors import ConfigError
 from train.modules import build_module, parse_arguments, target_of
+from train.statistics import Statistics
 from train.target import Target, check_target
 
-__all__ = ["Keys", "features_only", "keys_of", "load_source", "make_target", "size_lent_at"]
+__all__ = [
+    "Keys",
+    "expected_by_sources",
+    "features_only",
+    "keys_of",
+    "load_sources",
+    "make_target",
+    "size_lent_at",
+]
 
 
 class Keys(NamedTuple):
@@ -32,23 +44,44 @@ def keys_of(seed: int) -> Keys:
     return Keys(init, transfer, *jax.random.split(training))
 
 
-def load_source(config: Config, dtype: jnp.dtype) -> importers.Pretrained:
-    """Loads the pretrained network that the settings name, for the images that it sees.
+def load_sources(config: Config, dtype: jnp.dtype) -> tuple[importers.Pretrained, ...]:
+    """Loads the pretrained networks that the settings name, the first for the images that it sees.
 
     Args:
       config: the settings, resolved.
       dtype: of the computation.
 
+    Returns:
+      All of them; none if no source gives anything.
+
     Raises:
       TLVError: as `importers.load`.
     """
-    return importers.load(
-        config.source,
-        config.source_weights,
-        image_size=size_lent_at(config),
-        dtype=dtype,
-        prefix=config.source_prefix,
+    if not config.uses_source:
+        return ()
+    count = len(config.sources)
+    weights = _one_each(config.source_weights, count)
+    prefixes = _one_each(config.source_prefix, count)
+    sizes = (size_lent_at(config), *[None] * (count - 1))
+    return tuple(
+        importers.load(name, file, image_size=size, dtype=dtype, prefix=prefix or None)
+        for name, file, prefix, size in zip(config.sources, weights, prefixes, sizes, strict=True)
     )
+
+
+def expected_by_sources(config: Config) -> tuple[Statistics, ...]:
+    """By which mean and deviation the images of each source are normalized; loads no weights."""
+    files = _one_each(config.source_weights, len(config.sources))
+    chosen = [
+        choose(name, file=None if file is None else Path(file).name).preprocess
+        for name, file in zip(config.sources, files, strict=True)
+    ]
+    return tuple(Statistics(preprocess.mean, preprocess.std) for preprocess in chosen)
+
+
+def _one_each(given: Any, count: int) -> Sequence[Any]:
+    """One value for each source, of a setting that may be left out."""
+    return given if isinstance(given, tuple) else (given,) * count
 
 
 def make_target(
@@ -98,8 +131,8 @@ def make_target(
 
 
 def size_lent_at(config: Config) -> int | None:
-    """The size of the images, if the source sees them and takes images of one size only."""
-    fixed = hasattr(models.create(config.source), "image_size")
+    """The size of the images, if the first source sees them and takes one size only."""
+    fixed = hasattr(models.create(config.sources[0]), "image_size")
     return config.image_size if fixed and config.crossover_rate else None
 
 

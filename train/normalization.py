@@ -5,7 +5,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import jax
@@ -19,7 +19,14 @@ from train.devices import is_first_process
 from train.errors import ConfigError
 from train.statistics import Statistics, measure
 
-__all__ = ["PUBLISHED", "parse_normalization", "seen_by_source", "statistics_of", "unchanged"]
+__all__ = [
+    "PUBLISHED",
+    "expected_statistics",
+    "parse_normalization",
+    "seen_by_source",
+    "statistics_of",
+    "unchanged",
+]
 
 PUBLISHED: Mapping[str, Statistics] = MappingProxyType(
     {
@@ -54,6 +61,34 @@ def parse_normalization(text: str) -> Statistics | None:
             "They are of images scaled to [0, 1]."
         )
     return Statistics(mean * (3 // half), std * (3 // half))
+
+
+def expected_statistics(
+    config: Config, sources: Sequence[Statistics], given: Statistics | None
+) -> Statistics:
+    """Returns what `normalization=source` stands for, and prints what then expects others.
+
+    Args:
+      config: the settings, resolved.
+      sources: what each source expects.
+      given: what the target's own weights expect; None if it has none, or that is not known.
+    """
+    weights = f"--target-weights {config.target_weights}"
+    name, expected = config.sources[0], sources[0]
+    if given is not None and config.method.name == "none":
+        name, expected = weights, given
+    others: dict[str, Statistics | None] = dict(zip(config.sources[1:], sources[1:], strict=True))
+    if config.target_weights is not None and name != weights:
+        others[weights] = given
+    different = [
+        f"; {other} expects {statistics}" if statistics else f"; what {other} expects is not known"
+        for other, statistics in others.items()
+        if statistics != expected
+    ]
+    told = different or name == weights
+    if told and config.normalization == "source" and is_first_process():
+        print(f"images are normalized as {name} expects, by {expected}{''.join(different)}")
+    return expected
 
 
 def statistics_of(config: Config, images: Images, source: Statistics) -> Statistics:

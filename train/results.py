@@ -16,20 +16,26 @@ from train import curves
 from train.devices import is_first_process
 from train.errors import ConfigError, SaveError
 from train.metrics import Summary
+from train.statistics import Statistics
 
 __all__ = [
     "RunResult",
     "open_tensorboard",
     "read_metrics",
+    "read_normalization",
     "read_results",
+    "reading",
     "result_table",
     "write_epochs",
+    "write_normalization",
     "write_results",
     "write_transfer",
+    "write_whole",
 ]
 
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
+NORMALIZATION_FILE = "normalization.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,9 @@ class RunResult:
     """How one training went.
 
     Attributes:
-      name: `transferred`, or `he` for the twin. The twin starts from its own initialization, which
-        is He's or close to it in every architecture of the zoo.
+      name: where it started from: `transferred`; `finetune` for the weights that the target was
+        given; or `he` for its own initialization, which is He's or close to it in every
+        architecture of the zoo. The last two with `+crossover` behind them, if features were lent.
       test: of the test images, with the weights of the best epoch.
       best_epoch: the epoch that was best on the validation images, from 1.
       seconds: wall-clock time of training and validation, with compilation.
@@ -60,14 +67,41 @@ def write_transfer(
     Raises:
       SaveError: if they cannot be written, as in the functions below.
     """
-    _write(folder / "plan.json", plan.to_json())
-    _write(folder / "plan.txt", f"{plan}\n")
-    _write(folder / "report.json", report.to_json())
-    _write(folder / "report.txt", f"{report}\n")
+    write_whole(folder / "plan.json", plan.to_json())
+    write_whole(folder / "plan.txt", f"{plan}\n")
+    write_whole(folder / "report.json", report.to_json())
+    write_whole(folder / "report.txt", f"{report}\n")
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+def write_normalization(folder: Path, statistics: Statistics) -> None:
+    """Writes by which mean and standard deviation the images of a run are normalized.
+
+    Raises:
+      SaveError: if it cannot be written.
+    """
+    write_whole(folder / NORMALIZATION_FILE, json.dumps(statistics._asdict()))
+
+
+def read_normalization(folder: Path) -> Statistics | None:
+    """Returns by what the images of a run are normalized; None for a run of an earlier version.
+
+    Raises:
+      ConfigError: if the file is damaged.
+    """
+    path = folder / NORMALIZATION_FILE
+    if not path.is_file():
+        return None
+    with reading(path):
+        found = json.loads(path.read_text())
+        return Statistics(tuple(map(float, found["mean"])), tuple(map(float, found["std"])))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      SaveError: if it cannot be written.
+    """
     new = path.with_name(f"{path.name}.new")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +157,7 @@ def write_epochs(folder: Path, epochs: Sequence[Mapping[str, Any]], writer: Any)
     # Rewritten each time: a run that is killed between this and its checkpoint repeats an epoch,
     # which would otherwise be listed twice.
     lines = "".join(json.dumps(record) + "\n" for record in epochs)
-    _write(folder / METRICS_FILE, lines)
+    write_whole(folder / METRICS_FILE, lines)
     if writer is None:
         return
     last = epochs[-1]
@@ -145,7 +179,7 @@ def write_results(folder: Path, runs: Sequence[RunResult]) -> None:
         }
         for run in runs
     ]
-    _write(folder / RESULTS_FILE, json.dumps(records, indent=1))
+    write_whole(folder / RESULTS_FILE, json.dumps(records, indent=1))
     if curves.available():
         with _writing(folder):
             curves.save_curves({run.name: run.epochs for run in runs}, folder / "curves.png")
@@ -159,7 +193,7 @@ def read_metrics(folder: Path) -> dict[str, tuple[dict[str, Any], ...]]:
     """
     records = {}
     for path in sorted(folder.glob(f"*/{METRICS_FILE}")):
-        with _reading(path):
+        with reading(path):
             records[path.parent.name] = tuple(map(json.loads, path.read_text().splitlines()))
     return records
 
@@ -174,7 +208,7 @@ def read_results(folder: Path) -> tuple[RunResult, ...]:
     if not path.is_file():
         return ()
     epochs = read_metrics(folder)
-    with _reading(path):
+    with reading(path):
         return tuple(
             RunResult(
                 name=record["name"],
@@ -188,7 +222,8 @@ def read_results(folder: Path) -> tuple[RunResult, ...]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Turns what is wrong with a file of a run into a ConfigError that names it."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -24,6 +24,8 @@ except ImportError:  # Windows
 __all__ = [
     "flat_settings",
     "is_in_use",
+    "is_run_folder",
+    "lasting_settings",
     "named_settings",
     "open_run_folder",
     "read_settings",
@@ -32,9 +34,10 @@ __all__ = [
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
 # May differ when a run is resumed: it may have been moved, may continue on other hosts and devices,
-# and is the same however often it is saved and whenever its pictures are read.
+# and is the same however often it is saved, whenever its pictures are read and wherever else it is
+# recorded.
 NOT_COMPARED = (
-    *("resume", "out", "name", "hosts", "shard_params"),
+    *("resume", "out", "name", "hosts", "shard_params", "wandb"),
     *("save_every_steps", "save_every_minutes", "stream", "workers"),
 )
 
@@ -62,15 +65,15 @@ def open_run_folder(config: Config, splits: Splits) -> Iterator[Path]:
 
 def _find_run(config: Config, splits: Splits, held: contextlib.ExitStack) -> Path:
     folder = config.folder
-    if not (folder / CONFIG_FILE).is_file():
+    if not is_run_folder(folder):
         raise ConfigError(f"There is no run to resume in {folder}. Leave --resume out.")
     held.enter_context(_locked(folder))
     # A run of an earlier version has what is now the default of a setting that it does not know.
     started = flat_settings(Config()) | named_settings(read_settings(folder))
     changed = {
         name: started.get(name)
-        for name, value in flat_settings(config).items()
-        if started.get(name) != value and name.partition(".")[0] not in NOT_COMPARED
+        for name, value in lasting_settings(config).items()
+        if started.get(name) != value
     }
     if changed:
         was = ", ".join(f"{name}={value!r}" for name, value in changed.items())
@@ -143,6 +146,11 @@ def is_in_use(folder: Path) -> bool:
     return False
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return (folder / CONFIG_FILE).is_file()
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """Returns the settings that the run in `folder` was started with, in JSON values.
 
@@ -167,6 +175,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def flat_settings(config: Config) -> dict[str, Any]:
     """Returns all settings as JSON values, by their names on the command line."""
     return named_settings(_settings(config))
+
+
+def lasting_settings(config: Config) -> dict[str, Any]:
+    """Returns those of `flat_settings` that stay the same when a run is resumed."""
+    settings = flat_settings(config)
+    return {k: v for k, v in settings.items() if k.partition(".")[0] not in NOT_COMPARED}
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from rich.text import Text
 
 from tlv_jax.errors import TLVError
 from train.contents import read_counts, show_counts
-from train.results import read_metrics, read_results, result_table
+from train.machine import read_machines
+from train.results import read_metrics, read_normalization, read_results, result_table
 from train.run_folder import is_in_use, named_settings, read_settings
+from train.tracking import read_tracked_id
 
 __all__ = ["main", "show"]
 
@@ -21,7 +23,7 @@ COLUMNS = ("train_loss", "validation_loss", "validation_accuracy", "validation_b
 
 
 def show(folder: Path, console: Console) -> None:
-    """Prints the settings, images, epochs so far and results of a run.
+    """Prints the settings, machines, images, epochs so far and results of a run.
 
     Raises:
       ConfigError: if the folder holds no run, or a file of it is damaged.
@@ -29,14 +31,32 @@ def show(folder: Path, console: Console) -> None:
     settings = named_settings(read_settings(folder))
     results = read_results(folder)
     state = "running" if is_in_use(folder) else "finished" if results else "stopped; --resume it"
-    console.print(f"{folder}: {state}", markup=False, highlight=False, soft_wrap=True)
+    _print(console, f"{folder}: {state}")
     console.print(_settings_table(settings))
+    if machines := read_machines(folder):
+        console.print(_machines_table(machines))
+    if normalization := read_normalization(folder):
+        _print(console, f"images are normalized by {normalization}")
+    if identity := read_tracked_id(folder):
+        _print(console, f"Weights & Biases: run {identity}")
     show_counts(read_counts(folder), console)
     for name, epochs in read_metrics(folder).items():
         console.print(_epochs_table(name, epochs))
     if results:
         title = f"{settings.get('target')} on {settings.get('dataset')}, test images"
         console.print(result_table(results, title))
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _machines_table(machines: Sequence[Mapping[str, str]]) -> Table:
+    """One column for the start of the run, and one for each machine or version that came later."""
+    table = Table(title="machines", show_header=False)
+    for name in dict.fromkeys(name for entry in machines for name in entry):
+        table.add_row(name, *(Text(entry.get(name, "")) for entry in machines))
+    return table
 
 
 def _settings_table(settings: dict[str, object]) -> Table:
@@ -62,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Shows a run from the command line; returns the exit status."""
 
     def command(run: Annotated[Path, tyro.conf.Positional]) -> None:
-        """Show the settings, images, epochs and results of a run.
+        """Show the settings, machines, images, epochs and results of a run.
 
         Args:
           run: The run folder.

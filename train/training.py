@@ -26,6 +26,7 @@ from train.metrics import Summary, Tally, from_json, merge, summarize, to_json
 from train.recipe import Recipe
 from train.results import RunResult, open_tensorboard, write_epochs
 from train.step import State, Support, Task, initial_state, make_train_step
+from train.tracking import Tracker
 
 __all__ = ["Setup", "train"]
 
@@ -60,6 +61,7 @@ class _Training:
     folder: Path
     watch: Watch
     bar: Progress
+    tracker: Tracker
     started: float  # on the clock of time.perf_counter, less the seconds before a resumption
 
 
@@ -72,6 +74,7 @@ def train(
     folder: Path,
     watch: Watch,
     bar: Progress,
+    tracker: Tracker,
 ) -> RunResult:
     """Trains from `start`, or on from the last checkpoint, and tests the best weights.
 
@@ -87,6 +90,7 @@ def train(
       folder: of the run.
       watch: says when to save within an epoch, and when to stop.
       bar: shows the epoch that runs; its console is told of each that is finished.
+      tracker: is told of each that is finished, too.
 
     Raises:
       DivergedError: if the loss or a parameter is not finite any more.
@@ -110,7 +114,7 @@ def train(
             state, progress = restored
         started = time.perf_counter() - progress["seconds"]
         training = _Training(
-            name, setup, step, support_variables, manager, folder, watch, bar, started
+            name, setup, step, support_variables, manager, folder, watch, bar, tracker, started
         )
         first = len(progress["epochs"]) + 1
         with open_tensorboard(folder / name, first) as writer:
@@ -161,6 +165,7 @@ def _train_epoch(
     if is_first_process():
         write_epochs(training.folder / name, progress["epochs"], writer)
     _save(training, state, progress, validated._asdict())
+    training.tracker.epoch(name, record)
     _print_epoch(training.bar.console, name, setup.config.epochs, record)
     if training.watch.due(int(state.step), agree=True).stop:
         raise _stopped(training, state)
@@ -187,7 +192,7 @@ def _take_steps(
     done = int(state.step) - before
     total = progress.get("tally") and place(from_json(progress["tally"]), setup.devices.replicated)
     label = f"{name}, epoch {epoch} of {setup.config.epochs}"
-    task = bar.add_task(label, total=count, completed=done)
+    task = bar.add_task(label, total=count, completed=done, batch=setup.config.batch_size)
     losses = []
     for number, (rows, images) in enumerate(left, done + 1):
         state, counted = training.step(

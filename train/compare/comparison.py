@@ -8,7 +8,6 @@ from rich.console import Console
 from tlv_jax.errors import TLVError
 from train import curves
 from train.compare.folder import kept_settings, open_folder
-from train.compare.machine import MACHINE, provenance
 from train.compare.picture import save_bands
 from train.compare.report import report_text
 from train.compare.result import Comparison
@@ -28,6 +27,7 @@ from train.compare.training import failed_rows, run_group
 from train.compare.trainings import all_trainings, groups, part_of
 from train.data import Splits
 from train.datasets import load_dataset
+from train.machine import MACHINE, provenance
 
 __all__ = ["Comparison", "compare"]
 

@@ -21,7 +21,7 @@ EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
 REPLACED = (
     *("learning_rate", "baseline", "resume", "hosts", "method", "recipe"),
-    *("save_every_steps", "save_every_minutes", "stream", "workers"),
+    *("save_every_steps", "save_every_minutes", "stream", "workers", "target_weights", "wandb"),
 )
 
 
@@ -32,6 +32,12 @@ class Settings(Config):
     All settings of a run that are not listed here mean here what they mean there.
     """
 
+    source: str = "efficientnet_lite0"
+    """Architecture of the pretrained network; "python -m importers list" names them all."""
+    source_weights: Path | None = None
+    """A .pth or .safetensors file of the source; by default its published weights."""
+    source_prefix: str | None = None
+    """What the names of the source begin with, if that file holds several networks."""
     methods: tuple[str, ...] = (
         *("he", "default", "tlvfc", "dpiat", "weight_selection", "random_matching"),
     )
@@ -53,6 +59,8 @@ class Settings(Config):
     save_every_minutes: tyro.conf.Suppress[float | None] = Config.save_every_minutes
     stream: tyro.conf.Suppress[bool] = Config.stream
     workers: tyro.conf.Suppress[int] = Config.workers
+    target_weights: tyro.conf.Suppress[Path | None] = Config.target_weights
+    wandb: tyro.conf.Suppress[bool] = Config.wandb
     method: tyro.conf.Suppress[MethodOptions] = dataclasses.field(default_factory=MethodOptions)
     recipe: tyro.conf.Suppress[RecipeOptions] = dataclasses.field(default_factory=RecipeOptions)
     hosts: tyro.conf.Suppress[HostOptions] = dataclasses.field(default_factory=HostOptions)
@@ -78,15 +86,21 @@ def resolve(settings: Settings) -> Settings:
     """
     from train.errors import ConfigError  # late: its root brings JAX
 
-    resolved, defaults = runs.resolve(settings), Settings()
-    assert isinstance(resolved, Settings)  # the type that it was given
-    settings = resolved
+    defaults = Settings()
     for name in REPLACED:
         if getattr(settings, name) != getattr(defaults, name):
             raise ConfigError(
                 f"{name}={getattr(settings, name)!r}: a comparison has no such setting. Use "
                 "methods, learning_rates and the name of the folder; the recipe is the published."
             )
+    if not isinstance(settings.source, str):
+        raise ConfigError(
+            f"source={settings.source}: expected one source, as a comparison has no mixtures. "
+            "Compare each, with a folder --name for each."
+        )
+    resolved = runs.resolve(settings)
+    assert isinstance(resolved, Settings)  # the type that it was given
+    settings = resolved
     wrong = [name for name in settings.methods if not _is_start(name)]
     if wrong or not settings.methods:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Where a training starts from: the target's variables, by the name of the start."""
 
 import dataclasses
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,8 @@ import tlv_jax
 from tlv_jax import matching, methods, models
 from train.compare.settings import CROSSOVER
 from train.compare.study import Study
-from train.config import MethodName, MethodOptions
 from train.errors import ConfigError
-from train.method import method_of
+from train.method import METHODS
 from train.networks import keys_of
 from train.statistics import Statistics
 
@@ -68,8 +67,7 @@ def _transferred(study: Study, name: str, seed: int) -> Any:
         params = study.draw_source(jax.random.fold_in(key, 1))
         source = dataclasses.replace(source, params=params)
     else:
-        assert name in get_args(MethodName)  # resolved
-        method = method_of(MethodOptions(name))  # type: ignore[arg-type]
+        method = METHODS[name]
     plan = tlv_jax.plan_transfer(source, target, method)
     return tlv_jax.apply_transfer(plan, key, source, target)
 

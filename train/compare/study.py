@@ -12,7 +12,7 @@ import importers
 from train.compare.settings import CROSSOVER, Settings
 from train.data import Splits, train_order
 from train.devices import dtype_of
-from train.networks import features_only, keys_of, load_source, make_target
+from train.networks import features_only, keys_of, load_sources, make_target
 from train.normalization import seen_by_source, statistics_of
 from train.optimizer import make_optimizer
 from train.statistics import Statistics
@@ -78,7 +78,7 @@ def prepare(settings: Settings, splits: Splits) -> Study:
     crossover = any(name.endswith(CROSSOVER) for name in settings.methods)
     # The source sees the images in crossover, and in a probe.
     sees = dataclasses.replace(settings, crossover_rate=crossover or "probe" in settings.methods)
-    source = load_source(sees, dtype)
+    (source,) = load_sources(sees, dtype)  # resolved
     own = settings if crossover else dataclasses.replace(settings, crossover_rate=0.0)
     classes = len(splits.classes)
     target = functools.cache(lambda seed: make_target(own, classes, dtype, keys_of(seed).init))

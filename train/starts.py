@@ -1,0 +1,92 @@
+"""What each training of a run starts from."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+import importers
+import tlv_jax
+from train.config import Config
+from train.target import Target
+
+__all__ = ["TRAININGS", "Start", "Transferred", "starts_of", "transfer"]
+
+TRAININGS = ("transferred", "finetune+crossover", "he+crossover", "finetune", "he")
+"""The names of all trainings. Of those of one run, the twin comes last."""
+
+
+class Transferred(NamedTuple):
+    """A transfer that was made.
+
+    Attributes:
+      plan: of the transfer.
+      report: of the transfer, layer by layer.
+      variables: of the target, as its network's `params`.
+    """
+
+    plan: tlv_jax.TransferPlan
+    report: tlv_jax.TransferReport
+    variables: Any
+
+
+class Start(NamedTuple):
+    """The beginning of one training.
+
+    Attributes:
+      name: of the training, one of `TRAININGS`.
+      variables: of the target, as its network's `params`.
+      crossover: whether a source lends features.
+    """
+
+    name: str
+    variables: Any
+    crossover: bool
+
+
+def transfer(
+    method: tlv_jax.Method,
+    key: jax.Array,
+    sources: Sequence[importers.Pretrained],
+    target: Target,
+) -> Transferred:
+    """Transfers from one source, or from a mixture of several.
+
+    Args:
+      method: how.
+      key: consumed.
+      sources: of which each target layer takes the layer that fits it best.
+      target: with the weights that the transfer goes over.
+
+    Raises:
+      TLVError: if it cannot be planned or made.
+    """
+    networks = [source.network for source in sources]
+    plan = tlv_jax.plan_transfer(networks, target.network, method)
+    # Plans once more, in milliseconds, and warns if the networks are unlike.
+    variables = tlv_jax.transfer(networks, target.network, key=key, method=method)
+    report = tlv_jax.report(plan, networks, target.network, variables)
+    return Transferred(plan, report, variables)
+
+
+def starts_of(config: Config, target: Target, made: Transferred | None) -> tuple[Start, ...]:
+    """The starts of all trainings of a run: the one that is asked for, then that of its twin.
+
+    The twin starts from what the target has without a transfer, and is lent no features. Where the
+    first has neither, it is its own twin, and there is only one.
+
+    Args:
+      config: the settings, resolved.
+      target: with its own initialization, or the weights that it was given.
+      made: the transfer, if there is one.
+    """
+    own = target.network.params
+    name = "he" if config.target_weights is None else "finetune"
+    twin, crossover = Start(name, own, False), config.crossover_rate > 0
+    if made is not None:
+        first = Start("transferred", made.variables, crossover)
+    elif crossover:
+        first = Start(f"{name}+crossover", own, True)
+    else:
+        return (twin,)
+    return (first, twin) if config.baseline else (first,)
