@@ -9,7 +9,7 @@ from typing import get_args
 import tyro
 
 from train import config as runs
-from train.config import Config, HostOptions, MethodName, MethodOptions, RecipeOptions
+from train.config import Config, HostOptions, MethodName, MethodOptions
 
 __all__ = ["CROSSOVER", "EXTENT", "REPLACED", "STARTS", "Settings", "resolve"]
 
@@ -20,7 +20,7 @@ STARTS = ("he", *TRANSFERS, "finetune", "probe")
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
 REPLACED = (
-    *("learning_rate", "baseline", "resume", "hosts", "method", "recipe"),
+    *("learning_rate", "baseline", "resume", "hosts", "method"),
     *("save_every_steps", "save_every_minutes"),
 )
 
@@ -41,7 +41,7 @@ class Settings(Config):
     seeds: int = 5
     """Trainings of every start with every learning rate; their seeds count from --seed."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Of AdamW; every start gets the one that is best for it on the validation images."""
+    """Highest rates; every start gets the one that is best for it on the validation images."""
     part: str = "1/1"
     """K/N: train only the Kth of N parts of all trainings, for example in a job array."""
     vmap: int = 1
@@ -52,7 +52,6 @@ class Settings(Config):
     save_every_steps: tyro.conf.Suppress[int | None] = Config.save_every_steps
     save_every_minutes: tyro.conf.Suppress[float | None] = Config.save_every_minutes
     method: tyro.conf.Suppress[MethodOptions] = dataclasses.field(default_factory=MethodOptions)
-    recipe: tyro.conf.Suppress[RecipeOptions] = dataclasses.field(default_factory=RecipeOptions)
     hosts: tyro.conf.Suppress[HostOptions] = dataclasses.field(default_factory=HostOptions)
 
     @property
@@ -75,6 +74,7 @@ def resolve(settings: Settings) -> Settings:
       ConfigError: naming the setting, its value and what it may be.
     """
     from train.errors import ConfigError  # late: its root brings JAX
+    from train.recipe import recipe_of
 
     resolved, defaults = runs.resolve(settings), Settings()
     assert isinstance(resolved, Settings)  # the type that it was given
@@ -83,8 +83,9 @@ def resolve(settings: Settings) -> Settings:
         if getattr(settings, name) != getattr(defaults, name):
             raise ConfigError(
                 f"{name}={getattr(settings, name)!r}: a comparison has no such setting. Use "
-                "methods, learning_rates and the name of the folder; the recipe is the published."
+                "methods, learning_rates and the name of the folder."
             )
+    recipe_of(settings)
     wrong = [name for name in settings.methods if not _is_start(name)]
     if wrong or not settings.methods:
         raise ConfigError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import importers
 from train.compare.settings import CROSSOVER, Settings
@@ -14,7 +15,8 @@ from train.data import Splits, train_order
 from train.devices import dtype_of
 from train.networks import features_only, keys_of, load_source, make_target
 from train.normalization import seen_by_source, statistics_of
-from train.optimizer import make_optimizer
+from train.optimizer import check_patterns, crossover_rate, make_optimizer
+from train.recipe import Recipe, recipe_of
 from train.statistics import Statistics
 from train.step import Support, Task, make_eval_step, make_train_step
 from train.target import Target
@@ -45,7 +47,9 @@ class Study:
       dtype: of the computation.
       source: the pretrained network.
       draw_source: its variables with the architecture's own initialization, by key.
-      steps: of a whole training.
+      recipe: of all trainings.
+      frozen: paths of the parameters that the recipe freezes.
+      optimizer: of the recipe, by the learning rate.
       target: the target with its own initialization, by seed.
       statistics: by which images are normalized, by those that the weights expect.
       programs: by these statistics, and whether the source lends features.
@@ -56,7 +60,9 @@ class Study:
     dtype: jnp.dtype
     source: importers.Pretrained
     draw_source: Callable[[jax.Array], Any]
-    steps: int
+    recipe: Recipe
+    frozen: Sequence[str]
+    optimizer: Callable[[Any], optax.GradientTransformation]
     target: Callable[[int], Target]
     statistics: Callable[[Statistics], Statistics]
     programs: Callable[[Statistics, bool], Programs]
@@ -70,11 +76,11 @@ def prepare(settings: Settings, splits: Splits) -> Study:
       splits: the images.
 
     Raises:
-      TLVError: if the source cannot be had, the target cannot be trained, or there are too few
-        images.
+      TLVError: if the source cannot be had, the target cannot be trained by the recipe, or there
+        are too few images.
     """
     assert settings.epochs is not None  # resolved
-    dtype = dtype_of(settings)
+    dtype, recipe = dtype_of(settings), recipe_of(settings)
     crossover = any(name.endswith(CROSSOVER) for name in settings.methods)
     # The source sees the images in crossover, and in a probe.
     sees = dataclasses.replace(settings, crossover_rate=crossover or "probe" in settings.methods)
@@ -84,15 +90,18 @@ def prepare(settings: Settings, splits: Splits) -> Study:
     target = functools.cache(lambda seed: make_target(own, classes, dtype, keys_of(seed).init))
     first = target(settings.seed)
     order = train_order(keys_of(settings.seed).order, 1, len(splits.train), settings.batch_size)
-    steps = len(order) * settings.epochs
+    steps, warmup = len(order) * settings.epochs, int(len(order) * recipe.warmup_epochs)
     lender = features_only(source.model)
     expected = Statistics(source.preprocess.mean, source.preprocess.std)
+
+    def optimizer(rate: Any) -> optax.GradientTransformation:
+        return make_optimizer(rate, settings.weight_decay, steps, recipe, warmup=warmup)
 
     def programs(statistics: Statistics, lends: bool) -> Programs:
         seen = seen_by_source(statistics, expected)
         task = Task(first, statistics.mean, statistics.std, dtype, seen)
-        support = Support(lender, settings.crossover_rate) if lends else None
-        return programs_of(task, settings.weight_decay, steps, support)
+        rate = crossover_rate(settings.crossover_rate, steps, recipe)
+        return programs_of(task, optimizer, Support(lender, rate) if lends else None, recipe)
 
     return Study(
         settings=settings,
@@ -105,19 +114,25 @@ def prepare(settings: Settings, splits: Splits) -> Study:
         dtype=dtype,
         source=source,
         draw_source=_source_initializer(source),
-        steps=steps,
+        recipe=recipe,
+        frozen=check_patterns(recipe, first.split(first.network.params)[0]),
+        optimizer=optimizer,
         target=target,
         statistics=functools.cache(functools.partial(statistics_of, settings, splits.train)),
         programs=functools.cache(programs),
     )
 
 
-def programs_of(task: Task, weight_decay: float, steps: int, support: Support | None) -> Programs:
-    """Compiles one step for all learning rates."""
+def programs_of(
+    task: Task,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+    support: Support | None,
+    recipe: Recipe,
+) -> Programs:
+    """Compiles one step for all learning rates, of which `optimizer` makes the optimizer."""
 
     def step(state: Any, rate: jax.Array, key: jax.Array, *inputs: Any) -> Any:
-        optimizer = make_optimizer(rate, weight_decay, steps)  # type: ignore[arg-type]
-        return make_train_step(task, optimizer, support)(state, key, *inputs)
+        return make_train_step(task, optimizer(rate), support, recipe)(state, key, *inputs)
 
     steps_at_once = over_seeds(step, (0, None, 0, 0, None, None))
     evaluate = over_seeds(make_eval_step(task), (0, 0, None, None, None))

@@ -17,7 +17,6 @@ from train.compare.trainings import Training
 from train.data import PARTS, eval_batches, train_order
 from train.metrics import Summary, Tally, merge, summarize
 from train.networks import keys_of
-from train.optimizer import make_optimizer
 from train.step import State, initial_state
 
 __all__ = ["failed_rows", "run_group"]
@@ -87,9 +86,9 @@ def _begin(study: Study, group: Sequence[Training]) -> tuple[_Job, State]:
     starts = [start_of(study, training.start, training.seed) for training in group]
     first = starts[0]
     # Its state is the same for all learning rates.
-    optimizer = make_optimizer(0.0, study.settings.weight_decay, study.steps)
+    optimizer = study.optimizer(0.0)
     states = [
-        initial_state(*study.target(training.seed).split(start.variables), optimizer)
+        initial_state(*study.target(training.seed).split(start.variables), optimizer, study.recipe)
         for training, start in zip(group, starts, strict=True)
     ]
     job = _Job(
@@ -121,7 +120,9 @@ def _evaluate(study: Study, job: _Job, states: State, part: str) -> Tally:
     """Counts over a part of the images, for each seed."""
     images, total = getattr(study.splits, part), None
     for rows, real in eval_batches(len(images), study.settings.batch_size):
-        counted = job.programs.evaluate(states.params, states.model_state, rows, real, images)
+        counted = job.programs.evaluate(
+            states.tested_params, states.model_state, rows, real, images
+        )
         total = counted if total is None else merge(total, counted)
     assert total is not None  # no part is empty
     return total
