@@ -71,7 +71,8 @@ def command_of(settings: Settings) -> str:
 def _how_to_read(settings: Settings, metric: str) -> str:
     return (
         f"All starts are trained on the same images for {settings.epochs} epochs by "
-        f"{_recipe(settings)}, with the same batches and augmentation for the same seed. Each start has the learning rate that is best "
+        f"{_recipe(settings)}, with the same batches and augmentation for the same seed. Each "
+        "start has the learning rate that is best "
         f"for it on the validation images (mean over seeds of the best {metric}). Each training is "
         "tested after its best epoch on the validation images. Behind ± is half of the 95% "
         "interval over seeds (Student's t); p is of a paired t-test, not corrected for the number "

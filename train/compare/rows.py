@@ -86,7 +86,7 @@ def append_rows(path: Path, rows: Sequence[Row], constants: Mapping[str, Any]) -
       constants: further columns, the same for all rows: machine, versions, settings.
     """
     columns, old = _columns(constants), _header(path)
-    if missing := [name for name in columns if name not in old]:
+    if not set(columns) <= set(old):
         kept = [*columns[:-2], *(name for name in old if name not in columns), *columns[-2:]]
         _rewrite(path, kept, [cells for cells in _lines(path) if _row(cells)] if old else [])
         old = kept
