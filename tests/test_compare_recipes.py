@@ -10,7 +10,7 @@ from rich.console import Console
 import tlv_jax
 import train
 from train.compare import Settings, compare
-from train.config import RecipeOptions
+from train.config import DistillOptions, RecipeOptions
 from train.errors import ConfigError
 
 RECIPE = RecipeOptions(
@@ -58,6 +58,17 @@ def run(settings, **changes):
     return compare(changed, console=Console(file=output, width=120)), output.getvalue()
 
 
+def record_of_a_run(settings, **changes):
+    """What a single run with the settings of a comparison measures after its only epoch."""
+    own = {field.name for field in dataclasses.fields(train.Config)} - {"method"}
+    shared = {name: getattr(settings, name) for name in own}
+    shared |= {"learning_rate": 0.05, "baseline": False, **changes}
+    with pytest.warns(tlv_jax.SimilarityWarning):
+        result = train.run(train.Config(**shared), console=Console(quiet=True))
+    (record,) = result.runs[0].epochs
+    return record
+
+
 @pytest.fixture(scope="module")
 def finished(settings):
     return run(settings, name="finished")
@@ -65,12 +76,7 @@ def finished(settings):
 
 def test_a_comparison_trains_by_a_recipe_as_a_run_does(finished, settings):
     comparison, _ = finished
-    own = {field.name for field in dataclasses.fields(train.Config)} - {"method"}
-    shared = {name: getattr(settings, name) for name in own}
-    shared |= {"learning_rate": 0.05, "baseline": False, "name": "run"}
-    with pytest.warns(tlv_jax.SimilarityWarning):
-        result = train.run(train.Config(**shared), console=Console(quiet=True))
-    (record,), row = result.runs[0].epochs, comparison.rows[0]
+    record, row = record_of_a_run(settings, name="run"), comparison.rows[0]
     assert row.training == ("default+crossover", 0.05, 0)
     for metric in ("train_loss", "validation_loss"):
         # Sums are taken in another order: a run is split over the devices.
@@ -88,6 +94,20 @@ def test_the_report_names_the_recipe(finished):
         "by the modern recipe (optimizer=sgd, nesterov=True, warmup_epochs=0.7,",
     ):
         assert words in report
+
+
+@pytest.mark.slow
+def test_a_source_teaches_in_a_comparison_as_in_a_run(settings):
+    distill = DistillOptions(weight=2.0, temperature=3.0)
+    methods = ("he", "distill", "default+crossover+distill")
+    comparison, _ = run(settings, name="taught", methods=methods, distill=distill)
+    first = {row.training.start: row.metrics for row in comparison.rows if not row.training.seed}
+    assert len({metrics["train_loss"] for metrics in first.values()}) == 3
+    logits = dataclasses.replace(distill, name="logits")
+    record = record_of_a_run(settings, name="taught run", distill=logits)
+    for metric in ("train_loss", "validation_loss"):
+        found = first["default+crossover+distill"][metric]
+        assert found == pytest.approx(record[metric], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ __all__ = [
     "ChannelOptions",
     "Config",
     "DatasetDefaults",
+    "DistillOptions",
     "HostOptions",
     "MatchOptions",
     "MethodOptions",
@@ -169,6 +170,19 @@ class RecipeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillOptions:
+    """Whether the source teaches the target in training, beside the labels."""
+
+    name: Annotated[Literal["none", "logits"], GROUP] = "none"
+    """logits: the target imitates those of a linear classifier on the source's features, which is
+    fitted to the training images first."""
+    weight: float = 1.0
+    """Of the teacher's loss; that of the labels has 1."""
+    temperature: float = 4.0
+    """Divides the logits of both, so that also the answers that are not the first count."""
+
+
+@dataclasses.dataclass(frozen=True)
 class HostOptions:
     """Train on several hosts: start the same command on each, with a shared --out."""
 
@@ -221,7 +235,8 @@ class Config:
     crossover_rate: float = 0.1
     """Probability that the source replaces a feature in training; 0: no crossover."""
     baseline: bool = True
-    """Also train the twin: the same network and settings, no transfer and no crossover."""
+    """Also train the twin: the same network and settings, without transfer, crossover and
+    distillation."""
     best_by: Literal["balanced_accuracy", "accuracy"] = "balanced_accuracy"
     """Validation metric by which the epoch to test is chosen."""
     seed: int = 0
@@ -240,6 +255,7 @@ class Config:
     """Also save a checkpoint so many minutes after the last one."""
     method: MethodOptions = dataclasses.field(default_factory=MethodOptions)
     recipe: RecipeOptions = dataclasses.field(default_factory=RecipeOptions)
+    distill: DistillOptions = dataclasses.field(default_factory=DistillOptions)
     hosts: HostOptions = dataclasses.field(default_factory=HostOptions)
 
     @property

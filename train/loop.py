@@ -24,6 +24,7 @@ from train.devices import (
     join_hosts,
     place_images,
 )
+from train.distillation import distillation_of, make_teacher
 from train.errors import name_some
 from train.interruptions import watch
 from train.method import method_of
@@ -92,6 +93,7 @@ def run(
     config = resolve(config)
     method = method_of(config.method)
     recipe = recipe_of(config)
+    distillation_of(config.distill)
     parse_arguments(config.target_args)  # refused before anything is loaded
     join_hosts(config.hosts)
     console = console or Console(quiet=not is_first_process())
@@ -110,9 +112,8 @@ def run(
         )
         console.print(str(plan), highlight=False, soft_wrap=True)
         setup = _prepare(config, recipe, devices, target, pretrained, splits, keys)
-        rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
-        support = Support(features_only(pretrained.model), rate)
-        starts = [("transferred", transferred, support if config.crossover_rate else None)]
+        support, lent = _support(setup, pretrained, splits, console)
+        starts = [("transferred", transferred, support)]
         if config.baseline:
             starts.append(("he", target.network.params, None))
         watched = held.enter_context(watch(config.save_every_steps, config.save_every_minutes))
@@ -120,8 +121,8 @@ def run(
         runs = []
         for name, start, lender in starts:
             state = initial_state(*target.split(start), setup.optimizer, recipe)
-            lent = pretrained.variables if lender else None
-            runs.append(train(name, setup, state, lender, lent, folder, watched, bar))
+            given = lent if lender else None
+            runs.append(train(name, setup, state, lender, given, folder, watched, bar))
         if is_first_process():
             write_results(folder, runs)
     console.print(result_table(runs, f"{config.target} on {config.dataset}, test images"))
@@ -148,6 +149,28 @@ def _transfer(
     if is_first_process():
         write_transfer(folder, plan, report)
     return plan, variables, report
+
+
+def _support(
+    setup: Setup, pretrained: importers.Pretrained, splits: Splits, console: Console
+) -> tuple[Support | None, Any]:
+    """The source as it lends and teaches in training, if it does, with its variables."""
+    config, teaching = setup.config, distillation_of(setup.config.distill)
+    if not config.crossover_rate and teaching is None:
+        return None, None
+    rate = crossover_rate(config.crossover_rate, setup.steps, setup.recipe)
+    support = Support(features_only(pretrained.model), rate, teaching)
+    if teaching is None:
+        return support, pretrained.variables
+    teacher = make_teacher(
+        pretrained,
+        splits,
+        dtype=setup.devices.dtype,
+        batch_size=config.batch_size,
+        best_by=config.best_by,
+    )
+    console.print(teacher.told(config.best_by), highlight=False, soft_wrap=True)
+    return support, (pretrained.variables, teacher.linear)
 
 
 def _prepare(

@@ -100,7 +100,8 @@ def make_target(
 def size_lent_at(config: Config) -> int | None:
     """The size of the images, if the source sees them and takes images of one size only."""
     fixed = hasattr(models.create(config.source), "image_size")
-    return config.image_size if fixed and config.crossover_rate else None
+    sees = config.crossover_rate or config.distill.name != "none"
+    return config.image_size if fixed and sees else None
 
 
 def features_only(model: nn.Module) -> nn.Module:

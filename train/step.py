@@ -17,6 +17,7 @@ from flax import struct
 import tlv_jax
 from train.augment import augment, normalize
 from train.data import LabelledImages
+from train.distillation import Distillation, teaching_loss
 from train.metrics import Tally, tally
 from train.mixing import Mixture, mix
 from train.normalization import unchanged
@@ -59,16 +60,18 @@ class State(struct.PyTreeNode):
 
 
 class Support(NamedTuple):
-    """The frozen pretrained network that lends its features.
+    """The frozen pretrained network that lends its features, and may teach.
 
     Attributes:
       model: has a method `features`.
       rate: probability that a feature of the target is replaced; or a schedule, from the number of
         a step to it.
+      distillation: how it teaches; None if it does not.
     """
 
     model: nn.Module
     rate: float | optax.Schedule
+    distillation: Distillation | None = None
 
 
 class Task(NamedTuple):
@@ -116,8 +119,9 @@ def make_train_step(
     Args:
       task: what is trained.
       optimizer: from `train.optimizer.make_optimizer`.
-      support: lends features; None to train without crossover, where `support_variables` is
-        ignored.
+      support: lends features and teaches; None to train without, where `support_variables` is
+        ignored. If it teaches, `support_variables` is a pair: its own, and the teacher's
+        `train.probe.Linear`.
       recipe: how it is trained, beside the optimizer.
     """
     learn = _accumulated(_learner(task, support, recipe), recipe.accumulate)
@@ -151,18 +155,26 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
         images, labels = data.images[rows], data.labels[rows]
         images, mixture = _seen(keys[0], images, labels, task, recipe)
         change: Change | None = None
+        lesson: Callable[[jax.Array], jax.Array] | None = None
         if support is not None and lend is not None:
             seen = task.seen_by_source(images)
-            lent: Any = jax.lax.stop_gradient(lend(support_variables, seen, method="features"))
-            rate = support.rate(state.step) if callable(support.rate) else support.rate
-            crossed = _crossed_alike if recipe.crossover_mask == "batch" else _crossed
-            change = functools.partial(crossed, keys[2], lent, rate)
+            variables, teacher = support_variables, None
+            if support.distillation:
+                variables, teacher = support_variables
+            lent: Any = jax.lax.stop_gradient(lend(variables, seen, method="features"))
+            if support.rate != 0:
+                change = _change(keys[2], lent, support.rate, state.step, recipe)
+            if support.distillation and teacher is not None:
+                taught = teacher.logits(lent.astype(jnp.float32))
+                lesson = functools.partial(teaching_loss, support.distillation, taught)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             logits, updated = task.target.train(params, state.model_state, images, keys[1], change)
             losses = cross_entropy(
                 logits.astype(jnp.float32), labels, recipe.label_smoothing, mixture
             )
+            if lesson is not None:
+                losses += lesson(logits)
             return losses.mean(), (updated, logits)
 
         gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -248,6 +260,13 @@ def averaged(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(
         lambda old, now: old + (new * (now - old)).astype(old.dtype), average, params
     )
+
+
+def _change(
+    key: jax.Array, lent: jax.Array, rate: float | optax.Schedule, step: jax.Array, recipe: Recipe
+) -> Change:
+    crossed = _crossed_alike if recipe.crossover_mask == "batch" else _crossed
+    return functools.partial(crossed, key, lent, rate(step) if callable(rate) else rate)
 
 
 def _crossed(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Array) -> jax.Array:

@@ -11,11 +11,13 @@ import tyro
 from train import config as runs
 from train.config import Config, HostOptions, MethodName, MethodOptions
 
-__all__ = ["CROSSOVER", "EXTENT", "REPLACED", "STARTS", "Settings", "resolve"]
+__all__ = ["CROSSOVER", "DISTILL", "EXTENT", "REPLACED", "STARTS", "Settings", "distills"]
+__all__ += ["lends", "resolve"]
 
-CROSSOVER = "+crossover"
+CROSSOVER, DISTILL = "crossover", "distill"
+ADDITIONS = (CROSSOVER, DISTILL)
 TRANSFERS = (*get_args(MethodName), "random_matching", "random_source")
-STARTS = ("he", *TRANSFERS, "finetune", "probe")
+STARTS = ("he", DISTILL, *TRANSFERS, "finetune", "probe")
 # How much is compared, not what: a comparison may be continued with others of these.
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
@@ -37,7 +39,8 @@ class Settings(Config):
     )
     """Starts: he (no transfer), default, tlvfc, dpiat, weight_selection, net2net, random_matching,
     random_source, finetune (the target's own pretrained weights), probe (a linear classifier on
-    the source's features). With +crossover behind it, the source lends features in training."""
+    the source's features), distill (he, taught by probe). With +crossover behind a start the
+    source lends features in training, with +distill it teaches."""
     seeds: int = 5
     """Trainings of every start with every learning rate; their seeds count from --seed."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -90,10 +93,11 @@ def resolve(settings: Settings) -> Settings:
     if wrong or not settings.methods:
         raise ConfigError(
             f"methods={settings.methods}: expected some of {', '.join(STARTS)}, all but probe also "
-            f"with {CROSSOVER}."
+            f"with +{CROSSOVER}, +{DISTILL} or both in this order."
         )
-    if not settings.crossover_rate and any(name.endswith(CROSSOVER) for name in settings.methods):
-        raise ConfigError(f"crossover_rate=0 with {CROSSOVER}, expected a probability above 0.")
+    if not settings.crossover_rate and any(map(lends, settings.methods)):
+        raise ConfigError(f"crossover_rate=0 with +{CROSSOVER}, expected a probability above 0.")
+    _check_distillation(settings)
     for name in ("methods", "learning_rates"):
         if len(set(getattr(settings, name))) != len(getattr(settings, name)):
             raise ConfigError(f"{name}={getattr(settings, name)}: one is there twice.")
@@ -112,6 +116,29 @@ def resolve(settings: Settings) -> Settings:
     return settings
 
 
+def lends(name: str) -> bool:
+    """Whether the source lends features to what begins with this start."""
+    return CROSSOVER in name.split("+")[1:]
+
+
+def distills(name: str) -> bool:
+    """Whether the source teaches what begins with this start."""
+    return DISTILL in name.split("+")
+
+
 def _is_start(name: str) -> bool:
-    base = name.removesuffix(CROSSOVER)
-    return base in STARTS and (base == name or base != "probe")
+    base, *additions = name.split("+")
+    allowed = [one for one in ADDITIONS if base not in ("probe", one)]
+    return base in STARTS and additions == [one for one in allowed if one in additions]
+
+
+def _check_distillation(settings: Settings) -> None:
+    from train.distillation import distillation_of  # late: it brings JAX
+    from train.errors import ConfigError
+
+    if settings.distill.name != "none":
+        raise ConfigError(
+            f"distill={settings.distill.name}: a comparison has starts for that. Leave it out, and "
+            f"put {DISTILL} or default+{DISTILL} among methods."
+        )
+    distillation_of(dataclasses.replace(settings.distill, name="logits"))

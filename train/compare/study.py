@@ -7,15 +7,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import importers
-from train.compare.settings import CROSSOVER, Settings
+from train.compare.settings import Settings, distills, lends
 from train.data import Splits, train_order
 from train.devices import dtype_of
+from train.distillation import Distillation
 from train.networks import features_only, keys_of, load_source, make_target
 from train.normalization import seen_by_source, statistics_of
 from train.optimizer import check_patterns, crossover_rate, make_optimizer
+from train.probe import Probe, featurizer, fit_probe
 from train.recipe import Recipe, recipe_of
 from train.statistics import Statistics
 from train.step import Support, Task, make_eval_step, make_train_step
@@ -52,7 +55,9 @@ class Study:
       optimizer: of the recipe, by the learning rate.
       target: the target with its own initialization, by seed.
       statistics: by which images are normalized, by those that the weights expect.
-      programs: by these statistics, and whether the source lends features.
+      programs: by these statistics, whether the source lends features, and whether it teaches.
+      features: of the source, by the part of the images; each is computed once.
+      probe: the source as a classifier, fitted when it is first asked for.
     """
 
     settings: Settings
@@ -65,7 +70,9 @@ class Study:
     optimizer: Callable[[Any], optax.GradientTransformation]
     target: Callable[[int], Target]
     statistics: Callable[[Statistics], Statistics]
-    programs: Callable[[Statistics, bool], Programs]
+    programs: Callable[[Statistics, bool, bool], Programs]
+    features: Callable[[str], np.ndarray]
+    probe: Callable[[], Probe]
 
 
 def prepare(settings: Settings, splits: Splits) -> Study:
@@ -81,10 +88,10 @@ def prepare(settings: Settings, splits: Splits) -> Study:
     """
     assert settings.epochs is not None  # resolved
     dtype, recipe = dtype_of(settings), recipe_of(settings)
-    crossover = any(name.endswith(CROSSOVER) for name in settings.methods)
-    # The source sees the images in crossover, and in a probe.
-    sees = dataclasses.replace(settings, crossover_rate=crossover or "probe" in settings.methods)
-    source = load_source(sees, dtype)
+    crossover = any(lends(name) for name in settings.methods)
+    # The source sees the images in crossover, in distillation, and in a probe.
+    seen = crossover or any(name == "probe" or distills(name) for name in settings.methods)
+    source = load_source(dataclasses.replace(settings, crossover_rate=float(seen)), dtype)
     own = settings if crossover else dataclasses.replace(settings, crossover_rate=0.0)
     classes = len(splits.classes)
     target = functools.cache(lambda seed: make_target(own, classes, dtype, keys_of(seed).init))
@@ -92,16 +99,24 @@ def prepare(settings: Settings, splits: Splits) -> Study:
     order = train_order(keys_of(settings.seed).order, 1, len(splits.train), settings.batch_size)
     steps, warmup = len(order) * settings.epochs, int(len(order) * recipe.warmup_epochs)
     lender = features_only(source.model)
+    teaching = Distillation(settings.distill.weight, settings.distill.temperature)
     expected = Statistics(source.preprocess.mean, source.preprocess.std)
 
     def optimizer(rate: Any) -> optax.GradientTransformation:
         return make_optimizer(rate, settings.weight_decay, steps, recipe, warmup=warmup)
 
-    def programs(statistics: Statistics, lends: bool) -> Programs:
+    def programs(statistics: Statistics, lent: bool, taught: bool) -> Programs:
         seen = seen_by_source(statistics, expected)
         task = Task(first, statistics.mean, statistics.std, dtype, seen)
-        rate = crossover_rate(settings.crossover_rate, steps, recipe)
-        return programs_of(task, optimizer, Support(lender, rate) if lends else None, recipe)
+        rate = crossover_rate(settings.crossover_rate, steps, recipe) if lent else 0.0
+        support = Support(lender, rate, teaching if taught else None) if lent or taught else None
+        return programs_of(task, optimizer, support, recipe)
+
+    featurize = featurizer(source, dtype, settings.batch_size)
+    features = functools.cache(lambda part: featurize(getattr(splits, part)))
+
+    def probe() -> Probe:
+        return fit_probe(features("train"), features("validation"), splits, settings.best_by)
 
     return Study(
         settings=settings,
@@ -120,6 +135,8 @@ def prepare(settings: Settings, splits: Splits) -> Study:
         target=target,
         statistics=functools.cache(functools.partial(statistics_of, settings, splits.train)),
         programs=functools.cache(programs),
+        features=features,
+        probe=functools.cache(probe),
     )
 
 

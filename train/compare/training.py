@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.compare.probe import probe
 from train.compare.rows import METRICS, Row
-from train.compare.starts import start_of
+from train.compare.starts import Start, start_of
 from train.compare.study import Programs, Study
 from train.compare.trainings import Training
 from train.data import PARTS, eval_batches, train_order
-from train.metrics import Summary, Tally, merge, summarize
+from train.metrics import Summary, Tally, merge, summarize, tally
 from train.networks import keys_of
 from train.step import State, initial_state
 
@@ -29,7 +28,7 @@ class _Job(NamedTuple):
       group: the trainings.
       programs: their steps.
       step_keys: `[S]`, for augmentation, dropout and crossover.
-      lent: variables of the source that lends features, or None.
+      lent: what the source lends, as `make_train_step` takes it, or None.
     """
 
     group: Sequence[Training]
@@ -93,11 +92,19 @@ def _begin(study: Study, group: Sequence[Training]) -> tuple[_Job, State]:
     ]
     job = _Job(
         group=group,
-        programs=study.programs(first.statistics, first.crossover),
+        programs=study.programs(first.statistics, first.crossover, first.distill),
         step_keys=jnp.stack([keys_of(training.seed).step for training in group]),
-        lent=jax.device_put(study.source.variables) if first.crossover else None,
+        lent=_lent(study, first),
     )
     return job, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _lent(study: Study, start: Start) -> Any:
+    """What a step gets of the source."""
+    if not start.crossover and not start.distill:
+        return None
+    variables = jax.device_put(study.source.variables)
+    return (variables, study.probe().linear) if start.distill else variables
 
 
 def _train_epoch(study: Study, job: _Job, states: State, epoch: int) -> tuple[State, Tally]:
@@ -145,9 +152,12 @@ def _row(
 def _probe_rows(study: Study, group: Sequence[Training]) -> list[Row]:
     """One result for all seeds: nothing in a probe is random."""
     started = time.perf_counter()
-    penalty, parts = probe(study)
+    probe, parts = study.probe(), []
+    for part in PARTS:
+        logits = probe.linear.logits(study.features(part))
+        parts.append(summarize(tally(logits, getattr(study.splits, part).labels)))
     seconds, metrics = time.perf_counter() - started, _metrics(parts)
-    note = f"weight penalty {penalty:g}"
+    note = f"weight penalty {probe.penalty:g}"
     return [Row(training, 0, metrics, seconds, "done", note) for training in group]
 
 

@@ -1,0 +1,92 @@
+"""Distillation: the frozen source teaches the target in training.
+
+Source: Hinton et al. (2015), "Distilling the Knowledge in a Neural Network", section 2. The source
+has other classes than the task, so its own logits say little. The teacher is the source with a new
+last layer, a linear classifier fitted to the training images first (`train.probe`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import multihost_utils
+
+import importers
+from train.config import DistillOptions
+from train.data import Splits
+from train.errors import ConfigError
+from train.probe import Probe, featurizer, fit_probe
+
+__all__ = ["Distillation", "distillation_of", "make_teacher", "teaching_loss"]
+
+
+class Distillation(NamedTuple):
+    """How the source teaches.
+
+    Attributes:
+      weight: of the teacher's loss, beside that of the labels.
+      temperature: divides the logits of both.
+    """
+
+    weight: float
+    temperature: float
+
+
+def distillation_of(options: DistillOptions) -> Distillation | None:
+    """Returns how the source teaches; None if it does not.
+
+    Raises:
+      ConfigError: for a number out of range, or one that does nothing.
+    """
+    for name in ("weight", "temperature"):
+        value = getattr(options, name)
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"distill.{name}={value}, expected a number above 0.")
+        if options.name == "none" and value != getattr(DistillOptions(), name):
+            raise ConfigError(
+                f"distill.{name}={value} does nothing for distill=none. Set distill=logits, or "
+                "leave it out."
+            )
+    return None if options.name == "none" else Distillation(options.weight, options.temperature)
+
+
+def make_teacher(
+    source: importers.Pretrained,
+    splits: Splits,
+    *,
+    dtype: jnp.dtype,
+    batch_size: int,
+    best_by: str,
+) -> Probe:
+    """Fits the teacher's last layer to the training images. All processes get the same.
+
+    Args:
+      source: the pretrained network.
+      splits: the images, as NumPy arrays.
+      dtype: of the computation.
+      batch_size: images at once.
+      best_by: the metric by which its weight penalty is chosen on the validation images.
+
+    Raises:
+      TLVError: if the source cannot take images of that size.
+    """
+    features = featurizer(source, dtype, batch_size)
+    found = fit_probe(features(splits.train), features(splits.validation), splits, best_by)
+    return multihost_utils.broadcast_one_to_all(found)
+
+
+def teaching_loss(how: Distillation, teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """How far the student's softened answers are from the teacher's, of each example `[B]`.
+
+    It is `weight * T^2 * KL(teacher || student)` in nats, of the softmax of logits divided by the
+    temperature `T`. Its square keeps the size of the gradients for all temperatures.
+
+    Args:
+      how: the weight and the temperature.
+      teacher: its logits, `[B, K]`.
+      student: the target's logits, `[B, K]`.
+    """
+    own = jax.nn.log_softmax(student.astype(jnp.float32) / how.temperature)
+    taught = jax.nn.softmax(teacher / how.temperature)
+    return how.weight * how.temperature**2 * optax.kl_divergence(own, taught)
