@@ -159,6 +159,8 @@ class RecipeOptions:
     """Smallest share of the image that such a box has (resized)."""
     flip: float | None = None
     """Probability that an image is mirrored."""
+    augment_strength: float | None = None
+    """Two random changes an image, of colours or geometry, as RandAugment: from 0, none, to 10."""
     mixup: float | None = None
     """Blend images and labels of a batch: parameter of the beta distribution; 0: no mixup."""
     cutmix: float | None = None

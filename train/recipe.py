@@ -35,6 +35,8 @@ class Recipe:
       crop: `shift` pads by 4 pixels, `resized` resizes a box of the image, `none` does not crop.
       crop_area: smallest share of the image that such a box has.
       flip: probability that an image is mirrored.
+      augment_strength: of two random changes of an image's colours or geometry, from 0 to 10; 0
+        makes none.
       mixup: both parameters of the beta distribution of an image's share; 0 does not blend.
       cutmix: the same of its share of pixels; 0 does not cut.
       crossover_schedule: of the rate, `constant`, or `linear` down to 0 at the end.
@@ -57,6 +59,7 @@ class Recipe:
     crop: Literal["shift", "resized", "none"] = "shift"
     crop_area: float = 0.08
     flip: float = 0.5
+    augment_strength: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     crossover_schedule: Literal["constant", "linear"] = "constant"
@@ -84,6 +87,7 @@ RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
         "ema": ("at least 0 and below 1", lambda value: 0 <= value < 1),
         "crop_area": ("above 0 and at most 1", lambda value: 0 < value <= 1),
         "flip": ("a probability", lambda value: 0 <= value <= 1),
+        "augment_strength": ("from 0 to 10", lambda value: 0 <= value <= 10),
         "mixup": ("at least 0", lambda value: 0 <= value < math.inf),
         "cutmix": ("at least 0", lambda value: 0 <= value < math.inf),
     }

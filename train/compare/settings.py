@@ -17,7 +17,7 @@ __all__ += ["lends", "resolve"]
 CROSSOVER, DISTILL = "crossover", "distill"
 ADDITIONS = (CROSSOVER, DISTILL)
 TRANSFERS = (*get_args(MethodName), "random_matching", "random_source")
-STARTS = ("he", DISTILL, *TRANSFERS, "finetune", "probe")
+STARTS = ("he", *TRANSFERS, "finetune", "probe", DISTILL)
 # How much is compared, not what: a comparison may be continued with others of these.
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
