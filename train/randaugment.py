@@ -39,8 +39,8 @@ def rand_augment(key: jax.Array, images: jax.Array, strength: float) -> jax.Arra
     result = images.astype(jnp.float32)
     for key_round in jax.random.split(key, ROUNDS):
         key_operations, key_directions = jax.random.split(key_round)
-        drawn = jax.random.randint(key_operations, len(images), 0, len(OPERATIONS) + 1)
-        directions = jax.random.rademacher(key_directions, len(images), jnp.float32)
+        drawn = jax.random.randint(key_operations, (len(images),), 0, len(OPERATIONS) + 1)
+        directions = jax.random.rademacher(key_directions, (len(images),), jnp.float32)
         # The number behind the last operation is none.
         amounts = jax.nn.one_hot(drawn, len(OPERATIONS)) * directions[:, None]
         result = jax.vmap(changed)(result, amounts * strength / STRONGEST)
