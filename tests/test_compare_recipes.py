@@ -97,6 +97,17 @@ def test_the_report_names_the_recipe(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["projection", "learned"])
+def test_lent_features_are_adapted_in_a_comparison_as_in_a_run(settings, adapter):
+    recipe = dataclasses.replace(RECIPE, crossover_adapter=adapter)
+    comparison, output = run(settings, name=f"with {adapter}", recipe=recipe)
+    assert f"crossover adapter: {adapter}, of 512 features to 8" in output
+    record = record_of_a_run(settings, name=f"{adapter} run", recipe=recipe)
+    for metric in ("train_loss", "validation_loss"):
+        assert comparison.rows[0].metrics[metric] == pytest.approx(record[metric], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_a_source_teaches_in_a_comparison_as_in_a_run(settings):
     distill = DistillOptions(weight=2.0, temperature=3.0)
     methods = ("he", "distill", "default+crossover+distill")

@@ -6,6 +6,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 import importers
 import tlv_jax
@@ -31,7 +32,7 @@ def study():
         epochs=1,
         batch_size=2,
     )
-    return prepare(resolve(settings), Splits(part, part, part, CLASSES, {}))
+    return prepare(resolve(settings), Splits(part, part, part, CLASSES, {}), Console(quiet=True))
 
 
 def test_every_start_but_he_depends_on_the_source(study):

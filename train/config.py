@@ -169,6 +169,9 @@ class RecipeOptions:
     """Crossover rate: the same in all steps, or linear down to 0 at the end."""
     crossover_mask: Literal["example", "batch"] | None = None
     """Draw the features to replace for each example, or once for the whole batch."""
+    crossover_adapter: Literal["published", "projection", "learned"] | None = None
+    """Where source and target differ in width: lend the first features, or the source's principal
+    components, or let a linear layer learn what to lend."""
 
 
 @dataclasses.dataclass(frozen=True)

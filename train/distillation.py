@@ -10,15 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental import multihost_utils
 
-import importers
 from train.config import DistillOptions
-from train.data import Splits
 from train.errors import ConfigError
-from train.probe import Probe, featurizer, fit_probe
 
-__all__ = ["Distillation", "distillation_of", "make_teacher", "teaching_loss"]
+__all__ = ["Distillation", "distillation_of", "teaching_loss"]
 
 
 class Distillation(NamedTuple):
@@ -49,31 +45,6 @@ def distillation_of(options: DistillOptions) -> Distillation | None:
                 "leave it out."
             )
     return None if options.name == "none" else Distillation(options.weight, options.temperature)
-
-
-def make_teacher(
-    source: importers.Pretrained,
-    splits: Splits,
-    *,
-    dtype: jnp.dtype,
-    batch_size: int,
-    best_by: str,
-) -> Probe:
-    """Fits the teacher's last layer to the training images. All processes get the same.
-
-    Args:
-      source: the pretrained network.
-      splits: the images, as NumPy arrays.
-      dtype: of the computation.
-      batch_size: images at once.
-      best_by: the metric by which its weight penalty is chosen on the validation images.
-
-    Raises:
-      TLVError: if the source cannot take images of that size.
-    """
-    features = featurizer(source, dtype, batch_size)
-    found = fit_probe(features(splits.train), features(splits.validation), splits, best_by)
-    return multihost_utils.broadcast_one_to_all(found)
 
 
 def teaching_loss(how: Distillation, teacher: jax.Array, student: jax.Array) -> jax.Array:

@@ -24,19 +24,20 @@ from train.devices import (
     join_hosts,
     place_images,
 )
-from train.distillation import distillation_of, make_teacher
+from train.distillation import distillation_of
 from train.errors import name_some
 from train.interruptions import watch
+from train.lending import lending_of
 from train.method import method_of
 from train.modules import parse_arguments
-from train.networks import Keys, features_only, keys_of, load_source, make_target
+from train.networks import Keys, keys_of, load_source, make_target
 from train.normalization import seen_by_source, statistics_of
-from train.optimizer import check_patterns, crossover_rate, make_optimizer
-from train.recipe import Recipe, recipe_of
+from train.optimizer import check_patterns, make_optimizer
+from train.recipe import Recipe, recipe_of, without_patterns
 from train.results import RunResult, result_table, write_results, write_transfer
 from train.run_folder import open_run_folder
 from train.statistics import Statistics
-from train.step import Support, Task, initial_state, make_eval_step
+from train.step import Task, initial_state, make_eval_step, with_adapter
 from train.target import Target
 from train.training import Setup, train
 
@@ -112,8 +113,15 @@ def run(
         )
         console.print(str(plan), highlight=False, soft_wrap=True)
         setup = _prepare(config, recipe, devices, target, pretrained, splits, keys)
-        support, lent = _support(setup, pretrained, splits, console)
-        starts = [("transferred", transferred, support)]
+        lending = lending_of(
+            *(config, recipe, pretrained, target, splits),
+            steps=setup.steps,
+            dtype=devices.dtype,
+            optimizer=setup.adapter_optimizer,
+            key=jax.random.fold_in(keys.init, 1),
+            console=console,
+        )
+        starts = [("transferred", transferred, lending)]
         if config.baseline:
             starts.append(("he", target.network.params, None))
         watched = held.enter_context(watch(config.save_every_steps, config.save_every_minutes))
@@ -121,8 +129,10 @@ def run(
         runs = []
         for name, start, lender in starts:
             state = initial_state(*target.split(start), setup.optimizer, recipe)
-            given = lent if lender else None
-            runs.append(train(name, setup, state, lender, given, folder, watched, bar))
+            support, lent = (lender.support, lender.lent) if lender else (None, None)
+            if lender and lender.adapter:
+                state = with_adapter(state, lender.adapter, setup.adapter_optimizer)
+            runs.append(train(name, setup, state, support, lent, folder, watched, bar))
         if is_first_process():
             write_results(folder, runs)
     console.print(result_table(runs, f"{config.target} on {config.dataset}, test images"))
@@ -149,28 +159,6 @@ def _transfer(
     if is_first_process():
         write_transfer(folder, plan, report)
     return plan, variables, report
-
-
-def _support(
-    setup: Setup, pretrained: importers.Pretrained, splits: Splits, console: Console
-) -> tuple[Support | None, Any]:
-    """The source as it lends and teaches in training, if it does, with its variables."""
-    config, teaching = setup.config, distillation_of(setup.config.distill)
-    if not config.crossover_rate and teaching is None:
-        return None, None
-    rate = crossover_rate(config.crossover_rate, setup.steps, setup.recipe)
-    support = Support(features_only(pretrained.model), rate, teaching)
-    if teaching is None:
-        return support, pretrained.variables
-    teacher = make_teacher(
-        pretrained,
-        splits,
-        dtype=setup.devices.dtype,
-        batch_size=config.batch_size,
-        best_by=config.best_by,
-    )
-    console.print(teacher.told(config.best_by), highlight=False, soft_wrap=True)
-    return support, (pretrained.variables, teacher.linear)
 
 
 def _prepare(
@@ -203,6 +191,9 @@ def _prepare(
             test=place_images(splits.test, devices),
         ),
         optimizer=make_optimizer(rate, decay, all_steps, recipe, warmup=warmup),
+        adapter_optimizer=make_optimizer(
+            rate, decay, all_steps, without_patterns(recipe), warmup=warmup
+        ),
         evaluate=jax.jit(make_eval_step(task)),
         order_key=keys.order,
         step_key=keys.step,

@@ -3,6 +3,7 @@
 Shapes: features `[N, D]`, labels `[N]`, logits `[N, K]`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,11 +16,11 @@ import scipy.optimize
 import importers
 import tlv_jax
 from train.augment import normalize
-from train.data import LabelledImages, Splits, eval_batches
+from train.data import Splits, eval_batches
 from train.metrics import summarize, tally
 from train.networks import features_only
 
-__all__ = ["Linear", "Probe", "featurizer", "fit_linear", "fit_probe"]
+__all__ = ["Linear", "Probe", "features_by_part", "fit_linear", "fit_probe"]
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of which the one that is best on the validation images is taken."""
@@ -54,24 +55,18 @@ class Probe(NamedTuple):
     penalty: float
     score: float
 
-    def told(self, best_by: str) -> str:
-        """One line that says how good a teacher it is."""
-        metric = best_by.replace("_", " ")
-        return (
-            f"teacher: a linear classifier on the source's features, {metric} {self.score:.3f} on "
-            f"the validation images, weight penalty {self.penalty:g}"
-        )
 
+def features_by_part(
+    source: importers.Pretrained, splits: Splits, dtype: jnp.dtype, batch_size: int
+) -> Callable[[str], np.ndarray]:
+    """Returns what computes the source's features of a part of the images, float32 `[N, D]`.
 
-def featurizer(
-    source: importers.Pretrained, dtype: jnp.dtype, batch_size: int
-) -> Callable[[LabelledImages], np.ndarray]:
-    """Returns what computes the source's features of images, float32 `[N, D]`.
-
-    The images are not augmented. The source sees them normalized as it expects.
+    Each part is computed once. The images are not augmented. The source sees them normalized as it
+    expects.
 
     Args:
       source: the pretrained network.
+      splits: the images.
       dtype: of the computation.
       batch_size: images at once.
     """
@@ -83,12 +78,14 @@ def featurizer(
         batch = normalize(batch, source.preprocess.mean, source.preprocess.std, dtype)
         return apply(variables, batch, method="features").astype(jnp.float32)
 
-    def features_of(images: LabelledImages) -> np.ndarray:
+    @functools.cache
+    def features(part: str) -> np.ndarray:
+        images = getattr(splits, part)
         batches = eval_batches(len(images), batch_size)
         found = [np.asarray(lend(images.images[rows], variables))[real] for rows, real in batches]
         return np.concatenate(found)
 
-    return features_of
+    return features
 
 
 def fit_probe(known: np.ndarray, unseen: np.ndarray, splits: Splits, best_by: str) -> Probe:

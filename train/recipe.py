@@ -10,7 +10,7 @@ from typing import Any, Literal
 from train.config import Config, RecipeOptions
 from train.errors import ConfigError
 
-__all__ = ["MODERN", "PUBLISHED", "Recipe", "recipe_of"]
+__all__ = ["MODERN", "PUBLISHED", "Recipe", "recipe_of", "without_patterns"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Recipe:
       crossover_schedule: of the rate, `constant`, or `linear` down to 0 at the end.
       crossover_mask: features to replace are drawn for each `example`, or once for a `batch`. The
         published code does the latter, as `tlv_jax.crossover` says.
+      crossover_adapter: where the widths differ, `published` lends the first features,
+        `projection` principal components, `learned` what a linear layer makes of the source's.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -64,6 +66,7 @@ class Recipe:
     cutmix: float = 0.0
     crossover_schedule: Literal["constant", "linear"] = "constant"
     crossover_mask: Literal["example", "batch"] = "example"
+    crossover_adapter: Literal["published", "projection", "learned"] = "published"
 
 
 PUBLISHED = Recipe()
@@ -124,6 +127,11 @@ def recipe_of(config: Config) -> Recipe:
     return recipe
 
 
+def without_patterns(recipe: Recipe) -> Recipe:
+    """The same recipe for parameters that are not the target's, which no pattern is meant for."""
+    return dataclasses.replace(recipe, freeze=(), rates=())
+
+
 def _given(options: RecipeOptions) -> dict[str, Any]:
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
     return {name: value for name, value in values.items() if value is not None}
@@ -171,7 +179,7 @@ def _check_used(recipe: Recipe, given: Mapping[str, Any]) -> None:
 
 
 def _check_crossover(given: Mapping[str, Any], config: Config) -> None:
-    for name in ("crossover_schedule", "crossover_mask"):
+    for name in ("crossover_schedule", "crossover_mask", "crossover_adapter"):
         if name in given and not config.crossover_rate:
             raise ConfigError(
                 f"recipe.{name}={given[name]} does nothing for crossover_rate=0. Raise the rate, "

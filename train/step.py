@@ -15,16 +15,19 @@ import optax
 from flax import struct
 
 import tlv_jax
+from train.adapter import matched
 from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.distillation import Distillation, teaching_loss
 from train.metrics import Tally, tally
 from train.mixing import Mixture, mix
 from train.normalization import unchanged
+from train.probe import Linear
 from train.recipe import PUBLISHED, Recipe
 from train.target import Change, Target
 
 __all__ = [
+    "Lent",
     "State",
     "Support",
     "Task",
@@ -33,6 +36,7 @@ __all__ = [
     "initial_state",
     "make_eval_step",
     "make_train_step",
+    "with_adapter",
 ]
 
 
@@ -45,6 +49,9 @@ class State(struct.PyTreeNode):
       model_state: what training changes beside the parameters, such as running statistics.
       opt_state: the optimizer's.
       average: of the parameters over the steps; None if the recipe keeps none.
+      adapter: parameters between the source's features and the target's, which are trained and not
+        evaluated; None if there are none.
+      adapter_opt_state: of their optimizer.
     """
 
     step: jax.Array
@@ -52,6 +59,8 @@ class State(struct.PyTreeNode):
     model_state: Any
     opt_state: optax.OptState
     average: Any = None
+    adapter: Linear | None = None
+    adapter_opt_state: Any = None
 
     @property
     def tested_params(self) -> Any:
@@ -67,11 +76,28 @@ class Support(NamedTuple):
       rate: probability that a feature of the target is replaced; or a schedule, from the number of
         a step to it.
       distillation: how it teaches; None if it does not.
+      optimizer: of the state's adapter, if it has one.
     """
 
     model: nn.Module
     rate: float | optax.Schedule
     distillation: Distillation | None = None
+    optimizer: optax.GradientTransformation | None = None
+
+
+class Lent(NamedTuple):
+    """What a step gets of the source.
+
+    Attributes:
+      variables: of the source.
+      teacher: classifies its features; None if it does not teach.
+      projection: takes its features to principal components, which are lent in their place; None
+        if they are lent themselves.
+    """
+
+    variables: Any
+    teacher: Linear | None = None
+    projection: Linear | None = None
 
 
 class Task(NamedTuple):
@@ -104,6 +130,11 @@ def initial_state(
     return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), average)
 
 
+def with_adapter(state: State, adapter: Linear, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step, with an adapter that is trained by its own optimizer."""
+    return state.replace(adapter=adapter, adapter_opt_state=optimizer.init(adapter))
+
+
 def make_train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -120,8 +151,7 @@ def make_train_step(
       task: what is trained.
       optimizer: from `train.optimizer.make_optimizer`.
       support: lends features and teaches; None to train without, where `support_variables` is
-        ignored. If it teaches, `support_variables` is a pair: its own, and the teacher's
-        `train.probe.Linear`.
+        ignored. These are its variables, or a `Lent` with what was computed of them.
       recipe: how it is trained, beside the optimizer.
     """
     learn = _accumulated(_learner(task, support, recipe), recipe.accumulate)
@@ -131,12 +161,20 @@ def make_train_step(
     ) -> tuple[State, Tally]:
         key = jax.random.fold_in(key, state.step)
         gradients, model_state, counted = learn(state, key, rows, data, support_variables)
+        gradients, adapter_gradients = gradients
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
             average = averaged(average, params, recipe.ema, state.step)
-        return State(state.step + 1, params, model_state, opt_state, average), counted
+        after = State(state.step + 1, params, model_state, opt_state, average)
+        if support is not None and support.optimizer and state.adapter is not None:
+            updates, opt_state = support.optimizer.update(
+                adapter_gradients, state.adapter_opt_state, state.adapter
+            )
+            adapter: Any = optax.apply_updates(state.adapter, updates)
+            after = after.replace(adapter=adapter, adapter_opt_state=opt_state)
+        return after, counted
 
     return step
 
@@ -144,7 +182,8 @@ def make_train_step(
 def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..., Any]:
     """Builds `learn(state, key, rows, images, support_variables)`.
 
-    It returns the gradients of the loss, the model state after these images, and their tally.
+    It returns the gradients of the loss to the parameters and the adapter, the model state after
+    these images, and their tally.
     """
     lend = tlv_jax.cpu_convolutions(support.model.apply) if support else None
 
@@ -154,21 +193,25 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
         keys = jax.random.split(key, 3)
         images, labels = data.images[rows], data.labels[rows]
         images, mixture = _seen(keys[0], images, labels, task, recipe)
-        change: Change | None = None
+        make_change: Callable[[Linear | None], Change] | None = None
         lesson: Callable[[jax.Array], jax.Array] | None = None
         if support is not None and lend is not None:
             seen = task.seen_by_source(images)
-            variables, teacher = support_variables, None
-            if support.distillation:
-                variables, teacher = support_variables
-            lent: Any = jax.lax.stop_gradient(lend(variables, seen, method="features"))
+            given = support_variables
+            given = given if isinstance(given, Lent) else Lent(given)
+            lent: Any = jax.lax.stop_gradient(lend(given.variables, seen, method="features"))
             if support.rate != 0:
-                change = _change(keys[2], lent, support.rate, state.step, recipe)
-            if support.distillation and teacher is not None:
-                taught = teacher.logits(lent.astype(jnp.float32))
+                rate = support.rate(state.step) if callable(support.rate) else support.rate
+                make_change = functools.partial(
+                    _change, keys[2], lent, rate, recipe.crossover_mask, given.projection
+                )
+            if support.distillation and given.teacher is not None:
+                taught = given.teacher.logits(lent.astype(jnp.float32))
                 lesson = functools.partial(teaching_loss, support.distillation, taught)
 
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+        def loss_fn(trained: tuple[Any, Any]) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+            params, adapter = trained
+            change = make_change(adapter) if make_change else None
             logits, updated = task.target.train(params, state.model_state, images, keys[1], change)
             losses = cross_entropy(
                 logits.astype(jnp.float32), labels, recipe.label_smoothing, mixture
@@ -177,7 +220,8 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
                 losses += lesson(logits)
             return losses.mean(), (updated, logits)
 
-        gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
+        trained = state.params, state.adapter
+        gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(trained)
         return gradients, model_state, tally(logits, labels)
 
     return learn
@@ -204,7 +248,8 @@ def _accumulated(learn: Callable[..., Any], parts: int) -> Callable[..., Any]:
 
         # A device's rows are next to each other: each part gets equally many of every device.
         drawn = jax.random.split(key, parts), rows.reshape(-1, parts).T
-        start = state.model_state, jax.tree.map(jnp.zeros_like, state.params)
+        trained = state.params, state.adapter
+        start = state.model_state, jax.tree.map(jnp.zeros_like, trained)
         (model_state, total), counted = jax.lax.scan(add, start, drawn)
         gradients = jax.tree.map(lambda leaf: leaf / parts, total)
         return gradients, model_state, jax.tree.map(lambda leaf: leaf.sum(0), counted)
@@ -263,23 +308,31 @@ def averaged(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
 
 
 def _change(
-    key: jax.Array, lent: jax.Array, rate: float | optax.Schedule, step: jax.Array, recipe: Recipe
+    key: jax.Array,
+    lent: jax.Array,
+    rate: Any,
+    mask: str,
+    projection: Linear | None,
+    adapter: Linear | None,
 ) -> Change:
-    crossed = _crossed_alike if recipe.crossover_mask == "batch" else _crossed
-    return functools.partial(crossed, key, lent, rate(step) if callable(rate) else rate)
-
-
-def _crossed(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Array) -> jax.Array:
-    return tlv_jax.crossover(key, features, lent, rate)
-
-
-def _crossed_alike(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Array) -> jax.Array:
-    """Replaces the same features of all examples, which are crossed with the same key."""
+    """What crossover does to the target's features."""
+    if adapter is not None:
+        lent = adapter.logits(lent.astype(jnp.float32))
+    learned = adapter is not None
 
     def crossed(features: jax.Array, lent: jax.Array) -> jax.Array:
-        return tlv_jax.crossover(key, features[None], lent[None], rate)[0]
+        return tlv_jax.crossover(key, features, lent, rate, stop_gradient=not learned)
 
-    return jax.vmap(crossed)(features, lent)
+    def change(features: jax.Array) -> jax.Array:
+        given = lent
+        if projection is not None:
+            given = matched(projection.logits(lent.astype(jnp.float32)), features)
+        if mask == "example":
+            return crossed(features, given)
+        # With the same key for each example, the same features of all are replaced.
+        return jax.vmap(lambda one, other: crossed(one[None], other[None])[0])(features, given)
+
+    return change
 
 
 def make_eval_step(task: Task) -> Callable[..., Tally]:

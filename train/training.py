@@ -41,6 +41,7 @@ class Setup:
     steps: int
     splits: Splits
     optimizer: optax.GradientTransformation
+    adapter_optimizer: optax.GradientTransformation
     evaluate: Callable[..., Any]
     order_key: jax.Array
     step_key: jax.Array

@@ -52,7 +52,7 @@ def compare(settings: Settings, *, console: Console | None = None) -> Comparison
     console = console or Console()
     splits = load_dataset(settings)
     # What cannot be trained is refused before there is a folder.
-    study = None if settings.folder.exists() else prepare(settings, splits)
+    study = None if settings.folder.exists() else prepare(settings, splits, console)
     folder = open_folder(settings, splits)
     left_out = _train_missing(settings, splits, study, console)
     comparison = _found(settings, left_out)
@@ -98,7 +98,7 @@ def _train_missing(
     )
     path = file_of(settings)
     forget_unfinished(path)
-    study = study or prepare(settings, splits)
+    study = study or prepare(settings, splits, console)
     if study.frozen:
         console.print(f"frozen: {name_some(study.frozen)}", highlight=False, soft_wrap=True)
     kept = {f"settings.{name}": value for name, value in kept_settings(settings).items()}

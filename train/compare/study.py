@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rich.console import Console
 
 import importers
+from train.adapter import Widths, widths_to_adapt
 from train.compare.settings import Settings, distills, lends
 from train.data import Splits, train_order
 from train.devices import dtype_of
@@ -18,8 +20,8 @@ from train.distillation import Distillation
 from train.networks import features_only, keys_of, load_source, make_target
 from train.normalization import seen_by_source, statistics_of
 from train.optimizer import check_patterns, crossover_rate, make_optimizer
-from train.probe import Probe, featurizer, fit_probe
-from train.recipe import Recipe, recipe_of
+from train.probe import Probe, features_by_part, fit_probe
+from train.recipe import Recipe, recipe_of, without_patterns
 from train.statistics import Statistics
 from train.step import Support, Task, make_eval_step, make_train_step
 from train.target import Target
@@ -53,6 +55,8 @@ class Study:
       recipe: of all trainings.
       frozen: paths of the parameters that the recipe freezes.
       optimizer: of the recipe, by the learning rate.
+      adapter_optimizer: of what adapts lent features, if that is trained.
+      widths: of the features that are adapted; None if they are lent as they are.
       target: the target with its own initialization, by seed.
       statistics: by which images are normalized, by those that the weights expect.
       programs: by these statistics, whether the source lends features, and whether it teaches.
@@ -68,6 +72,8 @@ class Study:
     recipe: Recipe
     frozen: Sequence[str]
     optimizer: Callable[[Any], optax.GradientTransformation]
+    adapter_optimizer: Callable[[Any], optax.GradientTransformation]
+    widths: Widths | None
     target: Callable[[int], Target]
     statistics: Callable[[Statistics], Statistics]
     programs: Callable[[Statistics, bool, bool], Programs]
@@ -75,12 +81,13 @@ class Study:
     probe: Callable[[], Probe]
 
 
-def prepare(settings: Settings, splits: Splits) -> Study:
+def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
     """Loads the source, puts the images on the device, and checks the target.
 
     Args:
       settings: resolved.
       splits: the images.
+      console: is told how lent features are adapted, if they are.
 
     Raises:
       TLVError: if the source cannot be had, the target cannot be trained by the recipe, or there
@@ -102,18 +109,24 @@ def prepare(settings: Settings, splits: Splits) -> Study:
     teaching = Distillation(settings.distill.weight, settings.distill.temperature)
     expected = Statistics(source.preprocess.mean, source.preprocess.std)
 
-    def optimizer(rate: Any) -> optax.GradientTransformation:
-        return make_optimizer(rate, settings.weight_decay, steps, recipe, warmup=warmup)
+    def optimizer_by(recipe: Recipe) -> Callable[[Any], optax.GradientTransformation]:
+        return lambda rate: make_optimizer(
+            rate, settings.weight_decay, steps, recipe, warmup=warmup
+        )
+
+    optimizer, adapter_optimizer = optimizer_by(recipe), optimizer_by(without_patterns(recipe))
 
     def programs(statistics: Statistics, lent: bool, taught: bool) -> Programs:
         seen = seen_by_source(statistics, expected)
         task = Task(first, statistics.mean, statistics.std, dtype, seen)
         rate = crossover_rate(settings.crossover_rate, steps, recipe) if lent else 0.0
         support = Support(lender, rate, teaching if taught else None) if lent or taught else None
-        return programs_of(task, optimizer, support, recipe)
+        return programs_of(task, optimizer, adapter_optimizer, support, recipe)
 
-    featurize = featurizer(source, dtype, settings.batch_size)
-    features = functools.cache(lambda part: featurize(getattr(splits, part)))
+    size = settings.image_size
+    assert size is not None  # resolved
+    images = jnp.zeros((1, size, size, 3), dtype)
+    features = features_by_part(source, splits, dtype, settings.batch_size)
 
     def probe() -> Probe:
         return fit_probe(features("train"), features("validation"), splits, settings.best_by)
@@ -132,6 +145,8 @@ def prepare(settings: Settings, splits: Splits) -> Study:
         recipe=recipe,
         frozen=check_patterns(recipe, first.split(first.network.params)[0]),
         optimizer=optimizer,
+        adapter_optimizer=adapter_optimizer,
+        widths=widths_to_adapt(recipe, source, first, images, console) if crossover else None,
         target=target,
         statistics=functools.cache(functools.partial(statistics_of, settings, splits.train)),
         programs=functools.cache(programs),
@@ -143,13 +158,15 @@ def prepare(settings: Settings, splits: Splits) -> Study:
 def programs_of(
     task: Task,
     optimizer: Callable[[Any], optax.GradientTransformation],
+    adapter_optimizer: Callable[[Any], optax.GradientTransformation],
     support: Support | None,
     recipe: Recipe,
 ) -> Programs:
-    """Compiles one step for all learning rates, of which `optimizer` makes the optimizer."""
+    """Compiles one step for all learning rates, by which optimizers are made."""
 
     def step(state: Any, rate: jax.Array, key: jax.Array, *inputs: Any) -> Any:
-        return make_train_step(task, optimizer(rate), support, recipe)(state, key, *inputs)
+        lender = support and support._replace(optimizer=adapter_optimizer(rate))
+        return make_train_step(task, optimizer(rate), lender, recipe)(state, key, *inputs)
 
     steps_at_once = over_seeds(step, (0, None, 0, 0, None, None))
     evaluate = over_seeds(make_eval_step(task), (0, 0, None, None, None))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.adapter import draw_adapter, fit_projection
 from train.compare.rows import METRICS, Row
 from train.compare.starts import Start, start_of
 from train.compare.study import Programs, Study
@@ -16,7 +17,7 @@ from train.compare.trainings import Training
 from train.data import PARTS, eval_batches, train_order
 from train.metrics import Summary, Tally, merge, summarize, tally
 from train.networks import keys_of
-from train.step import State, initial_state
+from train.step import Lent, State, initial_state, with_adapter
 
 __all__ = ["failed_rows", "run_group"]
 
@@ -84,11 +85,8 @@ def _begin(study: Study, group: Sequence[Training]) -> tuple[_Job, State]:
     """The programs of a group, and the states before the first step, stacked."""
     starts = [start_of(study, training.start, training.seed) for training in group]
     first = starts[0]
-    # Its state is the same for all learning rates.
-    optimizer = study.optimizer(0.0)
     states = [
-        initial_state(*study.target(training.seed).split(start.variables), optimizer, study.recipe)
-        for training, start in zip(group, starts, strict=True)
+        _state(study, training.seed, start) for training, start in zip(group, starts, strict=True)
     ]
     job = _Job(
         group=group,
@@ -99,12 +97,25 @@ def _begin(study: Study, group: Sequence[Training]) -> tuple[_Job, State]:
     return job, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
+def _state(study: Study, seed: int, start: Start) -> State:
+    """The state before the first step, which is the same for all learning rates."""
+    variables = study.target(seed).split(start.variables)
+    state = initial_state(*variables, study.optimizer(0.0), study.recipe)
+    if not start.crossover or not study.widths or study.recipe.crossover_adapter != "learned":
+        return state
+    adapter = draw_adapter(jax.random.fold_in(keys_of(seed).init, 1), study.widths)
+    return with_adapter(state, adapter, study.adapter_optimizer(0.0))
+
+
 def _lent(study: Study, start: Start) -> Any:
     """What a step gets of the source."""
     if not start.crossover and not start.distill:
         return None
-    variables = jax.device_put(study.source.variables)
-    return (variables, study.probe().linear) if start.distill else variables
+    projection = None
+    if start.crossover and study.widths and study.recipe.crossover_adapter == "projection":
+        projection = fit_projection(study.features("train"), study.widths.target)
+    teacher = study.probe().linear if start.distill else None
+    return Lent(jax.device_put(study.source.variables), teacher, projection)
 
 
 def _train_epoch(study: Study, job: _Job, states: State, epoch: int) -> tuple[State, Tally]:

@@ -1,0 +1,104 @@
+"""The source in training: what it lends and teaches, made once before the first step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from rich.console import Console
+
+import importers
+from train.adapter import draw_adapter, fit_projection, widths_to_adapt
+from train.config import Config
+from train.data import Splits
+from train.distillation import distillation_of
+from train.networks import features_only
+from train.optimizer import crossover_rate
+from train.probe import Linear, features_by_part, fit_probe
+from train.recipe import Recipe
+from train.step import Lent, Support
+from train.target import Target
+
+__all__ = ["Lending", "lending_of"]
+
+
+class Lending(NamedTuple):
+    """The source as a training gets it.
+
+    Attributes:
+      support: lends and teaches.
+      lent: its variables, and what was computed of them.
+      adapter: of the state before the first step; None if there is none to train.
+    """
+
+    support: Support
+    lent: Lent
+    adapter: Linear | None
+
+
+def lending_of(
+    config: Config,
+    recipe: Recipe,
+    source: importers.Pretrained,
+    target: Target,
+    splits: Splits,
+    *,
+    steps: int,
+    dtype: jnp.dtype,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    console: Console,
+) -> Lending | None:
+    """Returns what the source of a run lends and teaches; None if it does neither.
+
+    Args:
+      config: the settings, resolved.
+      recipe: of the run.
+      source: the pretrained network.
+      target: the network to train.
+      splits: the images, as NumPy arrays.
+      steps: all steps.
+      dtype: of the computation.
+      optimizer: of an adapter, if one is trained.
+      key: draws an adapter, consumed.
+      console: is told of what is made.
+
+    Raises:
+      TLVError: if the source cannot take images of that size.
+    """
+    teaching, lends = distillation_of(config.distill), config.crossover_rate > 0
+    if teaching is None and not lends:
+        return None
+    rate = crossover_rate(config.crossover_rate, steps, recipe)
+    support = Support(features_only(source.model), rate, teaching)
+    features = features_by_part(source, splits, dtype, config.batch_size)
+    teacher = _teacher(features, splits, config, console) if teaching else None
+    size = config.image_size
+    assert size is not None  # resolved
+    images = jnp.zeros((1, size, size, 3), dtype)
+    widths = widths_to_adapt(recipe, source, target, images, console) if lends else None
+    projection = adapter = None
+    if widths and recipe.crossover_adapter == "projection":
+        projection = fit_projection(features("train"), widths.target)
+    elif widths:
+        support, adapter = support._replace(optimizer=optimizer), draw_adapter(key, widths)
+    # All processes use what the first one computed.
+    computed = multihost_utils.broadcast_one_to_all((teacher, projection))
+    return Lending(support, Lent(source.variables, *computed), adapter)
+
+
+def _teacher(
+    features: Callable[[str], np.ndarray], splits: Splits, config: Config, console: Console
+) -> Linear:
+    probe = fit_probe(features("train"), features("validation"), splits, config.best_by)
+    metric = config.best_by.replace("_", " ")
+    console.print(
+        f"teacher: a linear classifier on the source's features, {metric} {probe.score:.3f} on "
+        f"the validation images, weight penalty {probe.penalty:g}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return probe.linear
