@@ -21,7 +21,7 @@ from train.linen_target import linen_target
 from train.optimizer import make_optimizer
 from train.probe import Linear
 from train.recipe import Recipe, without_patterns
-from train.step import Lent, Support, Task, initial_state, make_train_step, with_adapter
+from train.step import Adapter, Lent, Support, Task, initial_state, make_train_step, with_adapter
 from train.target import Target
 
 GENERATOR = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def one_step(recipe, rate, lent, adapter=None):
     head = jnp.asarray(np.random.default_rng(1).normal(size=(WIDTH, 2)), jnp.float32)
     state = initial_state(head, jnp.zeros((12, WIDTH)), optimizer, recipe)
     if adapter is not None:
-        state = with_adapter(state, adapter, own)
+        state = with_adapter(state, Adapter(adapter), own)
     step = jax.jit(make_train_step(task, optimizer, Support(LENDER, rate, None, own), recipe))
     after, _ = step(state, jax.random.key(0), jnp.arange(12), IMAGES, lent)
     return state, after
@@ -109,7 +109,7 @@ def test_a_layer_learns_what_to_lend_and_is_not_evaluated():
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(12), IMAGES.labels])
 
     expected = jax.tree.map(jnp.subtract, adapter, jax.grad(loss)(adapter))
-    chex.assert_trees_all_close(after.adapter, expected, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(after.adapter.crossover, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(after.model_state, adapter.logits(LENT), rtol=1e-4, atol=1e-5)
     assert after.tested_params.shape == (WIDTH, 2)
 

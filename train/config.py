@@ -178,13 +178,14 @@ class RecipeOptions:
 class DistillOptions:
     """Whether the source teaches the target in training, beside the labels."""
 
-    name: Annotated[Literal["none", "logits"], GROUP] = "none"
+    name: Annotated[Literal["none", "logits", "plan"], GROUP] = "none"
     """logits: the target imitates those of a linear classifier on the source's features, which is
-    fitted to the training images first."""
+    fitted to the training images first. plan: it imitates the source's activations at some layers
+    that the transfer paired."""
     weight: float = 1.0
     """Of the teacher's loss; that of the labels has 1."""
     temperature: float = 4.0
-    """Divides the logits of both, so that also the answers that are not the first count."""
+    """Divides both logits, so that also the answers that are not the first count (logits)."""
 
 
 @dataclasses.dataclass(frozen=True)

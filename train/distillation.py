@@ -2,7 +2,8 @@
 
 Source: Hinton et al. (2015), "Distilling the Knowledge in a Neural Network", section 2. The source
 has other classes than the task, so its own logits say little. The teacher is the source with a new
-last layer, a linear classifier fitted to the training images first (`train.probe`).
+last layer, a linear classifier fitted to the training images first (`train.probe`). For hints
+instead of logits see `train.hints`.
 """
 
 from typing import NamedTuple
@@ -23,10 +24,12 @@ class Distillation(NamedTuple):
     Attributes:
       weight: of the teacher's loss, beside that of the labels.
       temperature: divides the logits of both.
+      pairs: of layers `(source, target)`, by whose activations it teaches in place of logits.
     """
 
     weight: float
     temperature: float
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 def distillation_of(options: DistillOptions) -> Distillation | None:
@@ -44,6 +47,11 @@ def distillation_of(options: DistillOptions) -> Distillation | None:
                 f"distill.{name}={value} does nothing for distill=none. Set distill=logits, or "
                 "leave it out."
             )
+    if options.name == "plan" and options.temperature != DistillOptions().temperature:
+        raise ConfigError(
+            f"distill.temperature={options.temperature} does nothing for distill=plan. Set "
+            "distill=logits, or leave it out."
+        )
     return None if options.name == "none" else Distillation(options.weight, options.temperature)
 
 

@@ -1,7 +1,7 @@
 """The source in training: what it lends and teaches, made once before the first step."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,18 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 import importers
+import tlv_jax
 from train.adapter import draw_adapter, fit_projection, widths_to_adapt
 from train.config import Config
 from train.data import Splits
 from train.distillation import distillation_of
+from train.errors import ConfigError
+from train.hints import choose_hints, draw_maps, paired_convolutions
 from train.networks import features_only
 from train.optimizer import crossover_rate
 from train.probe import Linear, features_by_part, fit_probe
 from train.recipe import Recipe
-from train.step import Lent, Support
+from train.step import Adapter, Lent, Support, make_lend
 from train.target import Target
 
 __all__ = ["Lending", "lending_of"]
@@ -36,7 +39,7 @@ class Lending(NamedTuple):
 
     support: Support
     lent: Lent
-    adapter: Linear | None
+    adapter: Adapter | None
 
 
 def lending_of(
@@ -44,6 +47,7 @@ def lending_of(
     recipe: Recipe,
     source: importers.Pretrained,
     target: Target,
+    plan: tlv_jax.TransferPlan,
     splits: Splits,
     *,
     steps: int,
@@ -59,6 +63,7 @@ def lending_of(
       recipe: of the run.
       source: the pretrained network.
       target: the network to train.
+      plan: of the transfer, which pairs layers.
       splits: the images, as NumPy arrays.
       steps: all steps.
       dtype: of the computation.
@@ -67,7 +72,8 @@ def lending_of(
       console: is told of what is made.
 
     Raises:
-      TLVError: if the source cannot take images of that size.
+      TLVError: if the source cannot take images of that size, or there are no activations to
+        imitate.
     """
     teaching, lends = distillation_of(config.distill), config.crossover_rate > 0
     if teaching is None and not lends:
@@ -75,19 +81,55 @@ def lending_of(
     rate = crossover_rate(config.crossover_rate, steps, recipe)
     support = Support(features_only(source.model), rate, teaching)
     features = features_by_part(source, splits, dtype, config.batch_size)
-    teacher = _teacher(features, splits, config, console) if teaching else None
+    by_plan = config.distill.name == "plan"
+    teacher = _teacher(features, splits, config, console) if teaching and not by_plan else None
     size = config.image_size
     assert size is not None  # resolved
     images = jnp.zeros((1, size, size, 3), dtype)
     widths = widths_to_adapt(recipe, source, target, images, console) if lends else None
     projection = adapter = None
+    maps = ()
+    if teaching and by_plan:
+        hints = _hints(plan, source, target, images, console)
+        teaching = teaching._replace(pairs=tuple(hints))
+        support = support._replace(distillation=teaching, optimizer=optimizer)
+        maps = draw_maps(jax.random.fold_in(key, 1), hints.values())
     if widths and recipe.crossover_adapter == "projection":
         projection = fit_projection(features("train"), widths.target)
     elif widths:
         support, adapter = support._replace(optimizer=optimizer), draw_adapter(key, widths)
     # All processes use what the first one computed.
     computed = multihost_utils.broadcast_one_to_all((teacher, projection))
-    return Lending(support, Lent(source.variables, *computed), adapter)
+    extra = Adapter(adapter, maps) if adapter or maps else None
+    return Lending(support, Lent(source.variables, *computed), extra)
+
+
+def _hints(
+    plan: tlv_jax.TransferPlan,
+    source: importers.Pretrained,
+    target: Target,
+    images: jax.Array,
+    console: Console,
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """The pairs of layers by which the source teaches, with their channels."""
+    watching = target.train_watched
+    if watching is None:
+        raise ConfigError(
+            "distill=plan: the activations of an NNX module cannot be had, only those of a Linen "
+            "module. Set distill=logits."
+        )
+    pairs = paired_convolutions(plan)
+    params, state = target.split(target.network.params)
+    key, paths = jax.random.key(0), [path for _, path in pairs]
+    lend = make_lend(features_only(source.model), pairs)
+    given: Any = jax.eval_shape(lend, source.variables, images)
+    own: Any = jax.eval_shape(
+        lambda images: watching(params, state, images, key, None, paths), images
+    )
+    hints = choose_hints(pairs, own[2], given[1])
+    told = ", ".join(f"{mine} imitates {theirs}" for theirs, mine in hints)
+    console.print(f"hints: {told}", highlight=False, soft_wrap=True)
+    return hints
 
 
 def _teacher(

@@ -114,7 +114,7 @@ def run(
         console.print(str(plan), highlight=False, soft_wrap=True)
         setup = _prepare(config, recipe, devices, target, pretrained, splits, keys)
         lending = lending_of(
-            *(config, recipe, pretrained, target, splits),
+            *(config, recipe, pretrained, target, plan, splits),
             steps=setup.steps,
             dtype=devices.dtype,
             optimizer=setup.adapter_optimizer,

@@ -5,7 +5,7 @@ Shapes: images in memory `[N, H, W, C]` uint8, labels `[N]`, rows of a batch `[B
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from train.adapter import matched
 from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.distillation import Distillation, teaching_loss
+from train.hints import hint_loss, module_path, watched
 from train.metrics import Tally, tally
 from train.mixing import Mixture, mix
 from train.normalization import unchanged
@@ -27,6 +28,7 @@ from train.recipe import PUBLISHED, Recipe
 from train.target import Change, Target
 
 __all__ = [
+    "Adapter",
     "Lent",
     "State",
     "Support",
@@ -35,6 +37,7 @@ __all__ = [
     "cross_entropy",
     "initial_state",
     "make_eval_step",
+    "make_lend",
     "make_train_step",
     "with_adapter",
 ]
@@ -49,8 +52,8 @@ class State(struct.PyTreeNode):
       model_state: what training changes beside the parameters, such as running statistics.
       opt_state: the optimizer's.
       average: of the parameters over the steps; None if the recipe keeps none.
-      adapter: parameters between the source's features and the target's, which are trained and not
-        evaluated; None if there are none.
+      adapter: parameters between the source and the target, which are trained and not evaluated;
+        None if there are none.
       adapter_opt_state: of their optimizer.
     """
 
@@ -59,7 +62,7 @@ class State(struct.PyTreeNode):
     model_state: Any
     opt_state: optax.OptState
     average: Any = None
-    adapter: Linear | None = None
+    adapter: Any = None
     adapter_opt_state: Any = None
 
     @property
@@ -83,6 +86,18 @@ class Support(NamedTuple):
     rate: float | optax.Schedule
     distillation: Distillation | None = None
     optimizer: optax.GradientTransformation | None = None
+
+
+class Adapter(NamedTuple):
+    """What is trained between the source and the target, and not evaluated.
+
+    Attributes:
+      crossover: from the source's features to those that are lent; None to lend others.
+      hints: of the channels of the target to those of the source, for each pair of layers.
+    """
+
+    crossover: Linear | None = None
+    hints: tuple[jax.Array, ...] = ()
 
 
 class Lent(NamedTuple):
@@ -130,9 +145,10 @@ def initial_state(
     return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), average)
 
 
-def with_adapter(state: State, adapter: Linear, optimizer: optax.GradientTransformation) -> State:
+def with_adapter(state: State, adapter: Adapter, optimizer: optax.GradientTransformation) -> State:
     """The state before the first step, with an adapter that is trained by its own optimizer."""
-    return state.replace(adapter=adapter, adapter_opt_state=optimizer.init(adapter))
+    trained: Any = adapter
+    return state.replace(adapter=adapter, adapter_opt_state=optimizer.init(trained))
 
 
 def make_train_step(
@@ -185,7 +201,9 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
     It returns the gradients of the loss to the parameters and the adapter, the model state after
     these images, and their tally.
     """
-    lend = tlv_jax.cpu_convolutions(support.model.apply) if support else None
+    pairs = support.distillation.pairs if support and support.distillation else ()
+    lend = make_lend(support.model, pairs) if support else None
+    run = _make_run(task.target, [path for _, path in pairs])
 
     def learn(
         state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
@@ -194,12 +212,13 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
         images, labels = data.images[rows], data.labels[rows]
         images, mixture = _seen(keys[0], images, labels, task, recipe)
         make_change: Callable[[Linear | None], Change] | None = None
+        hints: list[jax.Array] = []
         lesson: Callable[[jax.Array], jax.Array] | None = None
         if support is not None and lend is not None:
             seen = task.seen_by_source(images)
             given = support_variables
             given = given if isinstance(given, Lent) else Lent(given)
-            lent: Any = jax.lax.stop_gradient(lend(given.variables, seen, method="features"))
+            lent, hints = jax.lax.stop_gradient(lend(given.variables, seen))
             if support.rate != 0:
                 rate = support.rate(state.step) if callable(support.rate) else support.rate
                 make_change = functools.partial(
@@ -211,13 +230,16 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
 
         def loss_fn(trained: tuple[Any, Any]) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             params, adapter = trained
-            change = make_change(adapter) if make_change else None
-            logits, updated = task.target.train(params, state.model_state, images, keys[1], change)
+            change = make_change(adapter.crossover if adapter else None) if make_change else None
+            inputs = params, state.model_state, images, keys[1], change
+            logits, updated, own = run(*inputs)
             losses = cross_entropy(
                 logits.astype(jnp.float32), labels, recipe.label_smoothing, mixture
             )
             if lesson is not None:
                 losses += lesson(logits)
+            if support and support.distillation and pairs:
+                losses += support.distillation.weight * hint_loss(own, hints, adapter.hints)
             return losses.mean(), (updated, logits)
 
         trained = state.params, state.adapter
@@ -305,6 +327,23 @@ def averaged(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(
         lambda old, now: old + (new * (now - old)).astype(old.dtype), average, params
     )
+
+
+def _make_run(target: Target, paths: Sequence[str]) -> Callable[..., Any]:
+    """Builds `target.train` with the activations of the layers at paths as a further result."""
+    if not paths:
+        return lambda *inputs: (*target.train(*inputs), [])
+    assert target.train_watched is not None  # checked where the layers are chosen
+    return functools.partial(target.train_watched, paths=paths)
+
+
+def make_lend(
+    model: nn.Module, pairs: Sequence[tuple[str, str]]
+) -> Callable[[Any, jax.Array], tuple[jax.Array, list[jax.Array]]]:
+    """Builds what gives the features of a source, and its activations at the pairs' layers."""
+    paths = [module_path(path) for path, _ in pairs]
+    apply: Any = tlv_jax.cpu_convolutions(watched(model.apply, paths))
+    return functools.partial(apply, method="features")
 
 
 def _change(

@@ -17,7 +17,7 @@ from train.compare.trainings import Training
 from train.data import PARTS, eval_batches, train_order
 from train.metrics import Summary, Tally, merge, summarize, tally
 from train.networks import keys_of
-from train.step import Lent, State, initial_state, with_adapter
+from train.step import Adapter, Lent, State, initial_state, with_adapter
 
 __all__ = ["failed_rows", "run_group"]
 
@@ -104,7 +104,7 @@ def _state(study: Study, seed: int, start: Start) -> State:
     if not start.crossover or not study.widths or study.recipe.crossover_adapter != "learned":
         return state
     adapter = draw_adapter(jax.random.fold_in(keys_of(seed).init, 1), study.widths)
-    return with_adapter(state, adapter, study.adapter_optimizer(0.0))
+    return with_adapter(state, Adapter(adapter), study.adapter_optimizer(0.0))
 
 
 def _lent(study: Study, start: Start) -> Any:
