@@ -21,7 +21,8 @@ from train.linen_target import linen_target
 from train.optimizer import make_optimizer
 from train.probe import Linear
 from train.recipe import Recipe, without_patterns
-from train.step import Adapter, Lent, Support, Task, initial_state, make_train_step, with_adapter
+from train.step import Task, initial_state, make_train_step, with_adapter
+from train.support import Adapter, Lent, Support
 from train.target import Target
 
 GENERATOR = np.random.default_rng(0)

@@ -20,7 +20,8 @@ from train.hints import choose_hints, hint_loss, paired_convolutions
 from train.linen_target import linen_target
 from train.optimizer import make_optimizer
 from train.recipe import Recipe
-from train.step import Adapter, Support, Task, initial_state, make_train_step, with_adapter
+from train.step import Task, initial_state, make_train_step, with_adapter
+from train.support import Adapter, Support
 
 GENERATOR = np.random.default_rng(0)
 ZEROS = jnp.zeros((1, 8, 8, 3))

@@ -22,7 +22,7 @@ from train.networks import features_only
 from train.optimizer import crossover_rate
 from train.probe import Linear, features_by_part, fit_probe
 from train.recipe import Recipe
-from train.step import Adapter, Lent, Support, make_lend
+from train.support import Adapter, Lent, Support, make_lend
 from train.target import Target
 
 __all__ = ["Lending", "lending_of"]

@@ -4,32 +4,24 @@ Shapes: images in memory `[N, H, W, C]` uint8, labels `[N]`, rows of a batch `[B
 `[B, D]`, logits `[B, K]`.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-import tlv_jax
-from train.adapter import matched
 from train.augment import augment, normalize
 from train.data import LabelledImages
-from train.distillation import Distillation, teaching_loss
-from train.hints import hint_loss, module_path, watched
 from train.metrics import Tally, tally
 from train.mixing import Mixture, mix
 from train.normalization import unchanged
-from train.probe import Linear
 from train.recipe import PUBLISHED, Recipe
-from train.target import Change, Target
+from train.support import Adapter, Given, Support, make_give, make_run
+from train.target import Target
 
 __all__ = [
-    "Adapter",
-    "Lent",
     "State",
     "Support",
     "Task",
@@ -37,7 +29,6 @@ __all__ = [
     "cross_entropy",
     "initial_state",
     "make_eval_step",
-    "make_lend",
     "make_train_step",
     "with_adapter",
 ]
@@ -69,50 +60,6 @@ class State(struct.PyTreeNode):
     def tested_params(self) -> Any:
         """The parameters to evaluate: their average, if one is kept."""
         return self.params if self.average is None else self.average
-
-
-class Support(NamedTuple):
-    """The frozen pretrained network that lends its features, and may teach.
-
-    Attributes:
-      model: has a method `features`.
-      rate: probability that a feature of the target is replaced; or a schedule, from the number of
-        a step to it.
-      distillation: how it teaches; None if it does not.
-      optimizer: of the state's adapter, if it has one.
-    """
-
-    model: nn.Module
-    rate: float | optax.Schedule
-    distillation: Distillation | None = None
-    optimizer: optax.GradientTransformation | None = None
-
-
-class Adapter(NamedTuple):
-    """What is trained between the source and the target, and not evaluated.
-
-    Attributes:
-      crossover: from the source's features to those that are lent; None to lend others.
-      hints: of the channels of the target to those of the source, for each pair of layers.
-    """
-
-    crossover: Linear | None = None
-    hints: tuple[jax.Array, ...] = ()
-
-
-class Lent(NamedTuple):
-    """What a step gets of the source.
-
-    Attributes:
-      variables: of the source.
-      teacher: classifies its features; None if it does not teach.
-      projection: takes its features to principal components, which are lent in their place; None
-        if they are lent themselves.
-    """
-
-    variables: Any
-    teacher: Linear | None = None
-    projection: Linear | None = None
 
 
 class Task(NamedTuple):
@@ -201,9 +148,8 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
     It returns the gradients of the loss to the parameters and the adapter, the model state after
     these images, and their tally.
     """
-    pairs = support.distillation.pairs if support and support.distillation else ()
-    lend = make_lend(support.model, pairs) if support else None
-    run = _make_run(task.target, [path for _, path in pairs])
+    give = make_give(support, recipe.crossover_mask) if support else None
+    run = make_run(task.target, support)
 
     def learn(
         state: State, key: jax.Array, rows: jax.Array, data: LabelledImages, support_variables: Any
@@ -211,35 +157,21 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
         keys = jax.random.split(key, 3)
         images, labels = data.images[rows], data.labels[rows]
         images, mixture = _seen(keys[0], images, labels, task, recipe)
-        make_change: Callable[[Linear | None], Change] | None = None
-        hints: list[jax.Array] = []
-        lesson: Callable[[jax.Array], jax.Array] | None = None
-        if support is not None and lend is not None:
+        given = Given()
+        if give is not None:
             seen = task.seen_by_source(images)
-            given = support_variables
-            given = given if isinstance(given, Lent) else Lent(given)
-            lent, hints = jax.lax.stop_gradient(lend(given.variables, seen))
-            if support.rate != 0:
-                rate = support.rate(state.step) if callable(support.rate) else support.rate
-                make_change = functools.partial(
-                    _change, keys[2], lent, rate, recipe.crossover_mask, given.projection
-                )
-            if support.distillation and given.teacher is not None:
-                taught = given.teacher.logits(lent.astype(jnp.float32))
-                lesson = functools.partial(teaching_loss, support.distillation, taught)
+            given = give(keys[2], seen, state.step, support_variables)
 
         def loss_fn(trained: tuple[Any, Any]) -> tuple[jax.Array, tuple[Any, jax.Array]]:
             params, adapter = trained
-            change = make_change(adapter.crossover if adapter else None) if make_change else None
+            change = given.change(adapter) if given.change else None
             inputs = params, state.model_state, images, keys[1], change
-            logits, updated, own = run(*inputs)
+            logits, updated, activations = run(*inputs)
             losses = cross_entropy(
                 logits.astype(jnp.float32), labels, recipe.label_smoothing, mixture
             )
-            if lesson is not None:
-                losses += lesson(logits)
-            if support and support.distillation and pairs:
-                losses += support.distillation.weight * hint_loss(own, hints, adapter.hints)
+            if given.penalty is not None:
+                losses += given.penalty(logits, activations, adapter)
             return losses.mean(), (updated, logits)
 
         trained = state.params, state.adapter
@@ -327,51 +259,6 @@ def averaged(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(
         lambda old, now: old + (new * (now - old)).astype(old.dtype), average, params
     )
-
-
-def _make_run(target: Target, paths: Sequence[str]) -> Callable[..., Any]:
-    """Builds `target.train` with the activations of the layers at paths as a further result."""
-    if not paths:
-        return lambda *inputs: (*target.train(*inputs), [])
-    assert target.train_watched is not None  # checked where the layers are chosen
-    return functools.partial(target.train_watched, paths=paths)
-
-
-def make_lend(
-    model: nn.Module, pairs: Sequence[tuple[str, str]]
-) -> Callable[[Any, jax.Array], tuple[jax.Array, list[jax.Array]]]:
-    """Builds what gives the features of a source, and its activations at the pairs' layers."""
-    paths = [module_path(path) for path, _ in pairs]
-    apply: Any = tlv_jax.cpu_convolutions(watched(model.apply, paths))
-    return functools.partial(apply, method="features")
-
-
-def _change(
-    key: jax.Array,
-    lent: jax.Array,
-    rate: Any,
-    mask: str,
-    projection: Linear | None,
-    adapter: Linear | None,
-) -> Change:
-    """What crossover does to the target's features."""
-    if adapter is not None:
-        lent = adapter.logits(lent.astype(jnp.float32))
-    learned = adapter is not None
-
-    def crossed(features: jax.Array, lent: jax.Array) -> jax.Array:
-        return tlv_jax.crossover(key, features, lent, rate, stop_gradient=not learned)
-
-    def change(features: jax.Array) -> jax.Array:
-        given = lent
-        if projection is not None:
-            given = matched(projection.logits(lent.astype(jnp.float32)), features)
-        if mask == "example":
-            return crossed(features, given)
-        # With the same key for each example, the same features of all are replaced.
-        return jax.vmap(lambda one, other: crossed(one[None], other[None])[0])(features, given)
-
-    return change
 
 
 def make_eval_step(task: Task) -> Callable[..., Tally]:

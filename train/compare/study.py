@@ -23,7 +23,8 @@ from train.optimizer import check_patterns, crossover_rate, make_optimizer
 from train.probe import Probe, features_by_part, fit_probe
 from train.recipe import Recipe, recipe_of, without_patterns
 from train.statistics import Statistics
-from train.step import Support, Task, make_eval_step, make_train_step
+from train.step import Task, make_eval_step, make_train_step
+from train.support import Support
 from train.target import Target
 
 __all__ = ["Programs", "Study", "over_seeds", "prepare", "programs_of"]

@@ -17,7 +17,8 @@ from train.compare.trainings import Training
 from train.data import PARTS, eval_batches, train_order
 from train.metrics import Summary, Tally, merge, summarize, tally
 from train.networks import keys_of
-from train.step import Adapter, Lent, State, initial_state, with_adapter
+from train.step import State, initial_state, with_adapter
+from train.support import Adapter, Lent
 
 __all__ = ["failed_rows", "run_group"]
 
