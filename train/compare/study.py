@@ -14,7 +14,7 @@ from rich.console import Console
 import importers
 from train.adapter import Widths, widths_to_adapt
 from train.compare.settings import Settings, distills, lends
-from train.data import Splits, train_order
+from train.data import PARTS, Splits, train_order
 from train.devices import dtype_of
 from train.distillation import Distillation
 from train.networks import features_only, keys_of, load_source, make_target
@@ -105,17 +105,14 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
     target = functools.cache(lambda seed: make_target(own, classes, dtype, keys_of(seed).init))
     first = target(settings.seed)
     order = train_order(keys_of(settings.seed).order, 1, len(splits.train), settings.batch_size)
-    steps, warmup = len(order) * settings.epochs, int(len(order) * recipe.warmup_epochs)
+    steps = len(order) * settings.epochs
     lender = features_only(source.model)
     teaching = Distillation(settings.distill.weight, settings.distill.temperature)
     expected = Statistics(source.preprocess.mean, source.preprocess.std)
 
-    def optimizer_by(recipe: Recipe) -> Callable[[Any], optax.GradientTransformation]:
-        return lambda rate: make_optimizer(
-            rate, settings.weight_decay, steps, recipe, warmup=warmup
-        )
-
-    optimizer, adapter_optimizer = optimizer_by(recipe), optimizer_by(without_patterns(recipe))
+    optimizer, adapter_optimizer = (
+        _optimizer_by(settings, each, len(order)) for each in (recipe, without_patterns(recipe))
+    )
 
     def programs(statistics: Statistics, lent: bool, taught: bool) -> Programs:
         seen = seen_by_source(statistics, expected)
@@ -124,9 +121,7 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
         support = Support(lender, rate, teaching if taught else None) if lent or taught else None
         return programs_of(task, optimizer, adapter_optimizer, support, recipe)
 
-    size = settings.image_size
-    assert size is not None  # resolved
-    images = jnp.zeros((1, size, size, 3), dtype)
+    images = jnp.zeros((1, *splits.train.images.shape[1:3], 3), dtype)
     features = features_by_part(source, splits, dtype, settings.batch_size)
 
     def probe() -> Probe:
@@ -134,12 +129,7 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
 
     return Study(
         settings=settings,
-        splits=dataclasses.replace(
-            splits,
-            train=jax.device_put(splits.train),
-            validation=jax.device_put(splits.validation),
-            test=jax.device_put(splits.test),
-        ),
+        splits=_on_device(splits),
         dtype=dtype,
         source=source,
         draw_source=_source_initializer(source),
@@ -154,6 +144,19 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
         features=features,
         probe=functools.cache(probe),
     )
+
+
+def _optimizer_by(
+    settings: Settings, recipe: Recipe, steps_of_epoch: int
+) -> Callable[[Any], optax.GradientTransformation]:
+    assert settings.epochs is not None  # resolved
+    steps, warmup = steps_of_epoch * settings.epochs, int(steps_of_epoch * recipe.warmup_epochs)
+    return lambda rate: make_optimizer(rate, settings.weight_decay, steps, recipe, warmup=warmup)
+
+
+def _on_device(splits: Splits) -> Splits:
+    parts = {part: jax.device_put(getattr(splits, part)) for part in PARTS}
+    return dataclasses.replace(splits, **parts)
 
 
 def programs_of(
