@@ -21,7 +21,8 @@ from train.linen_target import linen_target
 from train.optimizer import make_optimizer
 from train.probe import Linear
 from train.recipe import Recipe
-from train.step import Support, Task, initial_state, make_train_step
+from train.step import Task, initial_state, make_train_step
+from train.support import Lent, Support
 
 GENERATOR = np.random.default_rng(0)
 
@@ -48,7 +49,7 @@ def test_a_step_descends_the_losses_of_the_labels_and_of_the_teacher(key, rate):
     optimizer = make_optimizer(1.0, 0.0, 10, recipe)
     state = initial_state(*target.split(target.network.params), optimizer, recipe)
     step = jax.jit(make_train_step(task, optimizer, Support(lender, rate, how), recipe))
-    after, _ = step(state, key, jnp.arange(8), images, (variables, linear))
+    after, _ = step(state, key, jnp.arange(8), images, Lent(variables, linear))
 
     def loss(params):
         seen = pixels / np.float32(255) * 2 - 1
