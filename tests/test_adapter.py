@@ -157,6 +157,6 @@ def test_a_run_adapts_what_it_lends_and_goes_on_with_it(tmp_path, capsys, adapte
         for name in ("transferred", "he")
         for path in (tmp_path / "runs" / "run" / "checkpoints" / name).glob("*/state")
     }
-    assert bool(saved["transferred"]["adapter"]) == (adapter == "learned")
-    assert not saved["he"]["adapter"]
+    assert ("adapter" in saved["transferred"]) == (adapter == "learned")
+    assert "adapter" not in saved["he"]
     assert main([*arguments, "--resume"]) == 0

@@ -74,6 +74,7 @@ def finished(settings):
     return run(settings, name="finished")
 
 
+@pytest.mark.slow
 def test_a_comparison_trains_by_a_recipe_as_a_run_does(finished, settings):
     comparison, _ = finished
     record, row = record_of_a_run(settings, name="run"), comparison.rows[0]

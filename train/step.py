@@ -4,6 +4,7 @@ Shapes: images in memory `[N, H, W, C]` uint8, labels `[N]`, rows of a batch `[B
 `[B, D]`, logits `[B, K]`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from train.support import Adapter, Given, Support, make_give, make_run
 from train.target import Target
 
 __all__ = [
+    "AdaptedState",
     "State",
     "Support",
     "Task",
@@ -43,9 +45,6 @@ class State(struct.PyTreeNode):
       model_state: what training changes beside the parameters, such as running statistics.
       opt_state: the optimizer's.
       average: of the parameters over the steps; None if the recipe keeps none.
-      adapter: parameters between the source and the target, which are trained and not evaluated;
-        None if there are none.
-      adapter_opt_state: of their optimizer.
     """
 
     step: jax.Array
@@ -53,13 +52,25 @@ class State(struct.PyTreeNode):
     model_state: Any
     opt_state: optax.OptState
     average: Any = None
-    adapter: Any = None
-    adapter_opt_state: Any = None
 
     @property
     def tested_params(self) -> Any:
         """The parameters to evaluate: their average, if one is kept."""
         return self.params if self.average is None else self.average
+
+
+class AdaptedState(State):
+    """The state of a training that has parameters between the source and the target.
+
+    A class of its own: the checkpoints of all other trainings stay as they were.
+
+    Attributes:
+      adapter: these parameters, which are trained and not evaluated.
+      adapter_opt_state: of their optimizer.
+    """
+
+    adapter: Any = None
+    adapter_opt_state: Any = None
 
 
 class Task(NamedTuple):
@@ -92,10 +103,13 @@ def initial_state(
     return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), average)
 
 
-def with_adapter(state: State, adapter: Adapter, optimizer: optax.GradientTransformation) -> State:
+def with_adapter(
+    state: State, adapter: Adapter, optimizer: optax.GradientTransformation
+) -> AdaptedState:
     """The state before the first step, with an adapter that is trained by its own optimizer."""
     trained: Any = adapter
-    return state.replace(adapter=adapter, adapter_opt_state=optimizer.init(trained))
+    own = {field.name: getattr(state, field.name) for field in dataclasses.fields(State)}
+    return AdaptedState(**own, adapter=adapter, adapter_opt_state=optimizer.init(trained))
 
 
 def make_train_step(
@@ -130,8 +144,14 @@ def make_train_step(
         average = state.average
         if average is not None:
             average = averaged(average, params, recipe.ema, state.step)
-        after = State(state.step + 1, params, model_state, opt_state, average)
-        if support is not None and support.optimizer and state.adapter is not None:
+        after = state.replace(
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            average=average,
+        )
+        if support is not None and support.optimizer and isinstance(state, AdaptedState):
             updates, opt_state = support.optimizer.update(
                 adapter_gradients, state.adapter_opt_state, state.adapter
             )
@@ -174,11 +194,16 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
                 losses += given.penalty(logits, activations, adapter)
             return losses.mean(), (updated, logits)
 
-        trained = state.params, state.adapter
+        trained = _trained(state)
         gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(trained)
         return gradients, model_state, tally(logits, labels)
 
     return learn
+
+
+def _trained(state: State) -> tuple[Any, Any]:
+    """The parameters and the adapter, or None."""
+    return state.params, state.adapter if isinstance(state, AdaptedState) else None
 
 
 def _accumulated(learn: Callable[..., Any], parts: int) -> Callable[..., Any]:
@@ -202,8 +227,7 @@ def _accumulated(learn: Callable[..., Any], parts: int) -> Callable[..., Any]:
 
         # A device's rows are next to each other: each part gets equally many of every device.
         drawn = jax.random.split(key, parts), rows.reshape(-1, parts).T
-        trained = state.params, state.adapter
-        start = state.model_state, jax.tree.map(jnp.zeros_like, trained)
+        start = state.model_state, jax.tree.map(jnp.zeros_like, _trained(state))
         (model_state, total), counted = jax.lax.scan(add, start, drawn)
         gradients = jax.tree.map(lambda leaf: leaf / parts, total)
         return gradients, model_state, jax.tree.map(lambda leaf: leaf.sum(0), counted)
