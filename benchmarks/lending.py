@@ -18,17 +18,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from train.compare.machine import processor
 
 import tlv_jax
 from benchmarks.train import Step, turn
 from tlv_jax import models
-from train.compare.machine import processor
 from train.config import Config, resolve
 from train.data import LabelledImages
 from train.devices import dtype_of
 from train.networks import features_only, keys_of, make_target
 from train.optimizer import make_optimizer
-from train.step import Support, Task, initial_state, make_train_step
+from train.step import Task, initial_state, make_train_step
+from train.support import Support
 
 CASES = ("mobilenet_v2@64", "resnet18@64", "efficientnet_b0@64")
 COLUMNS = ("step", "with crossover", "lending", "added / lending")

@@ -28,11 +28,13 @@ from train.config import Config, RecipeOptions
 from train.data import LabelledImages, Splits
 from train.devices import Devices, place_images, shardings_of
 from train.interruptions import Watch
+from train.lending import Lending
 from train.linen_target import linen_target
 from train.networks import keys_of
 from train.optimizer import make_optimizer
 from train.recipe import recipe_of
-from train.step import Support, Task, initial_state, make_eval_step
+from train.step import Task, initial_state, make_eval_step
+from train.support import Lent, Support
 from train.tracking import Tracker
 from train.training import Setup, train
 
@@ -71,6 +73,7 @@ def set_up(run, epochs, resume):
         steps=12,
         splits=Splits(*parts, classes=("a", "b"), listing={}),
         optimizer=make_optimizer(1e-4, 5e-4, 12, recipe),
+        adapter_optimizer=make_optimizer(1e-4, 5e-4, 12, recipe),
         evaluate=jax.jit(make_eval_step(task)),
         order_key=KEYS.order,
         step_key=KEYS.step,
@@ -85,7 +88,8 @@ def train_on(run, folder, epochs, resume=False):
     variables = setup.task.target.network.params
     start = setup.task.target.split(variables)
     bar = Progress(console=Console(quiet=True), disable=True)
-    arguments = Support(lender, 0.3), lent, folder, Watch(), bar, Tracker()
+    lending = Lending(Support(lender, 0.3), Lent(lent), None)
+    arguments = lending, folder, Watch(), bar, Tracker()
     result = train("he", setup, start, *arguments)
     state = jax.eval_shape(
         lambda *start: initial_state(*start, setup.optimizer, setup.recipe), *start

@@ -18,6 +18,7 @@ import train
 from train.compare import Settings, compare
 from train.compare.__main__ import main
 from train.compare.rows import METRICS
+from train.config import DistillOptions
 from train.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -250,6 +251,9 @@ def test_other_settings_and_other_folders_are_refused(finished, settings):
         ({"target_weights": Path("weights.pth")}, "a comparison has no such setting"),
         ({"source": ("vgg11", "vgg13")}, "expected one source, as a comparison has no mixtures"),
         ({"methods": ("he+crossover",), "crossover_rate": 0.0}, "expected a probability above 0"),
+        ({"methods": ("distill+distill",)}, "or both in this order"),
+        ({"distill": DistillOptions("logits")}, "put distill or default.distill among methods"),
+        ({"distill": DistillOptions(weight=0.0)}, r"distill\.weight=0\.0, expected a number above"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(settings, change, message):

@@ -1,4 +1,4 @@
-"""Where trainings start from, and the linear classifier on the source's features."""
+"""Where trainings start from."""
 
 import dataclasses
 
@@ -6,13 +6,11 @@ import chex
 import jax
 import numpy as np
 import pytest
-import scipy.optimize
-import scipy.special
+from rich.console import Console
 
 import importers
 import tlv_jax
 from tlv_jax import matching, methods
-from train.compare.probe import fit_linear
 from train.compare.settings import Settings, resolve
 from train.compare.starts import start_of
 from train.compare.study import prepare
@@ -34,7 +32,7 @@ def study():
         epochs=1,
         batch_size=2,
     )
-    return prepare(resolve(settings), Splits(part, part, part, CLASSES, {}))
+    return prepare(resolve(settings), Splits(part, part, part, CLASSES, {}), Console(quiet=True))
 
 
 def test_every_start_but_he_depends_on_the_source(study):
@@ -76,27 +74,11 @@ def test_finetuning_starts_from_all_of_the_targets_weights_but_the_last_layer(st
     assert start.statistics.mean == pretrained.preprocess.mean
 
 
-def test_crossover_is_named_behind_the_start(study):
+def test_what_the_source_does_is_named_behind_the_start(study):
     plain, crossed = start_of(study, "default", 0), start_of(study, "default+crossover", 0)
     assert (plain.crossover, crossed.crossover) == (False, True)
     chex.assert_trees_all_equal(plain.variables, crossed.variables)
-
-
-def test_a_linear_classifier_is_the_minimum_of_its_loss():
-    generator = np.random.default_rng(0)
-    features = generator.standard_normal((40, 5)).astype(np.float32)
-    labels = (features @ generator.standard_normal((5, 3))).argmax(1)
-    penalty = 0.1
-
-    def loss(flat):  # in float64, with SciPy's own gradient
-        weights, bias = flat[:15].reshape(5, 3), flat[15:]
-        logits = features @ weights + bias
-        chosen = logits[np.arange(40), labels]
-        return np.mean(scipy.special.logsumexp(logits, 1) - chosen) + penalty / 2 * sum(
-            flat[:15] ** 2
-        )
-
-    expected = scipy.optimize.minimize(loss, np.zeros(18)).x[:15].reshape(5, 3)
-    found = fit_linear(features, labels, 3, penalty)
-    np.testing.assert_allclose(found.weights, expected, atol=2e-3)
-    np.testing.assert_allclose(np.sum(found.bias), 0, atol=1e-3)
+    both, taught = start_of(study, "default+crossover+distill", 0), start_of(study, "distill", 0)
+    assert (both.crossover, both.distill) == (True, True)
+    assert (plain.distill, taught.crossover, taught.distill) == (False, False, True)
+    chex.assert_trees_all_equal(taught.variables, start_of(study, "he", 0).variables)

@@ -43,6 +43,16 @@ def test_the_lender_gets_no_gradient_and_replaced_features_get_none(key):
     assert not to_support.any()
 
 
+def test_a_layer_behind_the_lender_gets_a_gradient_where_it_lends(key):
+    features, support = jnp.ones((4, 6)), jnp.full((4, 6), 2.0)
+
+    def total(support):
+        return tlv_jax.crossover(key, features, support, rate=0.5, stop_gradient=False).sum()
+
+    lent = tlv_jax.crossover(key, features, support, rate=0.5) == 2
+    np.testing.assert_array_equal(jax.grad(total)(support), lent)
+
+
 def test_the_dtype_of_the_features_stays(key):
     features = jnp.zeros((2, 3), jnp.bfloat16)
     assert tlv_jax.crossover(key, features, jnp.ones((2, 3))).dtype == jnp.bfloat16

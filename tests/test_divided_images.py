@@ -11,7 +11,8 @@ from train.config import Config
 from train.data import LabelledImages
 from train.devices import find_devices, place, place_images
 from train.linen_target import linen_target
-from train.step import Support, Task, initial_state, make_eval_step, make_train_step
+from train.step import Task, initial_state, make_eval_step, make_train_step
+from train.support import Support
 
 BATCH, SIDE = 16, 8
 

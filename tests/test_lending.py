@@ -8,7 +8,8 @@ from small_network import Net
 from train.data import LabelledImages
 from train.optimizer import crossover_rate, make_optimizer
 from train.recipe import PUBLISHED, Recipe
-from train.step import Support, Task, initial_state, make_train_step
+from train.step import Task, initial_state, make_train_step
+from train.support import Support
 from train.target import Target
 
 KEY = jax.random.key(0)

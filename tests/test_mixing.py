@@ -15,7 +15,8 @@ from train.linen_target import linen_target
 from train.mixing import Mixture, cutmix, mix, mixup
 from train.optimizer import make_optimizer
 from train.recipe import Recipe
-from train.step import Support, Task, cross_entropy, initial_state, make_train_step
+from train.step import Task, cross_entropy, initial_state, make_train_step
+from train.support import Support
 
 IMAGES = np.random.default_rng(0).standard_normal((5, 8, 12, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 1, 0])

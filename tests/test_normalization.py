@@ -24,7 +24,8 @@ from train.errors import ConfigError, DataError
 from train.linen_target import linen_target
 from train.normalization import parse_normalization, seen_by_source, statistics_of
 from train.statistics import Statistics, main, measure
-from train.step import Support, Task, initial_state, make_train_step
+from train.step import Task, initial_state, make_train_step
+from train.support import Support
 
 SOURCE = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OTHER = Statistics((0.5, 0.1, 0.9), (0.1, 0.5, 1.0))

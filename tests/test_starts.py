@@ -178,7 +178,7 @@ def scratch(config):
 def test_without_transfer_and_crossover_there_is_one_training_and_no_source(scratch):
     result, output = scratch  # the weights of a VGG16 are nowhere here
     assert [each.name for each in result.runs] == ["he"]
-    assert "no transfer and no crossover: there is no twin to train" in output
+    assert "no transfer, crossover or distillation: a twin would be the same" in output
     assert result.folder.name == "Net-folder-0"
 
 

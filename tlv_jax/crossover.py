@@ -8,13 +8,18 @@ from tlv_jax.types import Array
 
 
 def crossover(
-    key: Array, features: Array, support_features: Array, rate: float | Array = 0.1
+    key: Array,
+    features: Array,
+    support_features: Array,
+    rate: float | Array = 0.1,
+    *,
+    stop_gradient: bool = True,
 ) -> Array:
     """Replaces each feature, with probability `rate`, by the same feature of the support network.
 
     Source: TLVFC (2024), `uniform_crossover` in its published code. That code draws one mask for
     the whole batch and writes into the features; ours draws one for each example and returns a new
-    array. No gradient reaches the support features.
+    array.
 
     Args:
       key: random key, consumed.
@@ -22,6 +27,8 @@ def crossover(
       support_features: `[B, D']`, of the frozen network on the same images. Where the widths
         differ, the first `min(D, D')` features take part.
       rate: probability in [0, 1] of replacing a feature.
+      stop_gradient: let no gradient reach the support features. False is for a layer behind them
+        that is trained.
 
     Returns:
       `[B, D]` in the dtype of `features`.
@@ -39,7 +46,8 @@ def crossover(
     if isinstance(rate, int | float) and not 0 <= rate <= 1:
         raise OptionError(f"crossover: rate={rate} is not a probability in [0, 1].")
     shared = min(features.shape[1], support_features.shape[1])
-    lent = jax.lax.stop_gradient(support_features[:, :shared]).astype(features.dtype)
+    lent = support_features[:, :shared].astype(features.dtype)
+    lent = jax.lax.stop_gradient(lent) if stop_gradient else lent
     lend = jax.random.bernoulli(key, rate, lent.shape)
     crossed = jnp.where(lend, lent, features[:, :shared])
     return jnp.concatenate([crossed, features[:, shared:]], axis=1)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from train.randaugment import rand_augment
 from train.recipe import PUBLISHED, Recipe
 
 __all__ = ["PAD", "augment", "normalize", "resize_box", "shift"]
@@ -15,7 +16,7 @@ PAD = 4  # pixels on every side before the random crop
 
 
 def augment(key: jax.Array, images: jax.Array, recipe: Recipe = PUBLISHED) -> jax.Array:
-    """Crops each image at random, and mirrors some of them.
+    """Crops each image at random, mirrors some of them, and changes their colours or geometry.
 
     Published is zero padding by 4 pixels and a crop of the original size, as in TLVFC and common
     for CIFAR, and a mirror image of every second one.
@@ -23,8 +24,10 @@ def augment(key: jax.Array, images: jax.Array, recipe: Recipe = PUBLISHED) -> ja
     Args:
       key: consumed.
       images: `[B, H, W, C]` of any dtype, which is kept.
-      recipe: has the kind of the crop and the probability of a mirror image.
+      recipe: has the kind of the crop, the probability of a mirror image, and the strength of the
+        other changes.
     """
+    key, key_changes = jax.random.split(key) if recipe.augment_strength else (key, None)
     key_crops, key_flips = jax.random.split(key)
     if recipe.crop == "shift":
         offsets = jax.random.randint(key_crops, (len(images), 2), 0, 2 * PAD + 1)
@@ -33,7 +36,10 @@ def augment(key: jax.Array, images: jax.Array, recipe: Recipe = PUBLISHED) -> ja
         boxes = _boxes(key_crops, images.shape[:3], recipe.crop_area)
         images = jax.vmap(resize_box)(images, *boxes)
     flips = jax.random.bernoulli(key_flips, recipe.flip, (len(images),))
-    return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    if key_changes is None:
+        return images
+    return rand_augment(key_changes, images, recipe.augment_strength)
 
 
 def shift(image: jax.Array, offset: jax.Array) -> jax.Array:

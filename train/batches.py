@@ -51,15 +51,19 @@ def batches(
             yield None, _place_own(batch, own, len(rows), sharding)
 
 
-def pixels_of(images: Images) -> np.ndarray | Iterator[np.ndarray]:
+def pixels_of(images: Images, block: int = BLOCK) -> np.ndarray | Iterator[np.ndarray]:
     """Returns all pixels of images in memory, or those of files in blocks, uint8 `[N, H, W, C]`.
+
+    Args:
+      images: in memory or in files.
+      block: pictures that are read at a time.
 
     Raises:
       DataError: if a picture cannot be read, though it could at the start.
     """
     if isinstance(images, LabelledImages):
         return images.images
-    blocks = [images.paths[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
+    blocks = [images.paths[start : start + block] for start in range(0, len(images), block)]
     return work_ahead(functools.partial(_read_all, size=images.size), blocks, images.workers)
 
 

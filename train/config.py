@@ -14,6 +14,7 @@ __all__ = [
     "ChannelOptions",
     "Config",
     "DatasetDefaults",
+    "DistillOptions",
     "HostOptions",
     "MatchOptions",
     "MethodOptions",
@@ -162,6 +163,8 @@ class RecipeOptions:
     """Smallest share of the image that such a box has (resized)."""
     flip: float | None = None
     """Probability that an image is mirrored."""
+    augment_strength: float | None = None
+    """Two random changes an image, of colours or geometry, as RandAugment: from 0, none, to 10."""
     mixup: float | None = None
     """Blend images and labels of a batch: parameter of the beta distribution; 0: no mixup."""
     cutmix: float | None = None
@@ -170,6 +173,23 @@ class RecipeOptions:
     """Crossover rate: the same in all steps, or linear down to 0 at the end."""
     crossover_mask: Literal["example", "batch"] | None = None
     """Draw the features to replace for each example, or once for the whole batch."""
+    crossover_adapter: Literal["published", "projection", "learned"] | None = None
+    """Where source and target differ in width: lend the first features, or the source's principal
+    components, or let a linear layer learn what to lend."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillOptions:
+    """Whether the source teaches the target in training, beside the labels."""
+
+    name: Annotated[Literal["none", "logits", "plan"], GROUP] = "none"
+    """logits: the target imitates those of a linear classifier on the source's features, which is
+    fitted to the training images first. plan: it imitates the source's activations at some layers
+    that the transfer paired."""
+    weight: float = 1.0
+    """Of the teacher's loss; that of the labels has 1."""
+    temperature: float = 4.0
+    """Divides both logits, so that also the answers that are not the first count (logits)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +258,8 @@ class Config:
     crossover_rate: float = 0.1
     """Probability that the first source replaces a feature in training; 0: no crossover."""
     baseline: bool = True
-    """Also train the twin: the same network, weights and settings, no transfer, no crossover."""
+    """Also train the twin: the same network, weights and settings, without transfer, crossover
+    and distillation."""
     best_by: Literal["balanced_accuracy", "accuracy"] = "balanced_accuracy"
     """Validation metric by which the epoch to test is chosen."""
     seed: int = 0
@@ -262,6 +283,7 @@ class Config:
     WANDB_PROJECT."""
     method: MethodOptions = dataclasses.field(default_factory=MethodOptions)
     recipe: RecipeOptions = dataclasses.field(default_factory=RecipeOptions)
+    distill: DistillOptions = dataclasses.field(default_factory=DistillOptions)
     hosts: HostOptions = dataclasses.field(default_factory=HostOptions)
 
     @property
@@ -271,8 +293,13 @@ class Config:
 
     @property
     def uses_source(self) -> bool:
-        """Whether a source gives anything: weights or features."""
-        return self.method.name != "none" or self.crossover_rate > 0
+        """Whether a source gives anything: weights, features or hints."""
+        return self.method.name != "none" or self.sees_images
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether the first source sees the images in training: it lends features, or teaches."""
+        return self.crossover_rate > 0 or self.distill.name != "none"
 
     @property
     def folder(self) -> Path:
@@ -336,6 +363,11 @@ def _resolve_start(config: Config) -> Config:
         raise ConfigError(
             f"source={config.sources} with method=none: the first could lend features, the others "
             "would do nothing. Give one source."
+        )
+    if config.distill.name == "plan" and (count > 1 or config.method.name == "none"):
+        raise ConfigError(
+            f"distill=plan with source={config.sources} and method={config.method.name}: expected "
+            "one source and a transfer, whose plan pairs the layers. Set distill=logits."
         )
     for setting in ("source_weights", "source_prefix"):
         value = getattr(config, setting)

@@ -1,12 +1,14 @@
 """A Flax Linen module as a target."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 import tlv_jax
+from train.hints import module_path, watched
 from train.target import Change, Target, modes_of
 
 __all__ = ["linen_target"]
@@ -29,30 +31,43 @@ def linen_target(model: nn.Module, key: jax.Array, images: jax.Array) -> Target:
     evaluation = functools.partial(model.apply, **mode(False))
     network = tlv_jax.trace(evaluation, variables, images)
     apply: Any = tlv_jax.cpu_convolutions(model.apply)  # typed by what `mutable` decides
+    path_of_head = _path_of_head(network)
     parts = callable(getattr(model, "features", None)) and callable(getattr(model, "head", None))
 
     def train(
         params: Any, state: Any, images: jax.Array, key: jax.Array, change: Change | None
     ) -> tuple[jax.Array, Any]:
+        return train_watched(params, state, images, key, change, ())[:2]
+
+    def train_watched(
+        params: Any,
+        state: Any,
+        images: jax.Array,
+        key: jax.Array,
+        change: Change | None,
+        paths: Sequence[str],
+    ) -> tuple[jax.Array, Any, list[Any]]:
+        watching = watched(model.apply, [module_path(path) for path in paths])
+        apply: Any = tlv_jax.cpu_convolutions(watching)
         variables = {"params": params, **state}
         # Linen folds the path of a module into the key, so that the two calls below may have the
         # same. Streams of other names than dropout's fall back to that of the parameters.
         options: Any = {**mode(True), "rngs": {"params": key, "dropout": key}}
         updating = {**options, "mutable": list(state)}
         if change is None:
-            logits, updated = apply(variables, images, **updating)
+            (logits, updated), seen = apply(variables, images, **updating)
         elif parts:
-            features, updated = apply(variables, images, method="features", **updating)
-            logits = apply(variables, change(features), method="head", **options)
+            (features, updated), seen = apply(variables, images, method="features", **updating)
+            logits, _ = apply(variables, change(features), method="head", **options)
         else:
-            with nn.intercept_methods(_changing(_path_of_head(network), change)):
-                logits, updated = apply(variables, images, **updating)
-        return _logits(logits), {**state, **updated}
+            with nn.intercept_methods(_changing(path_of_head, change)):
+                (logits, updated), seen = apply(variables, images, **updating)
+        return _logits(logits), {**state, **updated}, seen
 
     def evaluate(params: Any, state: Any, images: jax.Array) -> jax.Array:
         return _logits(apply({"params": params, **state}, images, **mode(False)))
 
-    return Target(network, _split, train, evaluate)
+    return Target(network, _split, train, evaluate, train_watched)
 
 
 def _split(variables: Any) -> tuple[Any, Any]:

@@ -23,23 +23,18 @@ from train.devices import (
     join_hosts,
     place_images,
 )
+from train.distillation import distillation_of
 from train.errors import DataError, name_some
 from train.interruptions import watch
+from train.lending import as_first_process_has_it, lending_of
 from train.machine import note_machine
 from train.method import method_of
 from train.modules import parse_arguments
-from train.networks import (
-    Keys,
-    expected_by_sources,
-    features_only,
-    keys_of,
-    load_sources,
-    make_target,
-)
+from train.networks import Keys, expected_by_sources, keys_of, load_sources, make_target
 from train.normalization import expected_statistics, seen_by_source, statistics_of
-from train.optimizer import check_patterns, crossover_rate, make_optimizer
+from train.optimizer import check_patterns, make_optimizer
 from train.progress import progress_bar
-from train.recipe import Recipe, recipe_of
+from train.recipe import Recipe, recipe_of, without_patterns
 from train.results import (
     RunResult,
     result_table,
@@ -50,7 +45,7 @@ from train.results import (
 from train.run_folder import open_run_folder
 from train.starts import Transferred, starts_of, transfer
 from train.statistics import Statistics
-from train.step import Support, Task, make_eval_step
+from train.step import Task, make_eval_step
 from train.target_weights import load_target_weights, with_weights
 from train.tracking import check_tracking, open_tracker
 from train.training import Setup, train
@@ -110,6 +105,7 @@ def run(
     config = resolve(config)
     method = method_of(config.method)
     recipe = recipe_of(config)
+    distillation_of(config.distill)
     parse_arguments(config.target_args)  # refused before anything is loaded
     check_tracking(config)
     join_hosts(config.hosts)
@@ -131,18 +127,22 @@ def run(
         with fail_together():
             _tell_start(config, task, made, folder, console)
             setup = _prepare(config, recipe, devices, task, splits, keys)
+            lending = lending_of(
+                *(config, recipe, sources, task.target, made and made.plan, splits),
+                steps=setup.steps,
+                dtype=devices.dtype,
+                optimizer=setup.adapter_optimizer,
+                key=jax.random.fold_in(keys.init, 1),
+                console=console,
+            )
+        lending = as_first_process_has_it(lending)
         tracker = held.enter_context(open_tracker(config, folder))
         watched = held.enter_context(watch(config.save_every_steps, config.save_every_minutes))
         bar = held.enter_context(progress_bar(console))
         runs = []
         for start in starts:
-            support = lent = None
-            if start.crossover:
-                rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
-                support = Support(features_only(sources[0].model), rate)
-                lent = sources[0].variables
-            begun = task.target.split(start.variables)
-            result = train(start.name, setup, begun, support, lent, folder, watched, bar, tracker)
+            begun, lent = task.target.split(start.variables), lending if start.lent else None
+            result = train(start.name, setup, begun, lent, folder, watched, bar, tracker)
             tracker.result(result)
             runs.append(result)
         if is_first_process():
@@ -185,8 +185,8 @@ def _tell_start(
         console.print(str(made.plan), highlight=False, soft_wrap=True)
         if is_first_process():
             write_transfer(folder, made.plan, made.report)
-    elif not config.crossover_rate:
-        line = "no transfer and no crossover: there is no twin to train, it would be the same"
+    elif not config.sees_images:
+        line = "no transfer, crossover or distillation: a twin would be the same, so there is none"
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -206,6 +206,9 @@ def _prepare(
         steps=all_steps,
         splits=splits if config.stream else _resident(splits, devices),
         optimizer=make_optimizer(rate, decay, all_steps, recipe, warmup=warmup),
+        adapter_optimizer=make_optimizer(
+            rate, decay, all_steps, without_patterns(recipe), warmup=warmup
+        ),
         evaluate=jax.jit(make_eval_step(task)),
         order_key=keys.order,
         step_key=keys.step,

@@ -133,7 +133,7 @@ def make_target(
 def size_lent_at(config: Config) -> int | None:
     """The size of the images, if the first source sees them and takes one size only."""
     fixed = hasattr(models.create(config.sources[0]), "image_size")
-    return config.image_size if fixed and config.crossover_rate else None
+    return config.image_size if fixed and config.sees_images else None
 
 
 def features_only(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from train.config import Config, RecipeOptions
 from train.errors import ConfigError
 
-__all__ = ["MODERN", "PUBLISHED", "Recipe", "recipe_of"]
+__all__ = ["MODERN", "PUBLISHED", "Recipe", "recipe_of", "without_patterns"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,15 @@ class Recipe:
       crop: `shift` pads by 4 pixels, `resized` resizes a box of the image, `none` does not crop.
       crop_area: smallest share of the image that such a box has.
       flip: probability that an image is mirrored.
+      augment_strength: of two random changes of an image's colours or geometry, from 0 to 10; 0
+        makes none.
       mixup: both parameters of the beta distribution of an image's share; 0 does not blend.
       cutmix: the same of its share of pixels; 0 does not cut.
       crossover_schedule: of the rate, `constant`, or `linear` down to 0 at the end.
       crossover_mask: features to replace are drawn for each `example`, or once for a `batch`. The
         published code does the latter, as `tlv_jax.crossover` says.
+      crossover_adapter: where the widths differ, `published` lends the first features,
+        `projection` principal components, `learned` what a linear layer makes of the source's.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -57,10 +61,12 @@ class Recipe:
     crop: Literal["shift", "resized", "none"] = "shift"
     crop_area: float = 0.08
     flip: float = 0.5
+    augment_strength: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     crossover_schedule: Literal["constant", "linear"] = "constant"
     crossover_mask: Literal["example", "batch"] = "example"
+    crossover_adapter: Literal["published", "projection", "learned"] = "published"
 
 
 PUBLISHED = Recipe()
@@ -84,6 +90,7 @@ RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
         "ema": ("at least 0 and below 1", lambda value: 0 <= value < 1),
         "crop_area": ("above 0 and at most 1", lambda value: 0 < value <= 1),
         "flip": ("a probability", lambda value: 0 <= value <= 1),
+        "augment_strength": ("from 0 to 10", lambda value: 0 <= value <= 10),
         "mixup": ("at least 0", lambda value: 0 <= value < math.inf),
         "cutmix": ("at least 0", lambda value: 0 <= value < math.inf),
     }
@@ -118,6 +125,11 @@ def recipe_of(config: Config) -> Recipe:
     _check_patterns(recipe)
     _check_sizes(recipe, config)
     return recipe
+
+
+def without_patterns(recipe: Recipe) -> Recipe:
+    """The same recipe for parameters that are not the target's, which no pattern is meant for."""
+    return dataclasses.replace(recipe, freeze=(), rates=())
 
 
 def _given(options: RecipeOptions) -> dict[str, Any]:
@@ -167,7 +179,7 @@ def _check_used(recipe: Recipe, given: Mapping[str, Any]) -> None:
 
 
 def _check_crossover(given: Mapping[str, Any], config: Config) -> None:
-    for name in ("crossover_schedule", "crossover_mask"):
+    for name in ("crossover_schedule", "crossover_mask", "crossover_adapter"):
         if name in given and not config.crossover_rate:
             raise ConfigError(
                 f"recipe.{name}={given[name]} does nothing for crossover_rate=0. Raise the rate, "

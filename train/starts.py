@@ -12,7 +12,12 @@ from train.target import Target
 
 __all__ = ["TRAININGS", "Start", "Transferred", "starts_of", "transfer"]
 
-TRAININGS = ("transferred", "finetune+crossover", "he+crossover", "finetune", "he")
+TRAININGS = (
+    "transferred",
+    *("finetune+crossover+distill", "finetune+crossover", "finetune+distill"),
+    *("he+crossover+distill", "he+crossover", "he+distill"),
+    *("finetune", "he"),
+)
 """The names of all trainings. Of those of one run, the twin comes last."""
 
 
@@ -36,12 +41,12 @@ class Start(NamedTuple):
     Attributes:
       name: of the training, one of `TRAININGS`.
       variables: of the target, as its network's `params`.
-      crossover: whether a source lends features.
+      lent: whether the first source lends features or teaches, as the settings say.
     """
 
     name: str
     variables: Any
-    crossover: bool
+    lent: bool
 
 
 def transfer(
@@ -72,8 +77,8 @@ def transfer(
 def starts_of(config: Config, target: Target, made: Transferred | None) -> tuple[Start, ...]:
     """The starts of all trainings of a run: the one that is asked for, then that of its twin.
 
-    The twin starts from what the target has without a transfer, and is lent no features. Where the
-    first has neither, it is its own twin, and there is only one.
+    The twin starts from what the target has without a transfer, is lent no features, and is not
+    taught. Where the first has none of these, it is its own twin, and there is only one.
 
     Args:
       config: the settings, resolved.
@@ -82,11 +87,13 @@ def starts_of(config: Config, target: Target, made: Transferred | None) -> tuple
     """
     own = target.network.params
     name = "he" if config.target_weights is None else "finetune"
-    twin, crossover = Start(name, own, False), config.crossover_rate > 0
+    twin, lent = Start(name, own, False), config.sees_images
     if made is not None:
-        first = Start("transferred", made.variables, crossover)
-    elif crossover:
-        first = Start(f"{name}+crossover", own, True)
+        first = Start("transferred", made.variables, lent)
+    elif lent:
+        crossover = "+crossover" if config.crossover_rate else ""
+        distill = "+distill" if config.distill.name != "none" else ""
+        first = Start(f"{name}{crossover}{distill}", own, True)
     else:
         return (twin,)
     return (first, twin) if config.baseline else (first,)

@@ -4,26 +4,26 @@ Shapes: images in memory `[N, H, W, C]` uint8, labels `[N]`, rows of a batch `[B
 `[B, D]`, logits `[B, K]`.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-import tlv_jax
 from train.augment import augment, normalize
 from train.data import LabelledImages
 from train.metrics import Tally, tally
 from train.mixing import Mixture, mix
 from train.normalization import unchanged
 from train.recipe import PUBLISHED, Recipe
-from train.target import Change, Target
+from train.support import Adapter, Given, Support, make_give, make_run
+from train.target import Target
 
 __all__ = [
+    "AdaptedState",
     "State",
     "Support",
     "Task",
@@ -32,6 +32,7 @@ __all__ = [
     "initial_state",
     "make_eval_step",
     "make_train_step",
+    "with_adapter",
 ]
 
 
@@ -58,17 +59,18 @@ class State(struct.PyTreeNode):
         return self.params if self.average is None else self.average
 
 
-class Support(NamedTuple):
-    """The frozen pretrained network that lends its features.
+class AdaptedState(State):
+    """The state of a training that has parameters between the source and the target.
+
+    A class of its own: the checkpoints of all other trainings stay as they were.
 
     Attributes:
-      model: has a method `features`.
-      rate: probability that a feature of the target is replaced; or a schedule, from the number of
-        a step to it.
+      adapter: these parameters, which are trained and not evaluated.
+      adapter_opt_state: of their optimizer.
     """
 
-    model: nn.Module
-    rate: float | optax.Schedule
+    adapter: Any = None
+    adapter_opt_state: Any = None
 
 
 class Task(NamedTuple):
@@ -103,6 +105,15 @@ def initial_state(
     return State(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), average)
 
 
+def with_adapter(
+    state: State, adapter: Adapter, optimizer: optax.GradientTransformation
+) -> AdaptedState:
+    """The state before the first step, with an adapter that is trained by its own optimizer."""
+    trained: Any = adapter
+    own = {field.name: getattr(state, field.name) for field in dataclasses.fields(State)}
+    return AdaptedState(**own, adapter=adapter, adapter_opt_state=optimizer.init(trained))
+
+
 def make_train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -120,8 +131,8 @@ def make_train_step(
     Args:
       task: what is trained.
       optimizer: from `train.optimizer.make_optimizer`.
-      support: lends features; None to train without crossover, where `support_variables` is
-        ignored.
+      support: lends features and teaches; None to train without, where `support_variables` is
+        ignored. These are its variables, or a `Lent` with what was computed of them.
       recipe: how it is trained, beside the optimizer.
     """
     learn = _accumulated(_learner(task, support, recipe), recipe.accumulate)
@@ -136,12 +147,26 @@ def make_train_step(
         key = jax.random.fold_in(key, state.step)
         batch = data if rows is None else data[rows]
         gradients, model_state, counted = learn(state, key, batch, support_variables)
+        gradients, adapter_gradients = gradients
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
             average = averaged(average, params, recipe.ema, state.step)
-        return State(state.step + 1, params, model_state, opt_state, average), counted
+        after = state.replace(
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            average=average,
+        )
+        if support is not None and support.optimizer and isinstance(state, AdaptedState):
+            updates, opt_state = support.optimizer.update(
+                adapter_gradients, state.adapter_opt_state, state.adapter
+            )
+            adapter: Any = optax.apply_updates(state.adapter, updates)
+            after = after.replace(adapter=adapter, adapter_opt_state=opt_state)
+        return after, counted
 
     return step
 
@@ -149,9 +174,11 @@ def make_train_step(
 def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..., Any]:
     """Builds `learn(state, key, batch, support_variables)`.
 
-    It returns the gradients of the loss, the model state after these images, and their tally.
+    It returns the gradients of the loss to the parameters and the adapter, the model state after
+    these images, and their tally.
     """
-    lend = tlv_jax.cpu_convolutions(support.model.apply) if support else None
+    give = make_give(support, recipe.crossover_mask) if support else None
+    run = make_run(task.target, support)
 
     def learn(
         state: State, key: jax.Array, batch: LabelledImages, support_variables: Any
@@ -159,27 +186,34 @@ def _learner(task: Task, support: Support | None, recipe: Recipe) -> Callable[..
         keys = jax.random.split(key, 3)
         labels = batch.labels
         images, mixture = _seen(keys[0], batch.images, labels, task, recipe)
-        change: Change | None = None
-        if support is not None and lend is not None:
+        given = Given()
+        if give is not None:
             seen = task.seen_by_source(images)
-            lent: Any = jax.lax.stop_gradient(lend(support_variables, seen, method="features"))
-            rate = support.rate(state.step) if callable(support.rate) else support.rate
-            crossed = _crossed_alike if recipe.crossover_mask == "batch" else _crossed
-            change = functools.partial(crossed, keys[2], lent, rate)
+            given = give(keys[2], seen, state.step, support_variables)
 
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
-            logits, updated = task.target.train(params, state.model_state, images, keys[1], change)
+        def loss_fn(trained: tuple[Any, Any]) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+            params, adapter = trained
+            change = given.change(adapter) if given.change else None
+            inputs = params, state.model_state, images, keys[1], change
+            logits, updated, activations = run(*inputs)
             losses = cross_entropy(
                 logits.astype(jnp.float32), labels, recipe.label_smoothing, mixture
             )
+            if given.penalty is not None:
+                losses += given.penalty(logits, activations, adapter)
             return losses.mean(), (updated, logits)
 
-        gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(
-            task.gathered(state.params)
-        )
+        params, adapter = _trained(state)
+        trained = task.gathered(params), adapter
+        gradients, (model_state, logits) = jax.grad(loss_fn, has_aux=True)(trained)
         return gradients, model_state, tally(logits, labels)
 
     return learn
+
+
+def _trained(state: State) -> tuple[Any, Any]:
+    """The parameters and the adapter, or None."""
+    return state.params, state.adapter if isinstance(state, AdaptedState) else None
 
 
 def _accumulated(learn: Callable[..., Any], parts: int) -> Callable[..., Any]:
@@ -206,7 +240,7 @@ def _accumulated(learn: Callable[..., Any], parts: int) -> Callable[..., Any]:
             return (model_state, jax.tree.map(jnp.add, total, gradients)), counted
 
         drawn = jax.random.split(key, parts), jax.tree.map(in_parts, batch)
-        start = state.model_state, jax.tree.map(jnp.zeros_like, state.params)
+        start = state.model_state, jax.tree.map(jnp.zeros_like, _trained(state))
         (model_state, total), counted = jax.lax.scan(add, start, drawn)
         gradients = jax.tree.map(lambda leaf: leaf / parts, total)
         return gradients, model_state, jax.tree.map(lambda leaf: leaf.sum(0), counted)
@@ -262,19 +296,6 @@ def averaged(average: Any, params: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(
         lambda old, now: old + (new * (now - old)).astype(old.dtype), average, params
     )
-
-
-def _crossed(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Array) -> jax.Array:
-    return tlv_jax.crossover(key, features, lent, rate)
-
-
-def _crossed_alike(key: jax.Array, lent: jax.Array, rate: Any, features: jax.Array) -> jax.Array:
-    """Replaces the same features of all examples, which are crossed with the same key."""
-
-    def crossed(features: jax.Array, lent: jax.Array) -> jax.Array:
-        return tlv_jax.crossover(key, features[None], lent[None], rate)[0]
-
-    return jax.vmap(crossed)(features, lent)
 
 
 def make_eval_step(task: Task) -> Callable[..., Tally]:

@@ -28,12 +28,15 @@ class Target(NamedTuple):
       train: `(params, state, images, key, change) -> (logits, state)`. The key is for dropout.
         `change` maps the penultimate features; None leaves them.
       evaluate: `(params, state, images) -> logits`.
+      train_watched: as `train`, with paths of layers as the last argument, whose activations it
+        returns too; None if they cannot be had.
     """
 
     network: tlv_jax.Network
     split: Callable[[Any], tuple[Any, Any]]
     train: Callable[[Any, Any, jax.Array, jax.Array, Change | None], tuple[jax.Array, Any]]
     evaluate: Callable[[Any, Any, jax.Array], jax.Array]
+    train_watched: Callable[..., tuple[jax.Array, Any, list[Any]]] | None = None
 
 
 def modes_of(call: Callable[..., Any]) -> Callable[[bool], dict[str, bool]]:

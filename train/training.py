@@ -22,10 +22,12 @@ from train.data import Images, Splits, eval_batches, train_order
 from train.devices import Devices, is_first_process, place, shardings_of
 from train.errors import DivergedError, Stopped
 from train.interruptions import Watch
+from train.lending import Lending
 from train.metrics import Summary, Tally, from_json, merge, summarize, to_json
 from train.recipe import Recipe
 from train.results import RunResult, open_tensorboard, write_epochs
-from train.step import State, Support, Task, initial_state, make_train_step
+from train.step import State, Task, initial_state, make_train_step, with_adapter
+from train.support import Adapter
 from train.tracking import Tracker
 
 __all__ = ["Setup", "train"]
@@ -44,6 +46,7 @@ class Setup:
     steps: int
     splits: Splits
     optimizer: optax.GradientTransformation
+    adapter_optimizer: optax.GradientTransformation
     evaluate: Callable[..., Any]
     order_key: jax.Array
     step_key: jax.Array
@@ -69,8 +72,7 @@ def train(
     name: str,
     setup: Setup,
     start: tuple[Any, Any],
-    support: Support | None,
-    support_variables: Any,
+    lending: Lending | None,
     folder: Path,
     watch: Watch,
     bar: Progress,
@@ -85,8 +87,7 @@ def train(
       name: of this training.
       setup: what it shares with the other.
       start: parameters and model state before the first step, as of `Target.split`.
-      support: lends features; None to train without crossover.
-      support_variables: of its network.
+      lending: the source, which lends features or teaches; None to train without.
       folder: of the run.
       watch: says when to save within an epoch, and when to stop.
       bar: shows the epoch that runs; its console is told of each that is finished.
@@ -100,13 +101,14 @@ def train(
     """
     config, replicated = setup.config, setup.devices.replicated
     assert config.epochs is not None  # resolved
-    state = _first_state(setup, start)
+    support, lent = (lending.support, lending.lent) if lending else (None, None)
+    state = _first_state(setup, start, lending.adapter if lending else None)
     step = jax.jit(
         make_train_step(setup.task, setup.optimizer, support, setup.recipe),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated),
     )
-    support_variables = place(support_variables, replicated)
+    support_variables = place(lent, replicated)
     progress: dict[str, Any] = {"epochs": [], "seconds": 0.0, "tally": None}
     path = folder / "checkpoints" / name
     with checkpoints.open_checkpoints(path, config.best_by) as manager:
@@ -132,7 +134,7 @@ def train(
     )
 
 
-def _first_state(setup: Setup, start: tuple[Any, Any]) -> State:
+def _first_state(setup: Setup, start: tuple[Any, Any], adapter: Adapter | None) -> State:
     """The state before the first step.
 
     Only its parameters are ever whole on a device if it is to be divided.
@@ -140,6 +142,8 @@ def _first_state(setup: Setup, start: tuple[Any, Any]) -> State:
 
     def make(params: Any, model_state: Any) -> State:
         state = initial_state(params, model_state, setup.optimizer, setup.recipe)
+        if adapter is not None:
+            state = with_adapter(state, adapter, setup.adapter_optimizer)
         # Copied: the step is donated the state, and both trainings start from the same arrays.
         return jax.tree.map(jnp.copy, state)
 

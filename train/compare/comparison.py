@@ -21,12 +21,13 @@ from train.compare.rows import (
     read_rows,
 )
 from train.compare.settings import Settings, resolve
-from train.compare.study import prepare
+from train.compare.study import Study, prepare
 from train.compare.table import make_table
 from train.compare.training import failed_rows, run_group
 from train.compare.trainings import all_trainings, groups, part_of
 from train.data import Splits
 from train.datasets import load_dataset
+from train.errors import name_some
 from train.machine import MACHINE, provenance
 
 __all__ = ["Comparison", "compare"]
@@ -50,8 +51,10 @@ def compare(settings: Settings, *, console: Console | None = None) -> Comparison
     settings = resolve(settings)
     console = console or Console()
     splits = load_dataset(settings)
+    # What cannot be trained is refused before there is a folder.
+    study = None if settings.folder.exists() else prepare(settings, splits, console)
     folder = open_folder(settings, splits)
-    left_out = _train_missing(settings, splits, console)
+    left_out = _train_missing(settings, splits, study, console)
     comparison = _found(settings, left_out)
     _write_report(comparison, splits)
     console.print(str(comparison), highlight=False, soft_wrap=True)
@@ -79,7 +82,9 @@ def _found(settings: Settings, left_out: Mapping[str, str]) -> Comparison:
     )
 
 
-def _train_missing(settings: Settings, splits: Splits, console: Console) -> dict[str, str]:
+def _train_missing(
+    settings: Settings, splits: Splits, study: Study | None, console: Console
+) -> dict[str, str]:
     """Trains what this part is missing; returns the starts that cannot be made, and why."""
     trainings = part_of(all_trainings(settings), *settings.slice)
     done = finished(read_rows(settings.folder))
@@ -93,7 +98,9 @@ def _train_missing(settings: Settings, splits: Splits, console: Console) -> dict
     )
     path = file_of(settings)
     forget_unfinished(path)
-    study = prepare(settings, splits)
+    study = study or prepare(settings, splits, console)
+    if study.frozen:
+        console.print(f"frozen: {name_some(study.frozen)}", highlight=False, soft_wrap=True)
     kept = {f"settings.{name}": value for name, value in kept_settings(settings).items()}
     columns = {**provenance(), "vmap": settings.vmap, **kept}
     left_out: dict[str, str] = {}

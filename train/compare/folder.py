@@ -71,7 +71,9 @@ def _check_settings(folder: Path, settings: Settings) -> None:
             f"{folder} is there and is no comparison: it has no {SETTINGS_FILE}. Give another with "
             "--name."
         )
-    started, now = json.loads(path.read_text()), kept_settings(settings)
+    # One of an earlier version has what is now the default of a setting that it does not know.
+    started = kept_settings(Settings()) | json.loads(path.read_text())
+    now = kept_settings(settings)
     changed = [name for name in {**started, **now} if started.get(name) != now.get(name)]
     if changed:
         was = ", ".join(f"{name}={started.get(name)!r}" for name in changed)

@@ -61,7 +61,7 @@ def command_of(settings: Settings) -> str:
         if value == defaults[name] or name == "part":
             continue
         option = name.replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(defaults[name], bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
             words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
@@ -70,8 +70,9 @@ def command_of(settings: Settings) -> str:
 
 def _how_to_read(settings: Settings, metric: str) -> str:
     return (
-        f"All starts are trained on the same images for {settings.epochs} epochs, with the same "
-        "batches and augmentation for the same seed. Each start has the learning rate that is best "
+        f"All starts are trained on the same images for {settings.epochs} epochs by "
+        f"{_recipe(settings)}, with the same batches and augmentation for the same seed. Each "
+        "start has the learning rate that is best "
         f"for it on the validation images (mean over seeds of the best {metric}). Each training is "
         "tested after its best epoch on the validation images. Behind ± is half of the 95% "
         "interval over seeds (Student's t); p is of a paired t-test, not corrected for the number "
@@ -79,6 +80,18 @@ def _how_to_read(settings: Settings, metric: str) -> str:
         "images. `lost` counts trainings that diverged or failed; they are in no mean. `probe` is "
         "not random: it is the same for all seeds.\n"
     )
+
+
+def _recipe(settings: Settings) -> str:
+    """The recipe, and what is changed in it."""
+    options = flat_settings(settings).items()
+    changes = [
+        f"{name.removeprefix('recipe.')}={value}"
+        for name, value in options
+        if name.startswith("recipe.") and value is not None
+    ]
+    changed = f" ({', '.join(changes)})" if changes else ""
+    return f"the {settings.recipe.name} recipe{changed}"
 
 
 def _incomplete(comparison: Comparison) -> list[str]:

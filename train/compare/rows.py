@@ -75,18 +75,23 @@ def finished(rows: Iterable[Row]) -> frozenset[Training]:
 
 
 def append_rows(path: Path, rows: Sequence[Row], constants: Mapping[str, Any]) -> None:
-    """Appends rows to a file.
+    """Appends rows to a file, under the names of its columns.
+
+    A file of an earlier version, which has fewer columns, gets the new ones first; they are empty
+    in its rows.
 
     Args:
       path: of the file, which may not be there yet.
       rows: to append.
       constants: further columns, the same for all rows: machine, versions, settings.
     """
-    new = not path.exists()
+    columns, old = _columns(constants), _header(path)
+    if not set(columns) <= set(old):
+        kept = [*columns[:-2], *(name for name in old if name not in columns), *columns[-2:]]
+        _rewrite(path, kept, [cells for cells in _lines(path) if _row(cells)] if old else [])
+        old = kept
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, _columns(constants), lineterminator="\n")
-        if new:
-            writer.writeheader()
+        writer = csv.DictWriter(file, old, lineterminator="\n")
         writer.writerows(_cells(row) | dict(constants) for row in rows)
 
 
@@ -95,34 +100,51 @@ def forget_unfinished(path: Path) -> None:
     if not path.exists():
         return
     complete = finished(_read(path))
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        kept = [cells for cells in reader if (row := _row(cells)) and row.training in complete]
-        columns = reader.fieldnames or ()
-    draft = path.with_suffix(".draft")
-    with draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-    os.replace(draft, path)
+    kept = [cells for cells in _lines(path) if (row := _row(cells)) and row.training in complete]
+    _rewrite(path, _header(path), kept)
 
 
 def columns_of(folder: Path, names: Sequence[str]) -> list[dict[str, str]]:
-    """The different values that some further columns have together, over all parts."""
+    """The different values that some further columns have together, over all parts.
+
+    A column that a row of an earlier version does not have is `unknown`.
+    """
     found: dict[tuple[str, ...], None] = {}
     for path in sorted(folder.glob("rows*.csv")):
-        with path.open(newline="") as file:
-            found |= {
-                tuple(cells[name] for name in names): None
-                for cells in csv.DictReader(file)
-                if _row(cells)
-            }
+        found |= {
+            tuple(cells.get(name) or "unknown" for name in names): None
+            for cells in _lines(path)
+            if _row(cells)
+        }
     return [dict(zip(names, values, strict=True)) for values in found]
 
 
 def _read(path: Path) -> list[Row]:
+    return [row for cells in _lines(path) if (row := _row(cells))]
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    """The lines of a file, by the names of its columns; also one that was cut off."""
     with path.open(newline="") as file:
-        return [row for cells in csv.DictReader(file) if (row := _row(cells))]
+        return list(csv.DictReader(file))
+
+
+def _header(path: Path) -> Sequence[str]:
+    """The names of the columns of a file; none if it is not there or empty."""
+    if not path.exists():
+        return ()
+    with path.open(newline="") as file:
+        return csv.DictReader(file).fieldnames or ()
+
+
+def _rewrite(path: Path, columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file anew, all at once; what a line does not have is empty."""
+    draft = path.with_suffix(".draft")
+    with draft.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    os.replace(draft, path)
 
 
 def _columns(constants: Mapping[str, Any]) -> tuple[str, ...]:

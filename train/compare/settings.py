@@ -9,18 +9,20 @@ from typing import get_args
 import tyro
 
 from train import config as runs
-from train.config import Config, HostOptions, MethodName, MethodOptions, RecipeOptions
+from train.config import Config, HostOptions, MethodName, MethodOptions
 
-__all__ = ["CROSSOVER", "EXTENT", "REPLACED", "STARTS", "Settings", "resolve"]
+__all__ = ["CROSSOVER", "DISTILL", "EXTENT", "REPLACED", "STARTS", "Settings", "distills"]
+__all__ += ["lends", "resolve"]
 
-CROSSOVER = "+crossover"
+CROSSOVER, DISTILL = "crossover", "distill"
+ADDITIONS = (CROSSOVER, DISTILL)
 TRANSFERS = (*get_args(MethodName), "random_matching", "random_source")
-STARTS = ("he", *TRANSFERS, "finetune", "probe")
+STARTS = ("he", *TRANSFERS, "finetune", "probe", DISTILL)
 # How much is compared, not what: a comparison may be continued with others of these.
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
 REPLACED = (
-    *("learning_rate", "baseline", "resume", "hosts", "method", "recipe"),
+    *("learning_rate", "baseline", "resume", "hosts", "method"),
     *("save_every_steps", "save_every_minutes", "stream", "workers", "target_weights", "wandb"),
 )
 
@@ -43,11 +45,12 @@ class Settings(Config):
     )
     """Starts: he (no transfer), default, tlvfc, dpiat, weight_selection, net2net, random_matching,
     random_source, finetune (the target's own pretrained weights), probe (a linear classifier on
-    the source's features). With +crossover behind it, the source lends features in training."""
+    the source's features), distill (he, taught by probe). With +crossover behind a start the
+    source lends features in training, with +distill it teaches."""
     seeds: int = 5
     """Trainings of every start with every learning rate; their seeds count from --seed."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Of AdamW; every start gets the one that is best for it on the validation images."""
+    """Highest rates; every start gets the one that is best for it on the validation images."""
     part: str = "1/1"
     """K/N: train only the Kth of N parts of all trainings, for example in a job array."""
     vmap: int = 1
@@ -62,7 +65,6 @@ class Settings(Config):
     target_weights: tyro.conf.Suppress[Path | None] = Config.target_weights
     wandb: tyro.conf.Suppress[bool] = Config.wandb
     method: tyro.conf.Suppress[MethodOptions] = dataclasses.field(default_factory=MethodOptions)
-    recipe: tyro.conf.Suppress[RecipeOptions] = dataclasses.field(default_factory=RecipeOptions)
     hosts: tyro.conf.Suppress[HostOptions] = dataclasses.field(default_factory=HostOptions)
 
     @property
@@ -85,13 +87,14 @@ def resolve(settings: Settings) -> Settings:
       ConfigError: naming the setting, its value and what it may be.
     """
     from train.errors import ConfigError  # late: its root brings JAX
+    from train.recipe import recipe_of
 
     defaults = Settings()
     for name in REPLACED:
         if getattr(settings, name) != getattr(defaults, name):
             raise ConfigError(
                 f"{name}={getattr(settings, name)!r}: a comparison has no such setting. Use "
-                "methods, learning_rates and the name of the folder; the recipe is the published."
+                "methods, learning_rates and the name of the folder."
             )
     if not isinstance(settings.source, str):
         raise ConfigError(
@@ -101,14 +104,16 @@ def resolve(settings: Settings) -> Settings:
     resolved = runs.resolve(settings)
     assert isinstance(resolved, Settings)  # the type that it was given
     settings = resolved
+    recipe_of(settings)
     wrong = [name for name in settings.methods if not _is_start(name)]
     if wrong or not settings.methods:
         raise ConfigError(
             f"methods={settings.methods}: expected some of {', '.join(STARTS)}, all but probe also "
-            f"with {CROSSOVER}."
+            f"with +{CROSSOVER}, +{DISTILL} or both in this order."
         )
-    if not settings.crossover_rate and any(name.endswith(CROSSOVER) for name in settings.methods):
-        raise ConfigError(f"crossover_rate=0 with {CROSSOVER}, expected a probability above 0.")
+    if not settings.crossover_rate and any(map(lends, settings.methods)):
+        raise ConfigError(f"crossover_rate=0 with +{CROSSOVER}, expected a probability above 0.")
+    _check_distillation(settings)
     for name in ("methods", "learning_rates"):
         if len(set(getattr(settings, name))) != len(getattr(settings, name)):
             raise ConfigError(f"{name}={getattr(settings, name)}: one is there twice.")
@@ -127,6 +132,29 @@ def resolve(settings: Settings) -> Settings:
     return settings
 
 
+def lends(name: str) -> bool:
+    """Whether the source lends features to what begins with this start."""
+    return CROSSOVER in name.split("+")[1:]
+
+
+def distills(name: str) -> bool:
+    """Whether the source teaches what begins with this start."""
+    return DISTILL in name.split("+")
+
+
 def _is_start(name: str) -> bool:
-    base = name.removesuffix(CROSSOVER)
-    return base in STARTS and (base == name or base != "probe")
+    base, *additions = name.split("+")
+    allowed = [one for one in ADDITIONS if base not in ("probe", one)]
+    return base in STARTS and additions == [one for one in allowed if one in additions]
+
+
+def _check_distillation(settings: Settings) -> None:
+    from train.distillation import distillation_of  # late: it brings JAX
+    from train.errors import ConfigError
+
+    if settings.distill.name != "none":
+        raise ConfigError(
+            f"distill={settings.distill.name}: a comparison has starts for that. Leave it out, and "
+            f"put {DISTILL} or default+{DISTILL} among methods."
+        )
+    distillation_of(dataclasses.replace(settings.distill, name="logits"))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import importers
 import tlv_jax
 from tlv_jax import matching, methods, models
-from train.compare.settings import CROSSOVER
+from train.compare.settings import CROSSOVER, distills
 from train.compare.study import Study
 from train.errors import ConfigError
 from train.method import METHODS
@@ -26,11 +26,13 @@ class Start(NamedTuple):
       variables: of the target, of the type of its network's `params`.
       statistics: by which images are normalized.
       crossover: whether the source lends features.
+      distill: whether the source teaches.
     """
 
     variables: Any
     statistics: Statistics
     crossover: bool
+    distill: bool
 
 
 def start_of(study: Study, name: str, seed: int) -> Start:
@@ -38,22 +40,22 @@ def start_of(study: Study, name: str, seed: int) -> Start:
 
     Args:
       study: what all trainings share.
-      name: of `STARTS` but `probe`, also with `+crossover`.
+      name: of `STARTS` but `probe`, also with `+crossover` and `+distill`.
       seed: of the target's own initialization and of the transfer.
 
     Raises:
       TLVError: if the transfer cannot be planned, or there are no weights of the target.
     """
-    base, crossover = name.removesuffix(CROSSOVER), name.endswith(CROSSOVER)
+    base, *additions = name.split("+")
     preprocess = study.source.preprocess
-    if base == "he":
+    if base in ("he", "distill"):
         variables = study.target(seed).network.params
     elif base == "finetune":
         variables, preprocess = _pretrained(study, seed)
     else:
         variables = _transferred(study, base, seed)
     expected = Statistics(preprocess.mean, preprocess.std)
-    return Start(variables, study.statistics(expected), crossover)
+    return Start(variables, study.statistics(expected), CROSSOVER in additions, distills(name))
 
 
 def _transferred(study: Study, name: str, seed: int) -> Any:

@@ -7,16 +7,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
 
 import importers
-from train.compare.settings import CROSSOVER, Settings
-from train.data import Splits, train_order
+from train.adapter import Widths, widths_to_adapt
+from train.compare.settings import Settings, distills, lends
+from train.data import PARTS, Splits, train_order
 from train.devices import dtype_of
+from train.distillation import Distillation
 from train.networks import features_only, keys_of, load_sources, make_target
 from train.normalization import seen_by_source, statistics_of
-from train.optimizer import make_optimizer
+from train.optimizer import check_patterns, crossover_rate, make_optimizer
+from train.probe import Probe, features_by_part, fit_probe
+from train.recipe import Recipe, recipe_of, without_patterns
 from train.statistics import Statistics
-from train.step import Support, Task, make_eval_step, make_train_step
+from train.step import Task, make_eval_step, make_train_step
+from train.support import Support
 from train.target import Target
 
 __all__ = ["Programs", "Study", "over_seeds", "prepare", "programs_of"]
@@ -45,10 +53,16 @@ class Study:
       dtype: of the computation.
       source: the pretrained network.
       draw_source: its variables with the architecture's own initialization, by key.
-      steps: of a whole training.
+      recipe: of all trainings.
+      frozen: paths of the parameters that the recipe freezes.
+      optimizer: of the recipe, by the learning rate.
+      adapter_optimizer: of what adapts lent features, if that is trained.
+      widths: of the features that are adapted; None if they are lent as they are.
       target: the target with its own initialization, by seed.
       statistics: by which images are normalized, by those that the weights expect.
-      programs: by these statistics, and whether the source lends features.
+      programs: by these statistics, whether the source lends features, and whether it teaches.
+      features: of the source, by the part of the images; each is computed once.
+      probe: the source as a classifier, fitted when it is first asked for.
     """
 
     settings: Settings
@@ -56,28 +70,36 @@ class Study:
     dtype: jnp.dtype
     source: importers.Pretrained
     draw_source: Callable[[jax.Array], Any]
-    steps: int
+    recipe: Recipe
+    frozen: Sequence[str]
+    optimizer: Callable[[Any], optax.GradientTransformation]
+    adapter_optimizer: Callable[[Any], optax.GradientTransformation]
+    widths: Widths | None
     target: Callable[[int], Target]
     statistics: Callable[[Statistics], Statistics]
-    programs: Callable[[Statistics, bool], Programs]
+    programs: Callable[[Statistics, bool, bool], Programs]
+    features: Callable[[str], np.ndarray]
+    probe: Callable[[], Probe]
 
 
-def prepare(settings: Settings, splits: Splits) -> Study:
+def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
     """Loads the source, puts the images on the device, and checks the target.
 
     Args:
       settings: resolved.
       splits: the images.
+      console: is told how lent features are adapted, if they are.
 
     Raises:
-      TLVError: if the source cannot be had, the target cannot be trained, or there are too few
-        images.
+      TLVError: if the source cannot be had, the target cannot be trained by the recipe, or there
+        are too few images.
     """
     assert settings.epochs is not None  # resolved
-    dtype = dtype_of(settings)
-    crossover = any(name.endswith(CROSSOVER) for name in settings.methods)
-    # The source sees the images in crossover, and in a probe.
-    sees = dataclasses.replace(settings, crossover_rate=crossover or "probe" in settings.methods)
+    dtype, recipe = dtype_of(settings), recipe_of(settings)
+    crossover = any(lends(name) for name in settings.methods)
+    # The source sees the images in crossover, in distillation, and in a probe.
+    seen = crossover or any(name == "probe" or distills(name) for name in settings.methods)
+    sees = dataclasses.replace(settings, crossover_rate=float(seen))
     (source,) = load_sources(sees, dtype)  # resolved
     own = settings if crossover else dataclasses.replace(settings, crossover_rate=0.0)
     classes = len(splits.classes)
@@ -86,38 +108,72 @@ def prepare(settings: Settings, splits: Splits) -> Study:
     order = train_order(keys_of(settings.seed).order, 1, len(splits.train), settings.batch_size)
     steps = len(order) * settings.epochs
     lender = features_only(source.model)
+    teaching = Distillation(settings.distill.weight, settings.distill.temperature)
     expected = Statistics(source.preprocess.mean, source.preprocess.std)
 
-    def programs(statistics: Statistics, lends: bool) -> Programs:
+    optimizer, adapter_optimizer = (
+        _optimizer_by(settings, each, len(order)) for each in (recipe, without_patterns(recipe))
+    )
+
+    def programs(statistics: Statistics, lent: bool, taught: bool) -> Programs:
         seen = seen_by_source(statistics, expected)
         task = Task(first, statistics.mean, statistics.std, dtype, seen)
-        support = Support(lender, settings.crossover_rate) if lends else None
-        return programs_of(task, settings.weight_decay, steps, support)
+        rate = crossover_rate(settings.crossover_rate, steps, recipe) if lent else 0.0
+        support = Support(lender, rate, teaching if taught else None) if lent or taught else None
+        return programs_of(task, optimizer, adapter_optimizer, support, recipe)
+
+    size = settings.image_size
+    assert size is not None  # resolved
+    images = jnp.zeros((1, size, size, 3), dtype)
+    features = features_by_part(source, splits, dtype, settings.batch_size)
+
+    def probe() -> Probe:
+        return fit_probe(features("train"), features("validation"), splits, settings.best_by)
 
     return Study(
         settings=settings,
-        splits=dataclasses.replace(
-            splits,
-            train=jax.device_put(splits.train),
-            validation=jax.device_put(splits.validation),
-            test=jax.device_put(splits.test),
-        ),
+        splits=_on_device(splits),
         dtype=dtype,
         source=source,
         draw_source=_source_initializer(source),
-        steps=steps,
+        recipe=recipe,
+        frozen=check_patterns(recipe, first.split(first.network.params)[0]),
+        optimizer=optimizer,
+        adapter_optimizer=adapter_optimizer,
+        widths=widths_to_adapt(recipe, source, first, images, console) if crossover else None,
         target=target,
         statistics=functools.cache(functools.partial(statistics_of, settings, splits.train)),
         programs=functools.cache(programs),
+        features=features,
+        probe=functools.cache(probe),
     )
 
 
-def programs_of(task: Task, weight_decay: float, steps: int, support: Support | None) -> Programs:
-    """Compiles one step for all learning rates."""
+def _optimizer_by(
+    settings: Settings, recipe: Recipe, steps_of_epoch: int
+) -> Callable[[Any], optax.GradientTransformation]:
+    assert settings.epochs is not None  # resolved
+    steps, warmup = steps_of_epoch * settings.epochs, int(steps_of_epoch * recipe.warmup_epochs)
+    return lambda rate: make_optimizer(rate, settings.weight_decay, steps, recipe, warmup=warmup)
+
+
+def _on_device(splits: Splits) -> Splits:
+    parts = {part: jax.device_put(getattr(splits, part)) for part in PARTS}
+    return dataclasses.replace(splits, **parts)
+
+
+def programs_of(
+    task: Task,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+    adapter_optimizer: Callable[[Any], optax.GradientTransformation],
+    support: Support | None,
+    recipe: Recipe,
+) -> Programs:
+    """Compiles one step for all learning rates, by which optimizers are made."""
 
     def step(state: Any, rate: jax.Array, key: jax.Array, *inputs: Any) -> Any:
-        optimizer = make_optimizer(rate, weight_decay, steps)  # type: ignore[arg-type]
-        return make_train_step(task, optimizer, support)(state, key, *inputs)
+        lender = support and support._replace(optimizer=adapter_optimizer(rate))
+        return make_train_step(task, optimizer(rate), lender, recipe)(state, key, *inputs)
 
     steps_at_once = over_seeds(step, (0, None, 0, 0, None, None))
     evaluate = over_seeds(make_eval_step(task), (0, 0, None, None, None))

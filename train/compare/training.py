@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.compare.probe import probe
+from train.adapter import draw_adapter, fit_projection
 from train.compare.rows import METRICS, Row
-from train.compare.starts import start_of
+from train.compare.starts import Start, start_of
 from train.compare.study import Programs, Study
 from train.compare.trainings import Training
 from train.data import PARTS, eval_batches, train_order
-from train.metrics import Summary, Tally, merge, summarize
+from train.metrics import Summary, Tally, merge, summarize, tally
 from train.networks import keys_of
-from train.optimizer import make_optimizer
-from train.step import State, initial_state
+from train.step import State, initial_state, with_adapter
+from train.support import Adapter, Lent
 
 __all__ = ["failed_rows", "run_group"]
 
@@ -30,7 +30,7 @@ class _Job(NamedTuple):
       group: the trainings.
       programs: their steps.
       step_keys: `[S]`, for augmentation, dropout and crossover.
-      lent: variables of the source that lends features, or None.
+      lent: what the source lends, as `make_train_step` takes it, or None.
     """
 
     group: Sequence[Training]
@@ -86,19 +86,37 @@ def _begin(study: Study, group: Sequence[Training]) -> tuple[_Job, State]:
     """The programs of a group, and the states before the first step, stacked."""
     starts = [start_of(study, training.start, training.seed) for training in group]
     first = starts[0]
-    # Its state is the same for all learning rates.
-    optimizer = make_optimizer(0.0, study.settings.weight_decay, study.steps)
     states = [
-        initial_state(*study.target(training.seed).split(start.variables), optimizer)
-        for training, start in zip(group, starts, strict=True)
+        _state(study, training.seed, start) for training, start in zip(group, starts, strict=True)
     ]
     job = _Job(
         group=group,
-        programs=study.programs(first.statistics, first.crossover),
+        programs=study.programs(first.statistics, first.crossover, first.distill),
         step_keys=jnp.stack([keys_of(training.seed).step for training in group]),
-        lent=jax.device_put(study.source.variables) if first.crossover else None,
+        lent=_lent(study, first),
     )
     return job, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _state(study: Study, seed: int, start: Start) -> State:
+    """The state before the first step, which is the same for all learning rates."""
+    variables = study.target(seed).split(start.variables)
+    state = initial_state(*variables, study.optimizer(0.0), study.recipe)
+    if not start.crossover or not study.widths or study.recipe.crossover_adapter != "learned":
+        return state
+    adapter = draw_adapter(jax.random.fold_in(keys_of(seed).init, 1), study.widths)
+    return with_adapter(state, Adapter(adapter), study.adapter_optimizer(0.0))
+
+
+def _lent(study: Study, start: Start) -> Any:
+    """What a step gets of the source."""
+    if not start.crossover and not start.distill:
+        return None
+    projection = None
+    if start.crossover and study.widths and study.recipe.crossover_adapter == "projection":
+        projection = fit_projection(study.features("train"), study.widths.target)
+    teacher = study.probe().linear if start.distill else None
+    return Lent(jax.device_put(study.source.variables), teacher, projection)
 
 
 def _train_epoch(study: Study, job: _Job, states: State, epoch: int) -> tuple[State, Tally]:
@@ -121,7 +139,9 @@ def _evaluate(study: Study, job: _Job, states: State, part: str) -> Tally:
     """Counts over a part of the images, for each seed."""
     images, total = getattr(study.splits, part), None
     for rows, real in eval_batches(len(images), study.settings.batch_size):
-        counted = job.programs.evaluate(states.params, states.model_state, rows, real, images)
+        counted = job.programs.evaluate(
+            states.tested_params, states.model_state, rows, real, images
+        )
         total = counted if total is None else merge(total, counted)
     assert total is not None  # no part is empty
     return total
@@ -144,9 +164,12 @@ def _row(
 def _probe_rows(study: Study, group: Sequence[Training]) -> list[Row]:
     """One result for all seeds: nothing in a probe is random."""
     started = time.perf_counter()
-    penalty, parts = probe(study)
+    probe, parts = study.probe(), []
+    for part in PARTS:
+        logits = probe.linear.logits(study.features(part))
+        parts.append(summarize(tally(logits, getattr(study.splits, part).labels)))
     seconds, metrics = time.perf_counter() - started, _metrics(parts)
-    note = f"weight penalty {penalty:g}"
+    note = f"weight penalty {probe.penalty:g}"
     return [Row(training, 0, metrics, seconds, "done", note) for training in group]
 
 
