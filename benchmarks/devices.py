@@ -22,9 +22,9 @@ import numpy as np
 
 from benchmarks.lending import pictures
 from benchmarks.train import turn
-from train.compare.machine import processor
 from train.config import Config, resolve
 from train.devices import find_devices, place, place_images, shardings_of
+from train.machine import processor
 from train.networks import keys_of, make_target
 from train.optimizer import make_optimizer
 from train.step import Task, initial_state, make_train_step

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from train.compare.machine import processor
 
 import tlv_jax
 from benchmarks.train import Step, turn
@@ -26,6 +25,7 @@ from tlv_jax import models
 from train.config import Config, resolve
 from train.data import LabelledImages
 from train.devices import dtype_of
+from train.machine import processor
 from train.networks import features_only, keys_of, make_target
 from train.optimizer import make_optimizer
 from train.step import Task, initial_state, make_train_step

@@ -8,7 +8,6 @@ import json
 import pytest
 import small_inputs
 from rich.console import Console
-from train.compare.machine import MACHINE
 
 from train.compare import Settings, compare
 from train.compare.folder import open_folder
@@ -19,6 +18,7 @@ from train.compare.trainings import Training
 from train.config import RecipeOptions
 from train.datasets import load_dataset
 from train.errors import ConfigError
+from train.machine import MACHINE
 
 # As the version before recipes wrote them.
 OLD_SETTINGS = (

@@ -50,7 +50,7 @@ def test_the_demo_trains_the_example_beside_its_twin():
     assert demo().target == "examples.odd_mobilenet:OddMobileNet"
     assert demo().source == "efficientnet_lite0"
     assert demo().baseline
-    assert demo().method == Config().method
+    assert demo().method == resolve(Config()).method
 
 
 def test_imagenet_weights_reach_nearly_all_of_it():

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from train.compare import settings
 from train.config import Config, RecipeOptions, resolve
 from train.errors import ConfigError
 from train.optimizer import crossover_rate, learning_rate, make_optimizer
@@ -196,8 +195,3 @@ def test_choices_of_the_crossover_are_refused_where_there_is_none():
     options = RecipeOptions(crossover_mask="batch")
     with pytest.raises(ConfigError, match=r"crossover_mask=batch does nothing for crossover_rate"):
         recipe_of(resolve(Config(recipe=options, crossover_rate=0.0)))
-
-
-def test_a_comparison_refuses_a_recipe():
-    with pytest.raises(ConfigError, match=r"recipe=.*modern.* the recipe is the published"):
-        settings.resolve(settings.Settings(recipe=RecipeOptions("modern")))

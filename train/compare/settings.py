@@ -22,7 +22,7 @@ STARTS = ("he", *TRANSFERS, "finetune", "probe", DISTILL)
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
 REPLACED = (
-    *("learning_rate", "baseline", "resume", "hosts", "method"),
+    *("learning_rate", "baseline", "resume", "hosts", "shard_params", "method"),
     *("save_every_steps", "save_every_minutes", "stream", "workers", "target_weights", "wandb"),
 )
 
@@ -60,6 +60,7 @@ class Settings(Config):
     resume: tyro.conf.Suppress[bool] = Config.resume
     save_every_steps: tyro.conf.Suppress[int | None] = Config.save_every_steps
     save_every_minutes: tyro.conf.Suppress[float | None] = Config.save_every_minutes
+    shard_params: tyro.conf.Suppress[bool] = Config.shard_params
     stream: tyro.conf.Suppress[bool] = Config.stream
     workers: tyro.conf.Suppress[int] = Config.workers
     target_weights: tyro.conf.Suppress[Path | None] = Config.target_weights
