@@ -20,8 +20,8 @@ demo: $(VENV)/.demo  ## Real ImageNet weights into a network of no zoo, trained 
 		--target examples.odd_mobilenet:OddMobileNet --dataset elpv \
 		--image-size 48 --epochs 5 --batch-size 32 --learning-rate 1e-3
 
-# One process a core. The tests of a file share what they compile, so they stay together.
-PARALLEL := -n auto --dist loadfile
+# One process a core, some 2 GB each. The tests of a file share what they compile: they stay together.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 test: lint types  ## Lint, types and the default tests.
 	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not slow"

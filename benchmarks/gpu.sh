@@ -70,7 +70,7 @@ run() {
         targets="resnet18" methods="he default probe" extent="--seeds 1 --epochs 1 --batch-size 64"
         shrink "$data" "$RESULTS/data" && data=$RESULTS/data
     else
-        pairs="vgg16:resnet18 vgg16:resnet152" transfers="DEFAULT TLVFC"
+        pairs="vgg16:resnet18 resnet50:densenet121" transfers="DEFAULT"
         cases="resnet18@32 resnet18@224 resnet50@224 mobilenet_v2@224 efficientnet_b0@224"
         lending="mobilenet_v2@64 resnet18@224" turns="--rounds 3 --seconds 1 --batch 128"
         targets="resnet18 mobilenet_v2" extent="--seeds 3 --epochs 10 --batch-size 256 --vmap 3"
