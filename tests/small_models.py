@@ -6,6 +6,8 @@ fraction of a published network's time. Families whose sizes are fixed go withou
 
 import dataclasses
 
+import pytest
+
 from tlv_jax import models
 from tlv_jax.models import (
     convnext,
@@ -123,3 +125,13 @@ SMALL_MODELS = {
     "vit_b_32": models.ViT(vit.ViTConfig(8, 2, 4, 32, 48), num_classes=10, image_size=32),
 }
 """By the name of a published member, whose rules of conversion they share."""
+
+# Of these a test takes seconds. What they are built of is in smaller ones too, but for Inception,
+# GoogLeNet and MaxViT, whose published members `make parity` compares.
+LARGER = (
+    *("efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5"),
+    *("regnet_x_400mf", "swin_v2_t", "vgg11_bn"),
+)
+IN_TESTS = [
+    pytest.param(name, marks=pytest.mark.slow if name in LARGER else ()) for name in SMALL_MODELS
+]

@@ -17,6 +17,7 @@ def one_thread():
     torch.set_num_threads(count)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_row_has_every_column():
     cells = train.measure("squeezenet1_1@32", rounds=2, seconds=0.0, batch=2)

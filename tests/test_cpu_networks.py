@@ -24,7 +24,7 @@ def test_networks_and_their_gradients(key, name):
     size = 224 if name.startswith(("vit", "maxvit")) else size
     model = models.create(name, num_classes=3)
     images = jax.random.normal(key, (1, size, size, 3))
-    variables = model.init(key, images)
+    variables = jax.jit(model.init)(key, images)
 
     def loss(apply):
         weights = jnp.array([[1.0, -2.0, 3.0]])

@@ -25,6 +25,8 @@ QUICK = {
     *("timm mobilenet_v2", "timm regnet_y_400mf", "authors convnext_tiny"),
     *("transformers resnet18", "transformers vit_b_16"),
 }
+# Whose shapes take seconds to find.
+DEEP = ("densenet121", "googlenet", "inception_v3", "maxvit_t")
 
 
 def zeros(shapes):
@@ -217,7 +219,13 @@ def test_shapes_that_fit_are_told_from_those_that_do_not(architecture):
     assert "their shapes do not fit either. " in first_line("alexnet", arrays)
 
 
-@pytest.mark.parametrize("name", {id(FAMILIES[name]): name for name in reversed(FAMILIES)}.values())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in DEEP else ())
+        for name in {id(FAMILIES[name]): name for name in reversed(FAMILIES)}.values()
+    ],
+)
 def test_torchvision_s_own_keys_are_nobody_else_s(name):
     arrays = zeros(shapes_of(name))
     assert naming_of(FAMILIES[name].foreign, arrays) is None

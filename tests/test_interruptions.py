@@ -160,9 +160,9 @@ def killed_run(inputs, folder, generator):
     return status == 0
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_at_any_moment_loses_nothing(inputs, expected, kills, tmp_path):
-    generator = random.Random(kills)
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_loses_nothing(inputs, expected, tmp_path):
+    generator, kills = random.Random(50), 50
     folder, runs = tmp_path / "run-0", 0
     for _ in range(kills):
         if killed_run(inputs, folder, generator):

@@ -128,7 +128,7 @@ def test_both_networks_see_the_mixed_images(recipe):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_two_devices_give_what_one_gives(dtype):
     """With cropped and mixed images, in parts of the batch, for which features are lent."""
     key = jax.random.key(3)

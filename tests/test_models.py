@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import traverse_util
-from small_models import SMALL_MODELS
+from small_models import IN_TESTS, SMALL_MODELS
 
 from tlv_jax import TLVError, models
 from tlv_jax.errors import OptionError
@@ -61,7 +61,7 @@ def test_every_family_has_a_small_model():
     assert {type(model) for model in SMALL_MODELS.values()} == classes
 
 
-@pytest.mark.parametrize("name", SMALL_MODELS)
+@pytest.mark.parametrize("name", IN_TESTS)
 def test_features_are_vectors_and_the_head_takes_them(name):
     model = SMALL_MODELS[name].clone(num_classes=7, in_channels=1)
     variables, images = models.abstract_variables(model), images_for(model)
@@ -142,7 +142,7 @@ def test_layers_run_in_the_order_of_torchvision():
     assert order[-1] == "fc"
 
 
-@pytest.mark.parametrize("name", SMALL_MODELS)
+@pytest.mark.parametrize("name", IN_TESTS)
 def test_dtypes_are_those_asked_for_and_statistics_stay_float32(name):
     model = SMALL_MODELS[name].clone(dtype=jnp.bfloat16, param_dtype=jnp.float16)
     variables = models.abstract_variables(model)

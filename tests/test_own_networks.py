@@ -33,7 +33,11 @@ def config(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "module", [CallOnly(num_classes=2), OfNNX(nnx.Rngs(0), num_classes=2)], ids=["linen", "nnx"]
+    "module",
+    [
+        pytest.param(CallOnly(num_classes=2), id="linen", marks=pytest.mark.slow),
+        pytest.param(OfNNX(nnx.Rngs(0), num_classes=2), id="nnx"),
+    ],
 )
 def test_a_module_is_trained_and_resumed(config, module):
     name = type(module).__name__
