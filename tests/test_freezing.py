@@ -13,13 +13,14 @@ from small_network import Net
 from test_target import OfNNX
 
 from train import checkpoints
-from train.config import Config, RecipeOptions, resolve
+from train.config import Config, RecipeOptions
 from train.data import LabelledImages
 from train.errors import ConfigError
 from train.linen_target import linen_target
 from train.nnx_target import nnx_target
 from train.optimizer import check_patterns, make_optimizer
 from train.recipe import MODERN, Recipe, recipe_of
+from train.resolve import resolve
 from train.step import Task, initial_state, make_train_step
 
 KEY = jax.random.key(0)

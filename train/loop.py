@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 
 import tlv_jax
-from train.config import Config, resolve
+from train.config import Config
 from train.contents import check_hosts, known_files, show_contents
 from train.data import PARTS, Splits, train_order
 from train.datasets import load_dataset
@@ -35,6 +35,7 @@ from train.normalization import expected_statistics, seen_by_source, statistics_
 from train.optimizer import check_patterns, make_optimizer
 from train.progress import progress_bar
 from train.recipe import Recipe, recipe_of, without_patterns
+from train.resolve import resolve
 from train.results import (
     RunResult,
     result_table,
