@@ -16,7 +16,8 @@ from rich.console import Console
 
 import importers
 import train
-from train.config import MatchOptions, MethodOptions, RecipeOptions
+from tlv_jax.errors import TLVError
+from train.config import DistillOptions, MatchOptions, MethodOptions, RecipeOptions
 from train.errors import ConfigError
 from train.machine import note_machine
 from train.networks import expected_by_sources
@@ -147,6 +148,22 @@ def test_a_start_that_is_ambiguous_is_refused(config, changes, message):
         changes = {**changes, "target_weights": config.out / changes["target_weights"]}
     with pytest.raises(ConfigError, match=message):
         run(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 64}, "There are 28 training images, fewer than batch_size=64"),
+        (
+            {"target": "test_target:OfNNX", "distill": DistillOptions("plan")},
+            "the activations of an NNX module cannot be had",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_folder(config, changes, message):
+    with pytest.raises(TLVError, match=message):
+        run(config, name="none", **changes)
+    assert not (config.out / "none").exists()
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from tlv_jax.layers.paths import leaf_path
+from train.config import Config
 from train.errors import ConfigError, name_some
 from train.recipe import PUBLISHED, Recipe
 
-__all__ = ["check_patterns", "crossover_rate", "learning_rate", "make_optimizer"]
+__all__ = [
+    "check_patterns",
+    "crossover_rate",
+    "learning_rate",
+    "make_optimizer",
+    "optimizer_of",
+]
 
 
 def learning_rate(
@@ -61,6 +68,22 @@ def crossover_rate(start: float, steps: int, recipe: Recipe) -> float | optax.Sc
     """The probability of a crossover: the same in all steps, or linear from `start` down to 0."""
     linear = recipe.crossover_schedule == "linear"
     return optax.linear_schedule(start, 0.0, steps) if linear else start
+
+
+def optimizer_of(
+    config: Config, recipe: Recipe, rate: Any, steps_of_epoch: int
+) -> optax.GradientTransformation:
+    """Builds the optimizer of a recipe for a training as long as the settings ask.
+
+    Args:
+      config: the settings, resolved.
+      recipe: may differ from that of the settings.
+      rate: highest learning rate.
+      steps_of_epoch: steps in an epoch.
+    """
+    assert config.epochs is not None  # resolved
+    steps, warmup = steps_of_epoch * config.epochs, int(steps_of_epoch * recipe.warmup_epochs)
+    return make_optimizer(rate, config.weight_decay, steps, recipe, warmup=warmup)
 
 
 def make_optimizer(
