@@ -102,6 +102,12 @@ def test_freezing_everything_is_refused():
         check_patterns(Recipe(freeze=("kernel", "bias")), PARAMS)
 
 
+def test_another_rate_of_what_is_frozen_is_refused():
+    recipe = Recipe(freeze=("^conv/",), rates=(("conv", 2.0), ("classifier", 2.0)))
+    with pytest.raises(ConfigError, match=r"conv=2 does nothing, as recipe\.freeze=\['\^conv/'\]"):
+        check_patterns(recipe, PARAMS)
+
+
 def test_patterns_that_are_found_are_taken_and_what_they_freeze_is_named():
     recipe = Recipe(freeze=(r"^conv/.*",), rates=(("classifier", 10.0),))
     assert check_patterns(recipe, PARAMS) == ["conv/bias", "conv/kernel"]

@@ -126,7 +126,7 @@ def check_patterns(recipe: Recipe, params: Any) -> list[str]:
       The paths of the parameters that are frozen.
 
     Raises:
-      ConfigError: if one is not, or if all parameters are frozen.
+      ConfigError: if one is not, if all parameters are frozen, or all whose rate a pattern changes.
     """
     paths = [leaf_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
     patterns = [("freeze", pattern) for pattern in recipe.freeze]
@@ -143,7 +143,15 @@ def check_patterns(recipe: Recipe, params: Any) -> list[str]:
             f"recipe.freeze={list(recipe.freeze)} leaves nothing to train: all {len(paths)} "
             "parameters are frozen. Leave a pattern out."
         )
-    return [path for path, part in zip(paths, parts, strict=True) if part == "frozen"]
+    frozen = [path for path, part in zip(paths, parts, strict=True) if part == "frozen"]
+    trained = set(paths) - set(frozen)
+    for pattern, factor in recipe.rates:
+        if not any(re.search(pattern, path) for path in trained):
+            raise ConfigError(
+                f"recipe.rates: {pattern}={factor:g} does nothing, as recipe.freeze="
+                f"{list(recipe.freeze)} has all its parameters. Leave one of them out."
+            )
+    return frozen
 
 
 def _parts(params: Any, recipe: Recipe) -> Any:
