@@ -73,9 +73,10 @@ def join_hosts(options: HostOptions) -> None:
     try:
         jax.distributed.initialize(options.coordinator, options.count, options.rank)
     except (RuntimeError, ValueError) as error:
+        given = ", ".join(f"hosts.{name}={value}" for name, value in vars(options).items())
         raise ConfigError(
-            f"hosts={options}: cannot join the other processes ({error}). Give coordinator, count "
-            "and rank where they are not found."
+            f"{given}: cannot join the other processes ({error}). Give coordinator, count and rank "
+            "where they are not found."
         ) from error
 
 
