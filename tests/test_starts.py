@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import shutil
@@ -278,6 +279,13 @@ def test_a_damaged_checkpoint_is_not_started_from(config, scratch, tmp_path, par
         path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7'))
     with pytest.raises(ConfigError, match=r"is damaged: its values|cannot be read"):
         run(config, target_weights=damaged, method=NONE)
+
+
+def test_weights_of_a_run_that_goes_on_are_refused(config, scratch):
+    with (scratch[0].folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the process of a run does
+        with pytest.raises(ConfigError, match="is still going on, so its best weights may change"):
+            run(config, target_weights=scratch[0].folder, method=NONE)
 
 
 def test_the_machine_and_the_versions_are_kept_and_shown(scratch, config):
