@@ -33,10 +33,11 @@ from train.linen_target import linen_target
 from train.networks import keys_of
 from train.optimizer import make_optimizer
 from train.recipe import recipe_of
+from train.setup import Setup
 from train.step import Task, initial_state, make_eval_step
 from train.support import Lent, Support
 from train.tracking import Tracker
-from train.training import Setup, train
+from train.training import train
 
 SIDE, IMAGES = 8, (101, 20, 20)
 KEYS = keys_of(0)

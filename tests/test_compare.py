@@ -18,7 +18,7 @@ import train
 from train.compare import Settings, compare
 from train.compare.__main__ import main
 from train.compare.rows import METRICS
-from train.config import DistillOptions
+from train.config import DistillOptions, RecipeOptions
 from train.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -254,6 +254,18 @@ def test_other_settings_and_other_folders_are_refused(finished, settings):
         ({"methods": ("distill+distill",)}, "or both in this order"),
         ({"distill": DistillOptions("logits")}, "put distill or default.distill among methods"),
         ({"distill": DistillOptions(weight=0.0)}, r"distill\.weight=0\.0, expected a number above"),
+        (
+            {"methods": ("he", "distill"), "crossover_rate": 0.3},
+            r"crossover_rate=0\.3 does nothing for methods=he, distill\. .* \+crossover",
+        ),
+        (
+            {"methods": ("he",), "recipe": RecipeOptions(crossover_adapter="learned")},
+            r"recipe\.crossover_adapter=learned does nothing for methods=he\.",
+        ),
+        (
+            {"methods": ("he+crossover",), "distill": DistillOptions(weight=2.0)},
+            r"distill\.weight=2\.0 does nothing for methods=he\+crossover\. .* \+distill",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(settings, change, message):

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from train.compare import Settings, compare
 from train.compare.folder import open_folder
+from train.compare.resolve import resolve
 from train.compare.rows import METRICS, append_rows, columns_of, forget_unfinished, read_rows
-from train.compare.settings import resolve
 from train.compare.training import failed_rows
 from train.compare.trainings import Training
 from train.config import RecipeOptions

@@ -2,14 +2,17 @@
 
 import dataclasses
 import io
+import shlex
 
 import pytest
 import small_inputs
+import tyro
 from rich.console import Console
 
 import tlv_jax
 import train
 from train.compare import Settings, compare
+from train.compare.resolve import resolve
 from train.config import DistillOptions, RecipeOptions
 from train.errors import ConfigError
 
@@ -95,6 +98,13 @@ def test_the_report_names_the_recipe(finished):
         "by the modern recipe (optimizer=sgd, nesterov=True, warmup_epochs=0.7,",
     ):
         assert words in report
+
+
+def test_the_command_of_the_report_asks_for_the_same_comparison(finished):
+    comparison, _ = finished
+    report = (comparison.folder / "report.md").read_text()
+    (line,) = [line for line in report.splitlines() if line.startswith("python -m train.compare")]
+    assert resolve(tyro.cli(Settings, args=shlex.split(line)[3:])) == comparison.settings
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from rich.console import Console
 import importers
 import tlv_jax
 from tlv_jax import matching, methods
-from train.compare.settings import Settings, resolve
+from train.compare.resolve import resolve
+from train.compare.settings import Settings
 from train.compare.starts import start_of
 from train.compare.study import prepare
 from train.data import LabelledImages, Splits

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from train.__main__ import main
-from train.config import DATASETS, Config, MethodOptions, RecipeOptions, resolve
+from train.config import DATASETS, Config, HostOptions, MethodOptions, RecipeOptions
 from train.errors import ConfigError
+from train.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +53,27 @@ def test_a_run_folder_is_named_after_the_class_of_a_user_s_own_network():
 def test_impossible_numbers_are_refused(setting, value):
     with pytest.raises(ConfigError, match=f"{setting}={value}"):
         resolve(dataclasses.replace(Config(), **{setting: value}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data_dir": Path("photographs")}, "comes with a package. Set dataset=folder"),
+        ({"dataset": "cifar10", "on_bad_image": "stop"}, "on_bad_image='stop' does nothing for"),
+        ({"hosts": HostOptions(rank=0)}, r"hosts\.rank=0 without hosts\.join: .* train alone"),
+        (
+            {
+                "method": MethodOptions("none"),
+                "crossover_rate": 0.0,
+                "source_weights": Path("resnet50.pth"),
+            },
+            r"source_weights='resnet50\.pth' does nothing: no source is used",
+        ),
+    ],
+)
+def test_what_does_nothing_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(Config(**settings))
 
 
 def test_help_names_every_setting_without_waiting_for_jax():

@@ -61,6 +61,16 @@ def test_without_the_option_each_device_holds_all(results):
     assert {kept[2] for kept in results["8"]["shards"].values()} == {1.0}
 
 
+def test_nothing_is_divided_over_one_device_and_a_run_says_so():
+    code = (
+        "import train.config as c, train.devices as d; d.find_devices(c.Config(shard_params=True))"
+    )
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert "shard_params=True does nothing: there is only one device" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_goes_on_on_fewer(tmp_path):
     ends = [

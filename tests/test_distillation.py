@@ -13,7 +13,7 @@ import small_inputs
 from small_network import Net
 
 from train.__main__ import main
-from train.config import Config, DistillOptions, MethodOptions, resolve
+from train.config import Config, DistillOptions, MethodOptions
 from train.data import LabelledImages
 from train.distillation import Distillation, distillation_of, teaching_loss
 from train.errors import ConfigError
@@ -21,6 +21,7 @@ from train.linen_target import linen_target
 from train.optimizer import make_optimizer
 from train.probe import Linear
 from train.recipe import Recipe
+from train.resolve import resolve
 from train.step import Task, initial_state, make_train_step
 from train.support import Lent, Support
 

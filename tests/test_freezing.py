@@ -13,13 +13,14 @@ from small_network import Net
 from test_target import OfNNX
 
 from train import checkpoints
-from train.config import Config, RecipeOptions, resolve
+from train.config import Config, RecipeOptions
 from train.data import LabelledImages
 from train.errors import ConfigError
 from train.linen_target import linen_target
 from train.nnx_target import nnx_target
 from train.optimizer import check_patterns, make_optimizer
 from train.recipe import MODERN, Recipe, recipe_of
+from train.resolve import resolve
 from train.step import Task, initial_state, make_train_step
 
 KEY = jax.random.key(0)
@@ -99,6 +100,12 @@ def test_a_pattern_that_is_found_nowhere_is_refused_with_some_of_the_paths(recip
 def test_freezing_everything_is_refused():
     with pytest.raises(ConfigError, match="leaves nothing to train: all 4 parameters"):
         check_patterns(Recipe(freeze=("kernel", "bias")), PARAMS)
+
+
+def test_another_rate_of_what_is_frozen_is_refused():
+    recipe = Recipe(freeze=("^conv/",), rates=(("conv", 2.0), ("classifier", 2.0)))
+    with pytest.raises(ConfigError, match=r"conv=2 does nothing, as recipe\.freeze=\['\^conv/'\]"):
+        check_patterns(recipe, PARAMS)
 
 
 def test_patterns_that_are_found_are_taken_and_what_they_freeze_is_named():

@@ -17,12 +17,13 @@ import importers
 import tlv_jax
 import train
 from train.augment import augment, normalize
-from train.config import Config, resolve
+from train.config import Config
 from train.data import LabelledImages
 from train.datasets import load_dataset
 from train.errors import ConfigError, DataError
 from train.linen_target import linen_target
 from train.normalization import parse_normalization, seen_by_source, statistics_of
+from train.resolve import resolve
 from train.statistics import Statistics, main, measure
 from train.step import Task, initial_state, make_train_step
 from train.support import Support

@@ -11,8 +11,9 @@ import tyro
 
 import importers
 import tlv_jax
-from train.config import Config, resolve
+from train.config import Config
 from train.modules import build_module, target_of
+from train.resolve import resolve
 from train.target import check_target
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from train.config import Config, RecipeOptions, resolve
+from train.config import Config, RecipeOptions
 from train.errors import ConfigError
 from train.optimizer import crossover_rate, learning_rate, make_optimizer
 from train.recipe import MODERN, PUBLISHED, Recipe, recipe_of
+from train.resolve import resolve
 
 SHAPES = {"kernel": (4, 3), "bias": (3,)}
 COSINE = Recipe(schedule="cosine")

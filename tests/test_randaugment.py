@@ -6,10 +6,11 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from train.augment import augment
-from train.config import Config, RecipeOptions, resolve
+from train.config import Config, RecipeOptions
 from train.errors import ConfigError
 from train.randaugment import OPERATIONS, changed, rand_augment
 from train.recipe import Recipe, recipe_of
+from train.resolve import resolve
 
 SIDE = 24
 # Smooth, so that the rounding of coordinates does not show.

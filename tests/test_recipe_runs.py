@@ -14,9 +14,9 @@ from small_network import Net
 import importers
 from train import Config
 from train.__main__ import main
-from train.config import resolve
 from train.datasets import load_dataset
 from train.linen_target import linen_target
+from train.resolve import resolve
 from train.step import Task, make_eval_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 import train
-from train.config import resolve
 from train.datasets import load_dataset
 from train.errors import ConfigError, DivergedError
+from train.resolve import resolve
 from train.run_folder import open_run_folder
 from train.show import main, show
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import shutil
@@ -16,7 +17,8 @@ from rich.console import Console
 
 import importers
 import train
-from train.config import MatchOptions, MethodOptions, RecipeOptions
+from tlv_jax.errors import TLVError
+from train.config import DistillOptions, MatchOptions, MethodOptions, RecipeOptions
 from train.errors import ConfigError
 from train.machine import note_machine
 from train.networks import expected_by_sources
@@ -149,6 +151,22 @@ def test_a_start_that_is_ambiguous_is_refused(config, changes, message):
         run(config, **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 64}, "There are 28 training images, fewer than batch_size=64"),
+        (
+            {"target": "test_target:OfNNX", "distill": DistillOptions("plan")},
+            "the activations of an NNX module cannot be had",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_folder(config, changes, message):
+    with pytest.raises(TLVError, match=message):
+        run(config, name="none", **changes)
+    assert not (config.out / "none").exists()
+
+
 @pytest.fixture(scope="module")
 def crossed(config):
     return run(config, method=NONE, name="crossed")
@@ -261,6 +279,13 @@ def test_a_damaged_checkpoint_is_not_started_from(config, scratch, tmp_path, par
         path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 7'))
     with pytest.raises(ConfigError, match=r"is damaged: its values|cannot be read"):
         run(config, target_weights=damaged, method=NONE)
+
+
+def test_weights_of_a_run_that_goes_on_are_refused(config, scratch):
+    with (scratch[0].folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the process of a run does
+        with pytest.raises(ConfigError, match="is still going on, so its best weights may change"):
+            run(config, target_weights=scratch[0].folder, method=NONE)
 
 
 def test_the_machine_and_the_versions_are_kept_and_shown(scratch, config):

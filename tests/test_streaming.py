@@ -16,10 +16,11 @@ import small_inputs
 from PIL import Image
 
 from train.__main__ import main
+from train.compare.resolve import resolve as resolve_comparison
 from train.compare.settings import Settings
-from train.compare.settings import resolve as resolve_comparison
-from train.config import Config, resolve
+from train.config import Config
 from train.errors import ConfigError
+from train.resolve import resolve
 
 NAMES = ("transferred",)
 STREAM = ("--stream",)

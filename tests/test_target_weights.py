@@ -122,7 +122,7 @@ def test_values_that_are_not_finite_are_refused(net, other, tmp_path):
     ("name", "message"),
     [
         ("nothing", "there is no such file or folder"),
-        ("empty", "cannot be read .*StandardCheckpointer"),
+        ("empty", r"cannot be read \(it holds no checkpoint\), .*StandardCheckpointer"),
         ("file.pth", "is a file, .*target='small_network:Net' is none. Give a run folder"),
     ],
 )

@@ -251,6 +251,8 @@ def read_arrays(folder: Path) -> Any:
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             found: Any = checkpointer.metadata(folder.resolve()).item_metadata
+            if found is None:
+                raise ValueError("it holds no checkpoint")
             # On whatever devices the arrays were: they come to the host.
             to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found.tree)
             arguments = ocp.args.PyTreeRestore(restore_args=to_host)

@@ -1,7 +1,6 @@
 """The settings of a run. Imports neither JAX nor Flax, so that `--help` is quick."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +19,6 @@ __all__ = [
     "MethodOptions",
     "RecipeOptions",
     "RuleOptions",
-    "resolve",
 ]
 
 Dataset = Literal[
@@ -54,9 +52,6 @@ DATASETS: Mapping[str, DatasetDefaults] = MappingProxyType(
         "folder": DatasetDefaults(image_size=224, epochs=50),
     }
 )
-
-STREAMED = ("food101", "petimages", "intel", "folder")  # whose images are picture files
-
 
 # An option called "" is spelled as the group that it is in: `--method tlvfc --method.head keep`.
 GROUP = tyro.conf.arg(name="")
@@ -308,93 +303,3 @@ class Config:
         target = self.target.rpartition(":")[2]  # of MODULE:NAME the name
         parts = [*sources, target, self.dataset, str(self.seed)]
         return self.out / (self.name or "-".join(parts))
-
-
-def resolve(config: Config) -> Config:
-    """Fills in the data set's defaults and checks all numbers.
-
-    Raises:
-      ConfigError: naming the setting, its value and what it may be.
-    """
-    from train.errors import ConfigError  # late: its root brings JAX
-    from train.normalization import parse_normalization
-
-    defaults = DATASETS[config.dataset]
-    config = dataclasses.replace(
-        config,
-        image_size=defaults.image_size if config.image_size is None else config.image_size,
-        epochs=defaults.epochs if config.epochs is None else config.epochs,
-    )
-    for setting in ("image_size", "epochs", "batch_size", "save_every_steps"):
-        value = getattr(config, setting)
-        if value is not None and value < 1:
-            raise ConfigError(f"{setting}={getattr(config, setting)}, expected at least 1.")
-    for setting in ("learning_rate", "weight_decay"):
-        if not 0 <= getattr(config, setting) < float("inf"):
-            raise ConfigError(f"{setting}={getattr(config, setting)}, expected at least 0.")
-    if config.save_every_minutes is not None and not config.save_every_minutes > 0:
-        raise ConfigError(f"save_every_minutes={config.save_every_minutes}, expected above 0.")
-    if config.seed < 0:
-        raise ConfigError(f"seed={config.seed}, expected at least 0.")
-    if not 0 <= config.crossover_rate <= 1:
-        raise ConfigError(f"crossover_rate={config.crossover_rate}, expected a probability.")
-    parse_normalization(config.normalization)
-    _check_stream(config)
-    return _resolve_start(config)
-
-
-def _resolve_start(config: Config) -> Config:
-    """Settles what a training starts from, or raises a ConfigError."""
-    from train.errors import ConfigError
-
-    if config.method.name == "auto":
-        if config.target_weights is not None:
-            raise ConfigError(
-                f"target_weights={str(config.target_weights)!r} without a method: the transfer of "
-                "the default method would go over these weights. Set method=none to train them as "
-                "they are, or name the method."
-            )
-        method = dataclasses.replace(config.method, name="default")
-        config = dataclasses.replace(config, method=method)
-    count = len(config.sources)
-    if not count:
-        raise ConfigError("source=(): expected an architecture. Leave it out for the default one.")
-    if count > 1 and config.method.name == "none":
-        raise ConfigError(
-            f"source={config.sources} with method=none: the first could lend features, the others "
-            "would do nothing. Give one source."
-        )
-    if config.distill.name == "plan" and (count > 1 or config.method.name == "none"):
-        raise ConfigError(
-            f"distill=plan with source={config.sources} and method={config.method.name}: expected "
-            "one source and a transfer, whose plan pairs the layers. Set distill=logits."
-        )
-    for setting in ("source_weights", "source_prefix"):
-        value = getattr(config, setting)
-        given = value if isinstance(value, tuple) else (value,)
-        if value is not None and len(given) != count:
-            raise ConfigError(
-                f"{setting}={', '.join(map(str, given))!r}: expected one for each source, in the "
-                f"order of source={', '.join(config.sources)!r}."
-            )
-    return config
-
-
-def _check_stream(config: Config) -> None:
-    from train.errors import ConfigError  # late: its root brings JAX
-
-    if config.workers < 0 or (config.workers and not config.stream):
-        raise ConfigError(
-            f"workers={config.workers} with stream={config.stream}, expected at least 0, and 0 "
-            "without stream: only streamed pictures are read by processes of their own."
-        )
-    if config.stream and config.dataset not in STREAMED:
-        raise ConfigError(
-            f"stream=True for dataset={config.dataset!r}, whose images are arrays in memory, "
-            f"expected one of {', '.join(STREAMED)}. Leave stream out."
-        )
-    if config.stream and importlib.util.find_spec("grain") is None:
-        raise ConfigError(
-            "stream=True needs the package grain, which is not installed. "
-            "Run: pip install 'tlv-jax[stream]'"
-        )

@@ -7,6 +7,7 @@ and prints.
 import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,9 +73,10 @@ def join_hosts(options: HostOptions) -> None:
     try:
         jax.distributed.initialize(options.coordinator, options.count, options.rank)
     except (RuntimeError, ValueError) as error:
+        given = ", ".join(f"hosts.{name}={value}" for name, value in vars(options).items())
         raise ConfigError(
-            f"hosts={options}: cannot join the other processes ({error}). Give coordinator, count "
-            "and rank where they are not found."
+            f"{given}: cannot join the other processes ({error}). Give coordinator, count and rank "
+            "where they are not found."
         ) from error
 
 
@@ -184,12 +186,17 @@ def find_devices(config: Config) -> Devices:
 
     Raises:
       ConfigError: if the batch cannot be split evenly over them.
+
+    Warns:
+      UserWarning: if parameters are to be divided, and there is one device.
     """
     count = jax.device_count()
     if config.batch_size % count:
         raise ConfigError(
             f"batch_size={config.batch_size} cannot be split over {count} devices; take a multiple."
         )
+    if config.shard_params and count == 1:
+        warnings.warn("shard_params=True does nothing: there is only one device.", stacklevel=2)
     # Auto, as jax.make_mesh's default differs between versions of JAX.
     mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
     return Devices(

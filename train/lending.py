@@ -1,12 +1,11 @@
 """The source in training: what it lends and teaches, made once before the first step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from rich.console import Console
 
@@ -18,14 +17,18 @@ from train.data import Splits
 from train.distillation import distillation_of
 from train.errors import ConfigError
 from train.hints import choose_hints, draw_maps, paired_convolutions
-from train.networks import features_only
+from train.networks import blank_image, features_only
 from train.optimizer import crossover_rate
 from train.probe import Linear, features_by_part, fit_probe
-from train.recipe import Recipe
+from train.setup import Setup
 from train.support import Adapter, Lent, Support, make_lend
 from train.target import Target
 
-__all__ = ["Lending", "as_first_process_has_it", "lending_of"]
+__all__ = ["Hints", "Lending", "as_first_process_has_it", "hints_of", "lending_of"]
+
+Hints = Mapping[tuple[str, str], tuple[int, int]]
+"""Pairs of paths of layers `(source, target)`, with their channels `(C, C')`: of the target's
+layer, and of the source's."""
 
 
 class Lending(NamedTuple):
@@ -42,66 +45,91 @@ class Lending(NamedTuple):
     adapter: Adapter | None
 
 
-def lending_of(
+def hints_of(
     config: Config,
-    recipe: Recipe,
     sources: Sequence[importers.Pretrained],
     target: Target,
     plan: tlv_jax.TransferPlan | None,
+) -> Hints:
+    """Chooses by shapes alone the pairs of layers by which the source teaches.
+
+    Args:
+      config: the settings, resolved.
+      sources: the pretrained networks; there is one if it gives hints.
+      target: the network to train.
+      plan: of the transfer, which pairs layers; None if there is none.
+
+    Returns:
+      The pairs; none unless the settings ask for hints.
+
+    Raises:
+      ConfigError: if there are no activations to imitate.
+    """
+    if config.distill.name != "plan":
+        return {}
+    assert plan is not None  # resolved
+    watching = target.train_watched
+    if watching is None:
+        raise ConfigError(
+            "distill=plan: the activations of an NNX module cannot be had, only those of a Linen "
+            "module. Set distill=logits."
+        )
+    source, pairs = sources[0], paired_convolutions(plan)
+    params, state = target.split(target.network.params)
+    key, paths = jax.random.key(0), [path for _, path in pairs]
+    images = blank_image(config, jnp.dtype("float32"))
+    lend = make_lend(features_only(source.model), pairs)
+    given: Any = jax.eval_shape(lend, source.variables, images)
+    own: Any = jax.eval_shape(
+        lambda images: watching(params, state, images, key, None, paths), images
+    )
+    return choose_hints(pairs, own[2], given[1])
+
+
+def lending_of(
+    setup: Setup,
+    sources: Sequence[importers.Pretrained],
+    hints: Hints,
     splits: Splits,
-    *,
-    steps: int,
-    dtype: jnp.dtype,
-    optimizer: optax.GradientTransformation,
     key: jax.Array,
     console: Console,
 ) -> Lending | None:
     """Returns what the source of a run lends and teaches; None if it does neither.
 
     Args:
-      config: the settings, resolved.
-      recipe: of the run.
+      setup: what all trainings share.
       sources: the pretrained networks, of which the first lends and teaches.
-      target: the network to train.
-      plan: of the transfer, which pairs layers; None if there is none.
-      splits: the images, as NumPy arrays.
-      steps: all steps.
-      dtype: of the computation.
-      optimizer: of an adapter, if one is trained.
+      hints: from `hints_of`.
+      splits: the images, as NumPy arrays or files.
       key: draws an adapter, consumed.
       console: is told of what is made.
 
     Raises:
-      TLVError: if the source cannot take images of that size, or there are no activations to
-        imitate.
+      DataError: if a picture cannot be read, though it could at the start.
     """
-    teaching, lends = distillation_of(config.distill), config.crossover_rate > 0
-    if teaching is None and not lends:
+    config, recipe, dtype = setup.config, setup.recipe, setup.devices.dtype
+    if not config.sees_images:
         return None
-    source = sources[0]
-    rate = crossover_rate(config.crossover_rate, steps, recipe)
-    support = Support(features_only(source.model), rate, teaching)
+    source, teaching = sources[0], distillation_of(config.distill)
     features = features_by_part(source, splits, dtype, config.batch_size)
-    by_plan = config.distill.name == "plan"
-    teacher = _teacher(features, splits, config, console) if teaching and not by_plan else None
-    size = config.image_size
-    assert size is not None  # resolved
-    images = jnp.zeros((1, size, size, 3), dtype)
-    widths = widths_to_adapt(recipe, source, target, images, console) if lends else None
-    projection = adapter = None
-    maps = ()
-    if teaching and by_plan:
-        assert plan is not None  # resolved
-        hints = _hints(plan, source, target, images, console)
+    teacher = projection = layer = widths = None
+    if hints and teaching:
+        _tell_hints(hints, console)
         teaching = teaching._replace(pairs=tuple(hints))
-        support = support._replace(distillation=teaching, optimizer=optimizer)
-        maps = draw_maps(jax.random.fold_in(key, 1), hints.values())
+    elif teaching:
+        teacher = _teacher(features, splits, config, console)
+    if config.crossover_rate:
+        images = blank_image(config, dtype)
+        widths = widths_to_adapt(recipe, source, setup.task.target, images, console)
     if widths and recipe.crossover_adapter == "projection":
         projection = fit_projection(features("train"), widths.target)
     elif widths:
-        support, adapter = support._replace(optimizer=optimizer), draw_adapter(key, widths)
-    extra = Adapter(adapter, maps) if adapter or maps else None
-    return Lending(support, Lent(source.variables, teacher, projection), extra)
+        layer = draw_adapter(key, widths)
+    maps = draw_maps(jax.random.fold_in(key, 1), hints.values())
+    adapter = Adapter(layer, maps) if layer or maps else None
+    rate = crossover_rate(config.crossover_rate, setup.steps, recipe)
+    support = Support(features_only(source.model), rate, teaching, setup.adapter_optimizer)
+    return Lending(support, Lent(source.variables, teacher, projection), adapter)
 
 
 def as_first_process_has_it(lending: Lending | None) -> Lending | None:
@@ -112,32 +140,9 @@ def as_first_process_has_it(lending: Lending | None) -> Lending | None:
     return lending._replace(lent=Lent(lending.lent.variables, *computed))
 
 
-def _hints(
-    plan: tlv_jax.TransferPlan,
-    source: importers.Pretrained,
-    target: Target,
-    images: jax.Array,
-    console: Console,
-) -> dict[tuple[str, str], tuple[int, int]]:
-    """The pairs of layers by which the source teaches, with their channels."""
-    watching = target.train_watched
-    if watching is None:
-        raise ConfigError(
-            "distill=plan: the activations of an NNX module cannot be had, only those of a Linen "
-            "module. Set distill=logits."
-        )
-    pairs = paired_convolutions(plan)
-    params, state = target.split(target.network.params)
-    key, paths = jax.random.key(0), [path for _, path in pairs]
-    lend = make_lend(features_only(source.model), pairs)
-    given: Any = jax.eval_shape(lend, source.variables, images)
-    own: Any = jax.eval_shape(
-        lambda images: watching(params, state, images, key, None, paths), images
-    )
-    hints = choose_hints(pairs, own[2], given[1])
-    told = ", ".join(f"{mine} imitates {theirs}" for theirs, mine in hints)
+def _tell_hints(hints: Hints, console: Console) -> None:
+    told = ", ".join(f"{own} imitates {given}" for given, own in hints)
     console.print(f"hints: {told}", highlight=False, soft_wrap=True)
-    return hints
 
 
 def _teacher(

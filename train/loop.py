@@ -10,9 +10,9 @@ import jax
 from rich.console import Console
 
 import tlv_jax
-from train.config import Config, resolve
+from train.config import Config
 from train.contents import check_hosts, known_files, show_contents
-from train.data import PARTS, Splits, train_order
+from train.data import Splits
 from train.datasets import load_dataset
 from train.devices import (
     Devices,
@@ -21,20 +21,20 @@ from train.devices import (
     find_devices,
     is_first_process,
     join_hosts,
-    place_images,
 )
 from train.distillation import distillation_of
-from train.errors import DataError, name_some
+from train.errors import name_some
 from train.interruptions import watch
-from train.lending import as_first_process_has_it, lending_of
+from train.lending import as_first_process_has_it, hints_of, lending_of
 from train.machine import note_machine
 from train.method import method_of
 from train.modules import parse_arguments
 from train.networks import Keys, expected_by_sources, keys_of, load_sources, make_target
 from train.normalization import expected_statistics, seen_by_source, statistics_of
-from train.optimizer import check_patterns, make_optimizer
+from train.optimizer import check_patterns
 from train.progress import progress_bar
-from train.recipe import Recipe, recipe_of, without_patterns
+from train.recipe import recipe_of
+from train.resolve import resolve
 from train.results import (
     RunResult,
     result_table,
@@ -43,12 +43,13 @@ from train.results import (
     write_transfer,
 )
 from train.run_folder import open_run_folder
+from train.setup import prepare
 from train.starts import Transferred, starts_of, transfer
 from train.statistics import Statistics
-from train.step import Task, make_eval_step
+from train.step import Task
 from train.target_weights import load_target_weights, with_weights
 from train.tracking import check_tracking, open_tracker
-from train.training import Setup, train
+from train.training import train
 
 __all__ = ["Result", "run"]
 
@@ -97,7 +98,8 @@ def run(
       FreshHeadWarning: where the source's weights lack its classifier, or the target's own are for
         another number of classes.
       PrefixWarning: where only a part of the source's checkpoint is the source.
-      UserWarning: if Weights & Biases fails, which the run goes on without.
+      UserWarning: if Weights & Biases fails, which the run goes on without, or if parameters are to
+        be divided over one device.
     """
     if model is not None:
         kind = type(model)
@@ -121,20 +123,16 @@ def run(
             console.print(f"frozen: {name_some(frozen)}", highlight=False, soft_wrap=True)
         made = transfer(method, keys.transfer, sources, task.target) if method else None
     check_hosts(splits, ([source.variables for source in sources], task.target.network.params))
+    with fail_together():  # what cannot be trained is refused before there is a folder
+        setup = prepare(config, recipe, devices, task, splits, keys)
+        hints = hints_of(config, sources, task.target, made and made.plan)
     starts = starts_of(config, task.target, made)
     with contextlib.ExitStack() as held:
         folder = Path(ask_first(lambda: str(held.enter_context(open_run_folder(config, splits)))))
         with fail_together():
             _tell_start(config, task, made, folder, console)
-            setup = _prepare(config, recipe, devices, task, splits, keys)
-            lending = lending_of(
-                *(config, recipe, sources, task.target, made and made.plan, splits),
-                steps=setup.steps,
-                dtype=devices.dtype,
-                optimizer=setup.adapter_optimizer,
-                key=jax.random.fold_in(keys.init, 1),
-                console=console,
-            )
+            key = jax.random.fold_in(keys.init, 1)
+            lending = lending_of(setup, sources, hints, splits, key, console)
         lending = as_first_process_has_it(lending)
         tracker = held.enter_context(open_tracker(config, folder))
         watched = held.enter_context(watch(config.save_every_steps, config.save_every_minutes))
@@ -188,40 +186,3 @@ def _tell_start(
     elif not config.sees_images:
         line = "no transfer, crossover or distillation: a twin would be the same, so there is none"
         console.print(line, highlight=False, soft_wrap=True)
-
-
-def _prepare(
-    config: Config, recipe: Recipe, devices: Devices, task: Task, splits: Splits, keys: Keys
-) -> Setup:
-    """Puts the images on the devices and builds what all trainings use."""
-    steps = len(train_order(keys.order, 0, len(splits.train), config.batch_size))
-    assert config.epochs is not None  # resolved
-    all_steps, warmup = steps * config.epochs, int(steps * recipe.warmup_epochs)
-    rate, decay = config.learning_rate, config.weight_decay
-    return Setup(
-        config=config,
-        devices=devices,
-        task=task,
-        recipe=recipe,
-        steps=all_steps,
-        splits=splits if config.stream else _resident(splits, devices),
-        optimizer=make_optimizer(rate, decay, all_steps, recipe, warmup=warmup),
-        adapter_optimizer=make_optimizer(
-            rate, decay, all_steps, without_patterns(recipe), warmup=warmup
-        ),
-        evaluate=jax.jit(make_eval_step(task)),
-        order_key=keys.order,
-        step_key=keys.step,
-    )
-
-
-def _resident(splits: Splits, devices: Devices) -> Splits:
-    """Places the images of all parts on the devices."""
-    try:
-        parts = {part: place_images(getattr(splits, part), devices) for part in PARTS}
-    except jax.errors.JaxRuntimeError as error:
-        raise DataError(
-            f"The images do not fit into the memory of the devices ({str(error).splitlines()[0]}). "
-            "Lower --image-size, or pass --stream if they are folders of pictures."
-        ) from error
-    return dataclasses.replace(splits, **parts)

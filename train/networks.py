@@ -20,6 +20,7 @@ from train.target import Target, check_target
 
 __all__ = [
     "Keys",
+    "blank_image",
     "expected_by_sources",
     "features_only",
     "keys_of",
@@ -122,12 +123,18 @@ def make_target(
             "averages over places behind its last layer, so no features can be lent to it. Set "
             "crossover_rate=0."
         )
-    images = jnp.zeros((1, size, size, 3), dtype)
+    images = blank_image(config, dtype)
     target = target_of(config.target, model, key, images)
     if ":" in config.target:
         crossover = config.crossover_rate > 0
         check_target(config.target, target, images, classes, crossover=crossover)
     return target
+
+
+def blank_image(config: Config, dtype: jnp.dtype) -> jax.Array:
+    """Returns a black image of the size that the settings ask for, `[1, H, W, 3]`."""
+    assert config.image_size is not None  # resolved
+    return jnp.zeros((1, config.image_size, config.image_size, 3), dtype)
 
 
 def size_lent_at(config: Config) -> int | None:

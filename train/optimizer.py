@@ -8,10 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from tlv_jax.layers.paths import leaf_path
+from train.config import Config
 from train.errors import ConfigError, name_some
 from train.recipe import PUBLISHED, Recipe
 
-__all__ = ["check_patterns", "crossover_rate", "learning_rate", "make_optimizer"]
+__all__ = [
+    "check_patterns",
+    "crossover_rate",
+    "learning_rate",
+    "make_optimizer",
+    "optimizer_of",
+]
 
 
 def learning_rate(
@@ -63,6 +70,22 @@ def crossover_rate(start: float, steps: int, recipe: Recipe) -> float | optax.Sc
     return optax.linear_schedule(start, 0.0, steps) if linear else start
 
 
+def optimizer_of(
+    config: Config, recipe: Recipe, rate: Any, steps_of_epoch: int
+) -> optax.GradientTransformation:
+    """Builds the optimizer of a recipe for a training as long as the settings ask.
+
+    Args:
+      config: the settings, resolved.
+      recipe: may differ from that of the settings.
+      rate: highest learning rate.
+      steps_of_epoch: steps in an epoch.
+    """
+    assert config.epochs is not None  # resolved
+    steps, warmup = steps_of_epoch * config.epochs, int(steps_of_epoch * recipe.warmup_epochs)
+    return make_optimizer(rate, config.weight_decay, steps, recipe, warmup=warmup)
+
+
 def make_optimizer(
     rate: float, weight_decay: float, steps: int, recipe: Recipe = PUBLISHED, *, warmup: int = 0
 ) -> optax.GradientTransformation:
@@ -103,7 +126,7 @@ def check_patterns(recipe: Recipe, params: Any) -> list[str]:
       The paths of the parameters that are frozen.
 
     Raises:
-      ConfigError: if one is not, or if all parameters are frozen.
+      ConfigError: if one is not, if all parameters are frozen, or all whose rate a pattern changes.
     """
     paths = [leaf_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
     patterns = [("freeze", pattern) for pattern in recipe.freeze]
@@ -120,7 +143,15 @@ def check_patterns(recipe: Recipe, params: Any) -> list[str]:
             f"recipe.freeze={list(recipe.freeze)} leaves nothing to train: all {len(paths)} "
             "parameters are frozen. Leave a pattern out."
         )
-    return [path for path, part in zip(paths, parts, strict=True) if part == "frozen"]
+    frozen = [path for path, part in zip(paths, parts, strict=True) if part == "frozen"]
+    trained = set(paths) - set(frozen)
+    for pattern, factor in recipe.rates:
+        if not any(re.search(pattern, path) for path in trained):
+            raise ConfigError(
+                f"recipe.rates: {pattern}={factor:g} does nothing, as recipe.freeze="
+                f"{list(recipe.freeze)} has all its parameters. Leave one of them out."
+            )
+    return frozen
 
 
 def _parts(params: Any, recipe: Recipe) -> Any:

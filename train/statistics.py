@@ -17,7 +17,7 @@ import tyro
 
 from tlv_jax.errors import TLVError
 from train.batches import pixels_of
-from train.config import Config, Dataset, OnBadImage, resolve
+from train.config import Config, Dataset, OnBadImage
 from train.datasets import load_dataset
 from train.errors import DataError
 
@@ -95,6 +95,8 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the statistics of a data set's training images; returns the exit status."""
+    from train.resolve import resolve  # late: it needs this module
+
     options = tyro.cli(Options, prog="python -m train.statistics", args=arguments)
     try:
         config = resolve(Config(**vars(options)))

@@ -19,7 +19,7 @@ from train.checkpoints import read_arrays, read_best
 from train.config import Config
 from train.errors import ConfigError, name_some
 from train.results import read_normalization
-from train.run_folder import is_run_folder, read_settings
+from train.run_folder import is_in_use, is_run_folder, read_settings
 from train.starts import TRAININGS
 from train.statistics import Statistics
 from train.target import Target
@@ -83,6 +83,11 @@ def _of_file(config: Config, path: Path) -> Given:
 
 def _of_run(path: Path, target: Target) -> Given:
     """The weights that were best on the validation images, of a run's training but its twin."""
+    if is_in_use(path):
+        raise ConfigError(
+            f"The run in {path} is still going on, so its best weights may change. Wait for its "
+            "end, or stop it."
+        )
     folder = path / "checkpoints"
     found = [name for name in TRAININGS if (folder / name).is_dir()]
     if not found:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from rich.console import Console
 from rich.progress import Progress
@@ -18,43 +17,26 @@ from rich.progress import Progress
 from train import checkpoints
 from train.batches import batches
 from train.config import Config
-from train.data import Images, Splits, eval_batches, train_order
-from train.devices import Devices, is_first_process, place, shardings_of
+from train.data import Images, eval_batches, train_order
+from train.devices import is_first_process, place, shardings_of
 from train.errors import DivergedError, Stopped
 from train.interruptions import Watch
 from train.lending import Lending
 from train.metrics import Summary, Tally, from_json, merge, summarize, to_json
-from train.recipe import Recipe
 from train.results import RunResult, open_tensorboard, write_epochs
-from train.step import State, Task, initial_state, make_train_step, with_adapter
+from train.setup import Setup
+from train.step import State, initial_state, make_train_step, with_adapter
 from train.support import Adapter
 from train.tracking import Tracker
 
-__all__ = ["Setup", "train"]
+__all__ = ["train"]
 
 CHECK_EVERY = 50  # steps; an accelerator waits whenever a loss is looked at
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """What both trainings of a run share."""
-
-    config: Config
-    devices: Devices
-    task: Task
-    recipe: Recipe
-    steps: int
-    splits: Splits
-    optimizer: optax.GradientTransformation
-    adapter_optimizer: optax.GradientTransformation
-    evaluate: Callable[..., Any]
-    order_key: jax.Array
-    step_key: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
 class _Training:
-    """One of them."""
+    """One of the trainings of a run."""
 
     name: str
     setup: Setup

@@ -10,6 +10,7 @@ from train import curves
 from train.compare.folder import kept_settings, open_folder
 from train.compare.picture import save_bands
 from train.compare.report import report_text
+from train.compare.resolve import check_used, resolve
 from train.compare.result import Comparison
 from train.compare.rows import (
     Row,
@@ -20,7 +21,7 @@ from train.compare.rows import (
     forget_unfinished,
     read_rows,
 )
-from train.compare.settings import Settings, resolve
+from train.compare.settings import Settings
 from train.compare.study import Study, prepare
 from train.compare.table import make_table
 from train.compare.training import failed_rows, run_group
@@ -50,9 +51,12 @@ def compare(settings: Settings, *, console: Console | None = None) -> Comparison
     """
     settings = resolve(settings)
     console = console or Console()
+    new = not settings.folder.exists()
+    if new:
+        check_used(settings)
     splits = load_dataset(settings)
     # What cannot be trained is refused before there is a folder.
-    study = None if settings.folder.exists() else prepare(settings, splits, console)
+    study = prepare(settings, splits, console) if new else None
     folder = open_folder(settings, splits)
     left_out = _train_missing(settings, splits, study, console)
     comparison = _found(settings, left_out)

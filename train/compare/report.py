@@ -6,7 +6,7 @@ from typing import Any
 
 from train.compare.markdown import progress_table, rates_table, result_table, table_of
 from train.compare.result import Comparison
-from train.compare.settings import Settings
+from train.compare.settings import REPLACED, Settings
 from train.data import PARTS, Splits
 from train.run_folder import flat_settings
 
@@ -58,7 +58,7 @@ def command_of(settings: Settings) -> str:
     defaults = flat_settings(Settings())
     words = ["python", "-m", "train.compare"]
     for name, value in flat_settings(settings).items():
-        if value == defaults[name] or name == "part":
+        if value == defaults[name] or name == "part" or name.partition(".")[0] in REPLACED:
             continue
         option = name.replace("_", "-")
         if isinstance(defaults[name], bool):

@@ -1,18 +1,24 @@
 """The settings of a comparison. Imports neither JAX nor Flax, so that `--help` is quick."""
 
 import dataclasses
-import math
-import re
 from pathlib import Path
 from typing import get_args
 
 import tyro
 
-from train import config as runs
 from train.config import Config, HostOptions, MethodName, MethodOptions
 
-__all__ = ["CROSSOVER", "DISTILL", "EXTENT", "REPLACED", "STARTS", "Settings", "distills"]
-__all__ += ["lends", "resolve"]
+__all__ = [
+    "ADDITIONS",
+    "CROSSOVER",
+    "DISTILL",
+    "EXTENT",
+    "REPLACED",
+    "STARTS",
+    "Settings",
+    "distills",
+    "lends",
+]
 
 CROSSOVER, DISTILL = "crossover", "distill"
 ADDITIONS = (CROSSOVER, DISTILL)
@@ -81,58 +87,6 @@ class Settings(Config):
         return int(number), int(count)
 
 
-def resolve(settings: Settings) -> Settings:
-    """Fills in the data set's defaults and checks all settings.
-
-    Raises:
-      ConfigError: naming the setting, its value and what it may be.
-    """
-    from train.errors import ConfigError  # late: its root brings JAX
-    from train.recipe import recipe_of
-
-    defaults = Settings()
-    for name in REPLACED:
-        if getattr(settings, name) != getattr(defaults, name):
-            raise ConfigError(
-                f"{name}={getattr(settings, name)!r}: a comparison has no such setting. Use "
-                "methods, learning_rates and the name of the folder."
-            )
-    if not isinstance(settings.source, str):
-        raise ConfigError(
-            f"source={settings.source}: expected one source, as a comparison has no mixtures. "
-            "Compare each, with a folder --name for each."
-        )
-    resolved = runs.resolve(settings)
-    assert isinstance(resolved, Settings)  # the type that it was given
-    settings = resolved
-    recipe_of(settings)
-    wrong = [name for name in settings.methods if not _is_start(name)]
-    if wrong or not settings.methods:
-        raise ConfigError(
-            f"methods={settings.methods}: expected some of {', '.join(STARTS)}, all but probe also "
-            f"with +{CROSSOVER}, +{DISTILL} or both in this order."
-        )
-    if not settings.crossover_rate and any(map(lends, settings.methods)):
-        raise ConfigError(f"crossover_rate=0 with +{CROSSOVER}, expected a probability above 0.")
-    _check_distillation(settings)
-    for name in ("methods", "learning_rates"):
-        if len(set(getattr(settings, name))) != len(getattr(settings, name)):
-            raise ConfigError(f"{name}={getattr(settings, name)}: one is there twice.")
-    if not settings.learning_rates or not all(
-        rate > 0 and math.isfinite(rate) for rate in settings.learning_rates
-    ):
-        raise ConfigError(f"learning_rates={settings.learning_rates}, expected numbers above 0.")
-    for name in ("seeds", "vmap"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"{name}={getattr(settings, name)}, expected at least 1.")
-    if (
-        not re.fullmatch(r"\d+/\d+", settings.part)
-        or not 1 <= settings.slice[0] <= (settings.slice[1])
-    ):
-        raise ConfigError(f"part={settings.part!r}, expected K/N with K from 1 to N, such as 3/8.")
-    return settings
-
-
 def lends(name: str) -> bool:
     """Whether the source lends features to what begins with this start."""
     return CROSSOVER in name.split("+")[1:]
@@ -141,21 +95,3 @@ def lends(name: str) -> bool:
 def distills(name: str) -> bool:
     """Whether the source teaches what begins with this start."""
     return DISTILL in name.split("+")
-
-
-def _is_start(name: str) -> bool:
-    base, *additions = name.split("+")
-    allowed = [one for one in ADDITIONS if base not in ("probe", one)]
-    return base in STARTS and additions == [one for one in allowed if one in additions]
-
-
-def _check_distillation(settings: Settings) -> None:
-    from train.distillation import distillation_of  # late: it brings JAX
-    from train.errors import ConfigError
-
-    if settings.distill.name != "none":
-        raise ConfigError(
-            f"distill={settings.distill.name}: a comparison has starts for that. Leave it out, and "
-            f"put {DISTILL} or default+{DISTILL} among methods."
-        )
-    distillation_of(dataclasses.replace(settings.distill, name="logits"))

@@ -17,9 +17,9 @@ from train.compare.settings import Settings, distills, lends
 from train.data import PARTS, Splits, train_order
 from train.devices import dtype_of
 from train.distillation import Distillation
-from train.networks import features_only, keys_of, load_sources, make_target
+from train.networks import blank_image, features_only, keys_of, load_sources, make_target
 from train.normalization import seen_by_source, statistics_of
-from train.optimizer import check_patterns, crossover_rate, make_optimizer
+from train.optimizer import check_patterns, crossover_rate, optimizer_of
 from train.probe import Probe, features_by_part, fit_probe
 from train.recipe import Recipe, recipe_of, without_patterns
 from train.statistics import Statistics
@@ -111,9 +111,11 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
     teaching = Distillation(settings.distill.weight, settings.distill.temperature)
     expected = Statistics(source.preprocess.mean, source.preprocess.std)
 
-    optimizer, adapter_optimizer = (
-        _optimizer_by(settings, each, len(order)) for each in (recipe, without_patterns(recipe))
-    )
+    def optimizer(rate: Any) -> optax.GradientTransformation:
+        return optimizer_of(settings, recipe, rate, len(order))
+
+    def adapter_optimizer(rate: Any) -> optax.GradientTransformation:
+        return optimizer_of(settings, without_patterns(recipe), rate, len(order))
 
     def programs(statistics: Statistics, lent: bool, taught: bool) -> Programs:
         seen = seen_by_source(statistics, expected)
@@ -122,9 +124,7 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
         support = Support(lender, rate, teaching if taught else None) if lent or taught else None
         return programs_of(task, optimizer, adapter_optimizer, support, recipe)
 
-    size = settings.image_size
-    assert size is not None  # resolved
-    images = jnp.zeros((1, size, size, 3), dtype)
+    images = blank_image(settings, dtype)
     features = features_by_part(source, splits, dtype, settings.batch_size)
 
     def probe() -> Probe:
@@ -147,14 +147,6 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
         features=features,
         probe=functools.cache(probe),
     )
-
-
-def _optimizer_by(
-    settings: Settings, recipe: Recipe, steps_of_epoch: int
-) -> Callable[[Any], optax.GradientTransformation]:
-    assert settings.epochs is not None  # resolved
-    steps, warmup = steps_of_epoch * settings.epochs, int(steps_of_epoch * recipe.warmup_epochs)
-    return lambda rate: make_optimizer(rate, settings.weight_decay, steps, recipe, warmup=warmup)
 
 
 def _on_device(splits: Splits) -> Splits:
