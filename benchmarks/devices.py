@@ -22,11 +22,12 @@ import numpy as np
 
 from benchmarks.lending import pictures
 from benchmarks.train import turn
-from train.config import Config, resolve
+from train.config import Config
 from train.devices import find_devices, place, place_images, shardings_of
 from train.machine import processor
 from train.networks import keys_of, make_target
 from train.optimizer import make_optimizer
+from train.resolve import resolve
 from train.step import Task, initial_state, make_train_step
 
 CASES = ("mobilenet_v2@64", "resnet18@64")

@@ -22,12 +22,13 @@ import numpy as np
 import tlv_jax
 from benchmarks.train import Step, turn
 from tlv_jax import models
-from train.config import Config, resolve
+from train.config import Config
 from train.data import LabelledImages
 from train.devices import dtype_of
 from train.machine import processor
 from train.networks import features_only, keys_of, make_target
 from train.optimizer import make_optimizer
+from train.resolve import resolve
 from train.step import Task, initial_state, make_train_step
 from train.support import Support
 

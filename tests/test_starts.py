@@ -129,6 +129,18 @@ def test_a_run_of_several_sources_is_resumed(mixed):
         run(config, resume=True, name=result.folder.name, **swapped)
 
 
+def test_a_run_is_not_resumed_with_other_weights_of_a_source(mixed, folder):
+    path = folder / "other.safetensors"
+    before = path.read_bytes()
+    variables = trees.random_variables(trees.shapes("squeezenet1_0"), seed=2)
+    importers.write_safetensors(path, "squeezenet1_0", variables["params"], {})
+    try:
+        with pytest.raises(ConfigError, match="The weights of squeezenet1_0 have changed since"):
+            run(mixed[0], resume=True)
+    finally:
+        path.write_bytes(before)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

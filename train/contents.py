@@ -1,8 +1,8 @@
-"""What a data set holds: shown, kept in the run folder, compared between hosts and on resuming."""
+"""What a run reads, images and the source's weights: compared between hosts and on resuming."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from train.pictures import Listing
 __all__ = [
     "check_contents",
     "check_hosts",
+    "check_weights",
     "known_files",
     "read_counts",
     "show_contents",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 DATA_FILE = "data.json"
+WEIGHTS_FILE = "weights.json"
 MOST_ROWS = 20  # of classes that are printed
 
 
@@ -51,14 +53,49 @@ def check_hosts(splits: Splits, weights: Any) -> None:
             f"The hosts read different images; this one read {images}. Give every host the same "
             "files in --data-dir."
         )
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(weights):
-        digest.update(np.asarray(leaf).tobytes())
-    if not same_everywhere(digest.hexdigest()):
+    if not same_everywhere(_digest(weights)):
         raise DataError(
             "The hosts read different weights of the source. Give every host the same file in "
             "--source-weights, or the same package."
         )
+
+
+def check_weights(folder: Path, names: Sequence[str], weights: Sequence[Any]) -> None:
+    """Compares the sources' weights with those that the run in `folder` was started with.
+
+    A new run, or one of an earlier version, gets a file with their digests.
+
+    Args:
+      folder: of the run.
+      names: of the sources.
+      weights: of each, a tree of arrays.
+
+    Raises:
+      ConfigError: if they have changed, or the file is damaged.
+    """
+    path, now = folder / WEIGHTS_FILE, [_digest(tree) for tree in weights]
+    if not path.is_file():
+        path.write_text(json.dumps(now, indent=1))
+        return
+    try:
+        pairs = list(zip(names, json.loads(path.read_text()), now, strict=True))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}), expected a digest of the weights of each source. Start "
+            "another run with --name."
+        ) from error
+    if changed := [name for name, started, digest in pairs if digest != started]:
+        raise ConfigError(
+            f"The weights of {', '.join(changed)} have changed since the run in {folder} was "
+            "started. Resume it with the same, or start another with --name."
+        )
+
+
+def _digest(weights: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(weights):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def known_files(config: Config) -> Listing:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import tlv_jax
 from train.config import Config
-from train.contents import check_hosts, known_files, show_contents
+from train.contents import check_hosts, check_weights, known_files, show_contents
 from train.data import Splits
 from train.datasets import load_dataset
 from train.devices import (
@@ -130,6 +130,8 @@ def run(
     with contextlib.ExitStack() as held:
         folder = Path(ask_first(lambda: str(held.enter_context(open_run_folder(config, splits)))))
         with fail_together():
+            if sources and is_first_process():
+                check_weights(folder, config.sources, [each.variables for each in sources])
             _tell_start(config, task, made, folder, console)
             key = jax.random.fold_in(keys.init, 1)
             lending = lending_of(setup, sources, hints, splits, key, console)
