@@ -89,7 +89,7 @@ def test_the_run_folder_holds_everything_that_was_measured(finished):
     assert names == {
         "config.json", "data.json", "plan.json", "plan.txt", "report.json", "report.txt",
         "results.json", "curves.png", "checkpoints", "lock", "transferred", "he", "machines.json",
-        "normalization.json",
+        "normalization.json", "weights.json",
     }  # fmt: skip
     for run in ("transferred", "he"):
         lines = (result.folder / run / "metrics.jsonl").read_text().splitlines()
