@@ -8,7 +8,6 @@ saved with them.
 
 import contextlib
 import copy
-import hashlib
 import json
 import logging
 import re
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from train.digests import digest_of
 from train.errors import ConfigError, SaveError, name_some
 from train.step import State
 
@@ -196,16 +194,7 @@ def _described(state: State) -> dict[str, str]:
 
 
 def _digest(state: Any, progress: dict[str, Any]) -> str:
-    """Of all values, however they are divided over devices: whole arrays, one after another."""
-    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode())
-    for leaf in jax.tree.leaves(state):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        divided = isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
-        if divided and not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+    return digest_of(state, json.dumps(progress, sort_keys=True))
 
 
 def _check_arrays(where: str, saved: dict[str, str], expected: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +14,7 @@ from rich.text import Text
 from train.config import Config
 from train.data import PARTS, Splits
 from train.devices import same_everywhere
+from train.digests import digest_of
 from train.errors import ConfigError, DataError, name_some
 from train.pictures import Listing
 
@@ -53,7 +53,7 @@ def check_hosts(splits: Splits, weights: Any) -> None:
             f"The hosts read different images; this one read {images}. Give every host the same "
             "files in --data-dir."
         )
-    if not same_everywhere(_digest(weights)):
+    if not same_everywhere(digest_of(weights)):
         raise DataError(
             "The hosts read different weights of the source. Give every host the same file in "
             "--source-weights, or the same package."
@@ -73,7 +73,7 @@ def check_weights(folder: Path, names: Sequence[str], weights: Sequence[Any]) ->
     Raises:
       ConfigError: if they have changed, or the file is damaged.
     """
-    path, now = folder / WEIGHTS_FILE, [_digest(tree) for tree in weights]
+    path, now = folder / WEIGHTS_FILE, [digest_of(tree) for tree in weights]
     if not path.is_file():
         path.write_text(json.dumps(now, indent=1))
         return
@@ -89,13 +89,6 @@ def check_weights(folder: Path, names: Sequence[str], weights: Sequence[Any]) ->
             f"The weights of {', '.join(changed)} have changed since the run in {folder} was "
             "started. Resume it with the same, or start another with --name."
         )
-
-
-def _digest(weights: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(weights):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def known_files(config: Config) -> Listing:
