@@ -21,7 +21,7 @@ METRICS = {"accuracy": 0.5}
 
 
 def state_at(step, optimizer=ADAM, width=20_000):
-    """A state whose files do not fit into 50,000 bytes."""
+    """A state whose arrays do not fit into 20,000 bytes, also if each has a file of its own."""
     params = {"kernel": jnp.arange(width) * 1.37 + step}
     return initial_state(params, {}, optimizer).replace(step=jnp.int32(step))
 
@@ -61,9 +61,9 @@ def copied(two, tmp_path):
 
 @pytest.fixture
 def little_room():
-    """No file may grow over 50,000 bytes."""
+    """No file may grow over 20,000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

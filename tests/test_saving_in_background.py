@@ -23,7 +23,7 @@ WIDTH = 2_000_000
 
 
 def state_at(step, width=20_000, **options):
-    """A state whose files do not fit into 50,000 bytes."""
+    """A state whose arrays do not fit into 20,000 bytes, also if each has a file of its own."""
     params = {"kernel": jnp.arange(width, dtype=jnp.float32) * 1.37 + step}
     state = initial_state(params, {}, optax.adam(1e-3)).replace(step=jnp.int32(step))
     return place(state, shardings_of(state, find_devices(Config(batch_size=2, **options))))
@@ -65,12 +65,12 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(tmp_path):
 
 @pytest.fixture
 def no_room_for_the_third(tmp_path):
-    """The checkpoints of steps 1, the best, and 2; then no file may grow over 50,000 bytes."""
+    """The checkpoints of steps 1, the best, and 2; then no file may grow over 20,000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with open_checkpoints(tmp_path, "accuracy") as manager:
         for step in (1, 2):
             save(manager, state_at(step), {"step": step}, {"accuracy": 1 / step})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     yield tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     gc.collect()  # of the coroutines, which would warn in the next module
