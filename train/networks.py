@@ -23,6 +23,7 @@ __all__ = [
     "blank_image",
     "expected_by_sources",
     "features_only",
+    "fixed_size",
     "keys_of",
     "load_sources",
     "make_target",
@@ -139,8 +140,12 @@ def blank_image(config: Config, dtype: jnp.dtype) -> jax.Array:
 
 def size_lent_at(config: Config) -> int | None:
     """The size of the images, if the first source sees them and takes one size only."""
-    fixed = hasattr(models.create(config.sources[0]), "image_size")
-    return config.image_size if fixed and config.sees_images else None
+    return fixed_size(config.sources[0], config) if config.sees_images else None
+
+
+def fixed_size(name: str, config: Config) -> int | None:
+    """Returns the size of the images for an architecture that takes one size only, else None."""
+    return config.image_size if hasattr(models.create(name), "image_size") else None
 
 
 def features_only(model: nn.Module) -> nn.Module:

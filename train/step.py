@@ -25,7 +25,6 @@ from train.target import Target
 __all__ = [
     "AdaptedState",
     "State",
-    "Support",
     "Task",
     "averaged",
     "cross_entropy",

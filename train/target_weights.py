@@ -18,6 +18,7 @@ from tlv_jax.layers.paths import array_leaves, is_array
 from train.checkpoints import read_arrays, read_best
 from train.config import Config
 from train.errors import ConfigError, name_some
+from train.networks import fixed_size
 from train.results import read_normalization
 from train.run_folder import is_in_use, is_run_folder, read_settings
 from train.starts import TRAININGS
@@ -73,10 +74,8 @@ def _of_file(config: Config, path: Path) -> Given:
             f"tlv_jax.models only, and target={config.target!r} is none. Give a run folder, or an "
             "Orbax checkpoint of the parameters."
         )
-    fixed = hasattr(models.create(config.target), "image_size")
-    pretrained = importers.load(
-        config.target, path, in_channels=3, image_size=config.image_size if fixed else None
-    )
+    size = fixed_size(config.target, config)
+    pretrained = importers.load(config.target, path, in_channels=3, image_size=size)
     statistics = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
     return Given(array_leaves(pretrained.variables, name=str(path)), str(path), statistics)
 

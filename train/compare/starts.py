@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 import importers
 import tlv_jax
-from tlv_jax import matching, methods, models
+from tlv_jax import matching, methods
 from train.compare.settings import CROSSOVER, distills
 from train.compare.study import Study
 from train.errors import ConfigError
 from train.method import METHODS
-from train.networks import keys_of
+from train.networks import fixed_size, keys_of
 from train.statistics import Statistics
 
 __all__ = ["Start", "start_of"]
@@ -82,8 +82,7 @@ def _pretrained(study: Study, seed: int) -> tuple[Any, importers.Preprocess]:
             f"finetune: there are no published weights of target={settings.target!r}. Leave "
             "finetune out."
         )
-    fixed = hasattr(models.create(settings.target), "image_size")
-    given = importers.load(settings.target, image_size=settings.image_size if fixed else None)
+    given = importers.load(settings.target, image_size=fixed_size(settings.target, settings))
     leaves = dict(jax.tree_util.tree_leaves_with_path(given.variables))
 
     def chosen(path: Any, own: Any) -> Any:
