@@ -72,7 +72,6 @@ def features_by_part(
       batch_size: images at once.
     """
     apply: Any = tlv_jax.cpu_convolutions(features_only(source.model).apply)
-    variables = jax.device_put(source.variables)
 
     @jax.jit
     def lend(batch: jax.Array, variables: Any) -> jax.Array:
@@ -81,6 +80,7 @@ def features_by_part(
 
     @functools.cache
     def features(part: str) -> np.ndarray:
+        variables = jax.device_put(source.variables)  # here: most trainings ask for no features
         blocks = _blocks(getattr(splits, part), batch_size)
         found = [np.asarray(lend(pixels, variables))[real] for pixels, real in blocks]
         return np.concatenate(found)

@@ -12,7 +12,7 @@ import optax
 from rich.console import Console
 
 import importers
-from train.adapter import Widths, widths_to_adapt
+from train.adapter import Widths, fit_projection, widths_to_adapt
 from train.compare.settings import Settings, distills, lends
 from train.data import PARTS, Splits, train_order
 from train.devices import dtype_of
@@ -20,7 +20,7 @@ from train.distillation import Distillation
 from train.networks import blank_image, features_only, keys_of, load_sources, make_target
 from train.normalization import seen_by_source, statistics_of
 from train.optimizer import check_patterns, crossover_rate, optimizer_of
-from train.probe import Probe, features_by_part, fit_probe
+from train.probe import Linear, Probe, features_by_part, fit_probe
 from train.recipe import Recipe, recipe_of, without_patterns
 from train.statistics import Statistics
 from train.step import Task, make_eval_step, make_train_step
@@ -62,6 +62,8 @@ class Study:
       statistics: by which images are normalized, by those that the weights expect.
       programs: by these statistics, whether the source lends features, and whether it teaches.
       features: of the source, by the part of the images; each is computed once.
+      projection: of the features that are lent, fitted when it is first asked for; None if they are
+        not projected.
       probe: the source as a classifier, fitted when it is first asked for.
     """
 
@@ -79,6 +81,7 @@ class Study:
     statistics: Callable[[Statistics], Statistics]
     programs: Callable[[Statistics, bool, bool], Programs]
     features: Callable[[str], np.ndarray]
+    projection: Callable[[], Linear | None]
     probe: Callable[[], Probe]
 
 
@@ -127,6 +130,13 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
     images = blank_image(settings, dtype)
     features = features_by_part(source, splits, dtype, settings.batch_size)
 
+    widths = widths_to_adapt(recipe, source, first, images, console) if crossover else None
+
+    def projection() -> Linear | None:
+        if widths is None or recipe.crossover_adapter != "projection":
+            return None
+        return fit_projection(features("train"), widths.target)
+
     def probe() -> Probe:
         return fit_probe(features("train"), features("validation"), splits, settings.best_by)
 
@@ -140,11 +150,12 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
         frozen=check_patterns(recipe, first.split(first.network.params)[0]),
         optimizer=optimizer,
         adapter_optimizer=adapter_optimizer,
-        widths=widths_to_adapt(recipe, source, first, images, console) if crossover else None,
+        widths=widths,
         target=target,
         statistics=functools.cache(functools.partial(statistics_of, settings, splits.train)),
         programs=functools.cache(programs),
         features=features,
+        projection=functools.cache(projection),
         probe=functools.cache(probe),
     )
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.adapter import draw_adapter, fit_projection
+from train.adapter import draw_adapter
 from train.compare.rows import METRICS, Row
 from train.compare.starts import Start, start_of
 from train.compare.study import Programs, Study
@@ -112,9 +112,7 @@ def _lent(study: Study, start: Start) -> Any:
     """What a step gets of the source."""
     if not start.crossover and not start.distill:
         return None
-    projection = None
-    if start.crossover and study.widths and study.recipe.crossover_adapter == "projection":
-        projection = fit_projection(study.features("train"), study.widths.target)
+    projection = study.projection() if start.crossover else None
     teacher = study.probe().linear if start.distill else None
     return Lent(jax.device_put(study.source.variables), teacher, projection)
 
