@@ -15,10 +15,8 @@ nothing and prints what the file holds, means over seeds.
 
 import csv
 import dataclasses
-import datetime
 import functools
 import itertools
-import os
 import statistics
 import time
 from collections import defaultdict
@@ -34,11 +32,11 @@ import tyro
 import importers
 import tlv_jax
 from tlv_jax import Method, models, rules
+from train import machine
 from train.config import Config, Dataset
 from train.data import LabelledImages, eval_batches, stratified_split, train_order
 from train.datasets import load_dataset
 from train.linen_target import linen_target
-from train.machine import processor
 from train.method import MATCHERS, RULES, STANDARDIZATIONS
 from train.metrics import merge, summarize
 from train.optimizer import make_optimizer
@@ -270,13 +268,9 @@ def describe(treatment: Treatment) -> str:
     return ", ".join(parts)
 
 
-def provenance() -> dict[str, Any]:
-    device = jax.devices()[0].device_kind
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{processor()}, {os.cpu_count()} cores" if device == "cpu" else device,
-        "jax": jax.__version__,
-    }
+def provenance() -> dict[str, str]:
+    known = machine.provenance()
+    return {name: known[name] for name in ("date", "machine", "jax")}
 
 
 SETTINGS = [field.name for kind in (Experiment, Treatment) for field in dataclasses.fields(kind)]

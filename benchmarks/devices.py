@@ -17,22 +17,13 @@ import os
 import subprocess
 import sys
 
-import jax
-import numpy as np
-
-from benchmarks.lending import pictures
+from benchmarks.steps import train_step
 from benchmarks.train import turn
 from train.config import Config
-from train.devices import find_devices, place, place_images, shardings_of
-from train.machine import processor
-from train.networks import keys_of, make_target
-from train.optimizer import make_optimizer
+from train.machine import device_name
 from train.resolve import resolve
-from train.step import Task, initial_state, make_train_step
 
 CASES = ("mobilenet_v2@64", "resnet18@64")
-CLASSES = 10
-STATISTICS = (0.5, 0.5, 0.5)
 
 
 def main() -> None:
@@ -89,27 +80,7 @@ def measure(case: str, batch: int, seconds: float, shard_params: bool) -> tuple[
             shard_params=shard_params,
         )
     )
-    devices, keys = find_devices(config), keys_of(0)
-    target = make_target(config, CLASSES, devices.dtype, keys.init)
-    task = Task(target, STATISTICS, STATISTICS, devices.dtype, gathered=devices.gathered)
-    optimizer = make_optimizer(1e-4, config.weight_decay, 1000)
-    state = initial_state(*target.split(target.network.params), optimizer)
-    shardings = shardings_of(state, devices)
-    state = place(state, shardings)
-    step = jax.jit(
-        make_train_step(task, optimizer, None),
-        donate_argnums=0,
-        out_shardings=(shardings, devices.replicated),
-    )
-    data = place_images(pictures(config), devices)
-    rows = place(np.arange(batch, dtype=np.int32), devices.rows)
-
-    def take() -> None:
-        nonlocal state
-        state, _ = jax.block_until_ready(step(state, keys.step, rows, data, None))
-
-    device = jax.devices()[0]
-    return processor() if device.platform == "cpu" else device.device_kind, turn(take, seconds)
+    return device_name(), turn(train_step(config), seconds)
 
 
 if __name__ == "__main__":

@@ -17,25 +17,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import tlv_jax
+from benchmarks.steps import pictures, train_step
 from benchmarks.train import Step, turn
 from tlv_jax import models
 from train.config import Config
-from train.data import LabelledImages
 from train.devices import dtype_of
-from train.machine import processor
-from train.networks import features_only, keys_of, make_target
-from train.optimizer import make_optimizer
+from train.machine import device_name
+from train.networks import features_only
 from train.resolve import resolve
-from train.step import Task, initial_state, make_train_step
 from train.support import Support
 
 CASES = ("mobilenet_v2@64", "resnet18@64", "efficientnet_b0@64")
 COLUMNS = ("step", "with crossover", "lending", "added / lending")
-CLASSES = 10
-STATISTICS = (0.5, 0.5, 0.5)
 
 
 def main() -> None:
@@ -46,9 +41,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each turn")
     options = parser.parse_args()
-    device = jax.devices()[0]
-    machine = processor() if device.platform == "cpu" else device.device_kind
-    print(f"{machine}, JAX {jax.__version__}, {options.source} lends, {options.batch} images\n")
+    versions = f"{device_name()}, JAX {jax.__version__}"
+    print(f"{versions}, {options.source} lends, {options.batch} images\n")
     print(f"| case | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}", flush=True)
     for case in options.cases:
         cells = measure(case, options.source, options.batch, options.rounds, options.seconds)
@@ -67,7 +61,7 @@ def measure(case: str, source: str, batch: int, rounds: int, seconds: float) -> 
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, int(size), int(size), 3)))
     support = Support(model, config.crossover_rate)
     steps = {
-        "step": train_step(config, None, None),
+        "step": train_step(config),
         "with crossover": train_step(config, support, variables),
         "lending": lending(config, model, variables),
     }
@@ -77,40 +71,12 @@ def measure(case: str, source: str, batch: int, rounds: int, seconds: float) -> 
     return {**cells, "added / lending": added / cells["lending"]}
 
 
-def train_step(config: Config, support: Support | None, variables: Any) -> Step:
-    """A compiled training step that goes on from its own state."""
-    dtype = dtype_of(config)
-    keys = keys_of(0)
-    target = make_target(config, CLASSES, dtype, keys.init)
-    task = Task(target, STATISTICS, STATISTICS, dtype)
-    optimizer = make_optimizer(1e-4, config.weight_decay, 1000)
-    state = initial_state(*target.split(jax.tree.map(jnp.copy, target.network.params)), optimizer)
-    step = jax.jit(make_train_step(task, optimizer, support), donate_argnums=0)
-    data = jax.device_put(pictures(config))
-    rows = jnp.arange(config.batch_size)
-
-    def take() -> None:
-        nonlocal state
-        state, _ = jax.block_until_ready(step(state, keys.step, rows, data, variables))
-
-    return take
-
-
 def lending(config: Config, model: Any, variables: Any) -> Step:
     """The compiled forward pass of the network that lends, on normalized images."""
     apply: Callable[..., Any] = tlv_jax.cpu_convolutions(model.apply)
     forward = jax.jit(lambda variables, images: apply(variables, images, method="features"))
     images = jnp.asarray(pictures(config).images / 127.5 - 1, dtype_of(config))
     return lambda: jax.block_until_ready(forward(variables, images))
-
-
-def pictures(config: Config) -> LabelledImages:
-    """As many random pictures as a batch has."""
-    generator, size = np.random.default_rng(0), config.image_size
-    images = generator.integers(0, 256, (config.batch_size, size, size, 3), np.uint8)
-    return LabelledImages(
-        images, generator.integers(CLASSES, size=config.batch_size, dtype=np.int32)
-    )
 
 
 if __name__ == "__main__":

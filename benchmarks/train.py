@@ -38,7 +38,7 @@ import torch
 import tlv_jax
 from tests.helpers import import_torchvision
 from tlv_jax import models
-from train.machine import processor
+from train.machine import device_name
 
 CASES = (
     *("resnet18@32", "resnet18@72", "resnet18@224", "mobilenet_v2@64", "mobilenet_v2@224"),
@@ -78,8 +78,7 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     torch.set_num_threads(os.cpu_count() or 1)
     versions = f"JAX {jax.__version__}, PyTorch {torch.__version__}"
-    machine = jax.devices()[0].device_kind if ON_GPU else processor()
-    print(f"{machine}, {os.cpu_count()} cores, {versions}, {options.batch} images, ", end="")
+    print(f"{device_name()}, {os.cpu_count()} cores, {versions}, {options.batch} images, ", end="")
     print("bfloat16\n" if options.bfloat16 else "float32\n")
     print(f"| case | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}", flush=True)
     for case in options.cases:

@@ -30,7 +30,7 @@ import numpy as np
 
 import tlv_jax
 from tlv_jax import methods, models
-from train.machine import processor
+from train.machine import device_name
 
 PAIRS = (
     *("vgg16:resnet18", "vgg16:resnet50", "vgg16:resnet152"),
@@ -56,9 +56,7 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(*options.only, options)))
         return
-    kind = jax.devices()[0].device_kind
-    machine = processor() if kind == "cpu" else kind
-    print(f"{machine}, {os.cpu_count()} cores, JAX {jax.__version__}\n")
+    print(f"{device_name()}, {os.cpu_count()} cores, JAX {jax.__version__}\n")
     columns = ("compile", "steady") if options.jit else ("first", "second")
     columns += ("PyTorch loop",) if options.loop else ()
     print(f"| pair | method | {' | '.join(columns)} |")

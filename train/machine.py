@@ -11,7 +11,7 @@ import jax
 
 from train.results import reading, write_whole
 
-__all__ = ["MACHINE", "note_machine", "processor", "provenance", "read_machines"]
+__all__ = ["MACHINE", "device_name", "note_machine", "processor", "provenance", "read_machines"]
 
 MACHINES_FILE = "machines.json"
 PACKAGES = ("jax", "flax", "optax", "numpy", "tlv-jax")
@@ -21,10 +21,10 @@ MACHINE = ("machine", "python", *PACKAGES)
 
 def provenance() -> dict[str, str]:
     """Returns the date, the machine, and the versions of Python and of what computes."""
-    device = jax.devices()[0].device_kind
+    cores = f", {os.cpu_count()} cores" if jax.default_backend() == "cpu" else ""
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{processor()}, {os.cpu_count()} cores" if device == "cpu" else device,
+        "machine": f"{device_name()}{cores}",
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
     }
@@ -58,6 +58,12 @@ def read_machines(folder: Path) -> list[dict[str, str]]:
         return []
     with reading(path):
         return [dict(entry) for entry in json.loads(path.read_text())]
+
+
+def device_name() -> str:
+    """Returns the name of the first device; of a CPU that of the processor."""
+    kind = jax.devices()[0].device_kind
+    return processor() if kind == "cpu" else kind
 
 
 def processor() -> str:
