@@ -23,3 +23,22 @@ def save_source(path):
     variables = trees.random_variables(trees.shapes("squeezenet1_1"), seed=0)
     importers.write_safetensors(path, "squeezenet1_1", variables["params"], {})
     return path
+
+
+def save_inputs(folder):
+    """Writes both, as `pictures` and `source.safetensors`."""
+    save_photographs(folder / "pictures")
+    save_source(folder / "source.safetensors")
+    return folder
+
+
+def settings_of(photographs, weights):
+    """What the settings of small runs and comparisons of these inputs share."""
+    return {
+        "source": "squeezenet1_1",
+        "source_weights": weights,
+        "target": "small_network:Net",
+        "dataset": "folder",
+        "data_dir": photographs,
+        "image_size": 32,
+    }

@@ -37,12 +37,7 @@ def settings(photographs, tmp_path_factory):
         tmp_path_factory.mktemp("checkpoint") / "squeezenet.safetensors"
     )
     return Settings(
-        source="squeezenet1_1",
-        source_weights=path,
-        target="small_network:Net",
-        dataset="folder",
-        data_dir=photographs,
-        image_size=32,
+        **small_inputs.settings_of(photographs, path),
         epochs=2,
         batch_size=8,
         methods=STARTS,

@@ -37,13 +37,10 @@ RECIPE = RecipeOptions(
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
+    photographs = small_inputs.save_photographs(folder / "photographs", contrast=30)
+    weights = small_inputs.save_source(folder / "squeezenet.safetensors")
     return Settings(
-        source="squeezenet1_1",
-        source_weights=small_inputs.save_source(folder / "squeezenet.safetensors"),
-        target="small_network:Net",
-        dataset="folder",
-        data_dir=small_inputs.save_photographs(folder / "photographs", contrast=30),
-        image_size=32,
+        **small_inputs.settings_of(photographs, weights),
         epochs=1,
         batch_size=8,
         methods=("default+crossover",),

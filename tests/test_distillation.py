@@ -72,9 +72,7 @@ def test_a_step_descends_the_losses_of_the_labels_and_of_the_teacher(key, rate):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distillation")
-    small_inputs.save_photographs(folder / "pictures")
-    small_inputs.save_source(folder / "source.safetensors")
-    return folder
+    return small_inputs.save_inputs(folder)
 
 
 def run(folder, name, *options, first="transferred"):

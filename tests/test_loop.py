@@ -46,12 +46,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(photographs, checkpoint, tmp_path_factory):
     return train.Config(
-        source="squeezenet1_1",
-        source_weights=checkpoint,
-        target="small_network:Net",
-        dataset="folder",
-        data_dir=photographs,
-        image_size=32,
+        **small_inputs.settings_of(photographs, checkpoint),
         epochs=2,
         batch_size=8,
         learning_rate=1e-3,

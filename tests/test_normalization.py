@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import trees
+import small_inputs
 from PIL import Image
 from rich.console import Console
 from small_network import Net
 
-import importers
 import tlv_jax
 import train
 from train.augment import augment, normalize
@@ -149,16 +148,9 @@ def test_features_are_lent_from_images_under_the_source_s_statistics(key):
 
 
 def test_a_run_is_normalized_as_it_is_told(photographs, tmp_path, capsys):
-    weights = tmp_path / "squeezenet.safetensors"
-    variables = trees.random_variables(trees.shapes("squeezenet1_1"), seed=0)
-    importers.write_safetensors(weights, "squeezenet1_1", variables["params"], {})
+    weights = small_inputs.save_source(tmp_path / "squeezenet.safetensors")
     config = train.Config(
-        source="squeezenet1_1",
-        source_weights=weights,
-        target="small_network:Net",
-        dataset="folder",
-        data_dir=photographs,
-        image_size=32,
+        **small_inputs.settings_of(photographs, weights),
         epochs=1,
         batch_size=8,
         baseline=False,

@@ -26,9 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
 def folder(tmp_path_factory):
     """A small folder of pictures, and a source with random weights."""
     folder = tmp_path_factory.mktemp("recipes")
-    small_inputs.save_photographs(folder / "pictures")
-    small_inputs.save_source(folder / "source.safetensors")
-    return folder
+    return small_inputs.save_inputs(folder)
 
 
 def command(folder, name, *options):

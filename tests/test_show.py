@@ -9,6 +9,7 @@ import interrupted
 import jax
 import numpy as np
 import pytest
+import small_inputs
 from rich.console import Console
 
 import train
@@ -26,12 +27,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     interrupted.make_inputs(folder)
     return train.Config(
-        source="squeezenet1_1",
-        source_weights=folder / "source.safetensors",
-        target="small_network:Net",
-        dataset="folder",
-        data_dir=folder / "photographs",
-        image_size=32,
+        **small_inputs.settings_of(folder / "photographs", folder / "source.safetensors"),
         epochs=2,
         batch_size=8,
         crossover_rate=0.0,

@@ -12,6 +12,7 @@ import interrupted
 import jax
 import numpy as np
 import pytest
+import small_inputs
 import trees
 from rich.console import Console
 
@@ -45,12 +46,7 @@ def folder(tmp_path_factory):
 def config(folder):
     """Of one step without a change, so that a training ends with what it starts from."""
     return train.Config(
-        source="squeezenet1_1",
-        source_weights=folder / "source.safetensors",
-        target="small_network:Net",
-        dataset="folder",
-        data_dir=folder / "photographs",
-        image_size=32,
+        **small_inputs.settings_of(folder / "photographs", folder / "source.safetensors"),
         epochs=1,
         batch_size=16,
         learning_rate=0.0,
