@@ -158,7 +158,7 @@ def test_every_setting_of_a_run_is_obeyed_or_refused():
     assert {field.name for field in dataclasses.fields(Config)} == obeyed | set(REPLACED)
 
 
-def test_parts_are_disjoint_and_all_and_keep_seeds_together():
+def test_parts_are_disjoint_and_all_and_keep_starts_together():
     settings = Settings(methods=("he", "probe", "default"), seeds=3, learning_rates=(1e-3, 1e-2))
     trainings = all_trainings(settings)
     assert len(set(trainings)) == len(trainings) == 3 * 2 * 2 + 3
@@ -167,6 +167,9 @@ def test_parts_are_disjoint_and_all_and_keep_seeds_together():
     assert {len(part) for part in parts} == {3, 4}
     done = {Training("he", 1e-3, 1)}
     found = list(groups(trainings, done, 2))
-    assert [[one.seed for one in group] for group in found[:3]] == [[0, 2], [0, 1], [2]]
+    first = [[(one.learning_rate, one.seed) for one in group] for group in found[:3]]
+    assert first == [[(1e-3, 0), (1e-3, 2)], [(1e-2, 0), (1e-2, 1)], [(1e-2, 2)]]
+    five = next(groups(trainings, done, 5))
+    assert [one[1:] for one in five] == [(1e-3, 0), (1e-3, 2), (1e-2, 0), (1e-2, 1), (1e-2, 2)]
     assert [len(group) for group in found if group[0].start == "probe"] == [3]
-    assert all(len({one[:2] for one in group}) == 1 for group in found)
+    assert all(len({one.start for one in group}) == 1 for group in found)

@@ -25,7 +25,7 @@ from train.compare.settings import Settings
 from train.compare.study import Study, prepare
 from train.compare.table import make_table
 from train.compare.training import failed_rows, run_group
-from train.compare.trainings import all_trainings, groups, part_of
+from train.compare.trainings import Training, all_trainings, groups, part_of
 from train.data import Splits
 from train.datasets import load_dataset
 from train.errors import name_some
@@ -109,42 +109,43 @@ def _train_missing(
     columns = {**provenance(), "vmap": settings.vmap, **kept}
     left_out: dict[str, str] = {}
     for group in missing:
-        start, rate, _ = group[0]
+        start = group[0].start
         if start in left_out:
             continue
-        last: list[Row] = []
+        last: dict[Training, Row] = {}
         try:
             for rows in run_group(study, group):
                 append_rows(path, rows, columns)
-                last = rows
+                last |= {row.training: row for row in rows}
         except TLVError as error:
             left_out[start] = str(error)
             console.print(f"{start} is left out: {error}", highlight=False, soft_wrap=True)
             continue
         except jax.errors.JaxRuntimeError as error:
-            last = failed_rows(group, error)
-            append_rows(path, last, columns)
-        _print_group(console, start, rate, last, settings.best_by)
+            rows = failed_rows(group, error)
+            append_rows(path, rows, columns)
+            last = {row.training: row for row in rows}
+        _print_group(console, start, list(last.values()), settings.best_by)
     return left_out
 
 
-def _print_group(
-    console: Console, start: str, rate: float | None, rows: list[Row], best_by: str
-) -> None:
-    """One line for a group that has ended, with the last rows of those that lasted longest."""
-    scores = ", ".join(
-        f"seed {row.training.seed} {row.metrics[f'validation_{best_by}']:.3f}"
-        if row.status == "done"
-        else f"seed {row.training.seed} {row.status} ({row.note})"
-        for row in rows
-    )
-    at = "" if rate is None else f", learning rate {rate:g}"
+def _print_group(console: Console, start: str, rows: list[Row], best_by: str) -> None:
+    """One line for a group that has ended, with the last row of each training."""
     console.print(
-        f"{start}{at}: {best_by.replace('_', ' ')} on validation: {scores}, "
-        f"{rows[-1].seconds:.0f} s",
+        f"{start}: {best_by.replace('_', ' ')} on validation: "
+        f"{', '.join(_outcome(row, best_by) for row in rows)}, {rows[-1].seconds:.0f} s",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _outcome(row: Row, best_by: str) -> str:
+    """Which training this was, and how it ended."""
+    rate = row.training.learning_rate
+    name = f"seed {row.training.seed}" + ("" if rate is None else f" at {rate:g}")
+    if row.status != "done":
+        return f"{name} {row.status} ({row.note})"
+    return f"{name} {row.metrics[f'validation_{best_by}']:.3f}"
 
 
 def _write_report(comparison: Comparison, splits: Splits) -> None:

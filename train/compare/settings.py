@@ -60,7 +60,7 @@ class Settings(Config):
     part: str = "1/1"
     """K/N: train only the Kth of N parts of all trainings, for example in a job array."""
     vmap: int = 1
-    """Seeds that are trained in one program, where the device's memory allows."""
+    """Trainings of one start, of any rates and seeds, in one program, where memory allows."""
     learning_rate: tyro.conf.Suppress[float] = Config.learning_rate
     baseline: tyro.conf.Suppress[bool] = Config.baseline
     resume: tyro.conf.Suppress[bool] = Config.resume

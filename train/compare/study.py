@@ -27,15 +27,15 @@ from train.step import Task, make_eval_step, make_train_step
 from train.support import Support
 from train.target import Target
 
-__all__ = ["Programs", "Study", "over_seeds", "prepare", "programs_of"]
+__all__ = ["Programs", "Study", "over_trainings", "prepare", "programs_of"]
 
 
 class Programs(NamedTuple):
     """Compiled steps of several trainings at once, which are the first axis `S`.
 
     Attributes:
-      step: `(state, rate, keys, rows, images, support_variables) -> (state, tally)`, with `rows`
-        `[S, B]` and one learning rate for all.
+      step: `(state, rates, keys, rows, images, support_variables) -> (state, tally)`, with `rows`
+        `[S, B]` and `rates` `[S]`, the highest learning rates.
       evaluate: `(params, model_state, rows, real, images) -> tally`, with `rows` `[B]`.
     """
 
@@ -178,13 +178,13 @@ def programs_of(
         lender = support and support._replace(optimizer=adapter_optimizer(rate))
         return make_train_step(task, optimizer(rate), lender, recipe)(state, key, *inputs)
 
-    steps_at_once = over_seeds(step, (0, None, 0, 0, None, None))
-    evaluate = over_seeds(make_eval_step(task), (0, 0, None, None, None))
+    steps_at_once = over_trainings(step, (0, 0, 0, 0, None, None))
+    evaluate = over_trainings(make_eval_step(task), (0, 0, None, None, None))
     return Programs(jax.jit(steps_at_once, donate_argnums=0), jax.jit(evaluate))
 
 
-def over_seeds(fn: Callable[..., Any], axes: Sequence[int | None]) -> Callable[..., Any]:
-    """`jax.vmap`, but a single seed calls the function itself.
+def over_trainings(fn: Callable[..., Any], axes: Sequence[int | None]) -> Callable[..., Any]:
+    """`jax.vmap`, but a single training calls the function itself.
 
     On a CPU a convolution with an axis of kernels is slower, even if its length is 1.
 

@@ -1,4 +1,4 @@
-"""Train several seeds of one start in one program, and measure after each epoch."""
+"""Train several trainings of one start in one program, and measure after each epoch."""
 
 import math
 import time
@@ -29,12 +29,14 @@ class _Job(NamedTuple):
     Attributes:
       group: the trainings.
       programs: their steps.
+      rates: `[S]`, the highest learning rates.
       step_keys: `[S]`, for augmentation, dropout and crossover.
       lent: what the source lends, as `make_train_step` takes it, or None.
     """
 
     group: Sequence[Training]
     programs: Programs
+    rates: jax.Array
     step_keys: jax.Array
     lent: Any
 
@@ -46,7 +48,7 @@ def run_group(study: Study, group: Sequence[Training]) -> Iterator[list[Row]]:
 
     Args:
       study: what all trainings share.
-      group: trainings of one start with one learning rate.
+      group: trainings of one start.
 
     Raises:
       TLVError: if the start cannot be made.
@@ -84,18 +86,18 @@ def failed_rows(group: Sequence[Training], error: Exception) -> list[Row]:
 
 def _begin(study: Study, group: Sequence[Training]) -> tuple[_Job, State]:
     """The programs of a group, and the states before the first step, stacked."""
-    starts = [start_of(study, training.start, training.seed) for training in group]
-    first = starts[0]
-    states = [
-        _state(study, training.seed, start) for training, start in zip(group, starts, strict=True)
-    ]
+    seeds = [training.seed for training in group]
+    starts = {seed: start_of(study, group[0].start, seed) for seed in dict.fromkeys(seeds)}
+    states = {seed: _state(study, seed, start) for seed, start in starts.items()}
+    first = starts[seeds[0]]
     job = _Job(
         group=group,
         programs=study.programs(first.statistics, first.crossover, first.distill),
-        step_keys=jnp.stack([keys_of(training.seed).step for training in group]),
+        rates=jnp.array([training.learning_rate for training in group]),
+        step_keys=jnp.stack([keys_of(seed).step for seed in seeds]),
         lent=_lent(study, first),
     )
-    return job, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return job, jax.tree.map(lambda *leaves: jnp.stack(leaves), *(states[seed] for seed in seeds))
 
 
 def _state(study: Study, seed: int, start: Start) -> State:
@@ -118,14 +120,16 @@ def _lent(study: Study, start: Start) -> Any:
 
 
 def _train_epoch(study: Study, job: _Job, states: State, epoch: int) -> tuple[State, Tally]:
-    images, rate = study.splits.train, job.group[0].learning_rate
+    images = study.splits.train
     orders = [
         train_order(keys_of(training.seed).order, epoch, len(images), study.settings.batch_size)
         for training in job.group
     ]
     total = None
     for rows in np.stack(orders, axis=1):
-        states, counted = job.programs.step(states, rate, job.step_keys, rows, images, job.lent)
+        states, counted = job.programs.step(
+            states, job.rates, job.step_keys, rows, images, job.lent
+        )
         if total is not None:
             jax.block_until_ready(total)  # queues one step at most
         total = counted if total is None else merge(total, counted)
@@ -134,7 +138,7 @@ def _train_epoch(study: Study, job: _Job, states: State, epoch: int) -> tuple[St
 
 
 def _evaluate(study: Study, job: _Job, states: State, part: str) -> Tally:
-    """Counts over a part of the images, for each seed."""
+    """Counts over a part of the images, for each training."""
     images, total = getattr(study.splits, part), None
     for rows, real in eval_batches(len(images), study.settings.batch_size):
         counted = job.programs.evaluate(

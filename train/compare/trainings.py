@@ -24,7 +24,7 @@ class Training(NamedTuple):
 
 
 def all_trainings(settings: Settings) -> tuple[Training, ...]:
-    """Every start with every learning rate and every seed; seeds that may be grouped adjoin."""
+    """Every start with every learning rate and every seed; those of one start adjoin."""
     seeds = range(settings.seed, settings.seed + settings.seeds)
     return tuple(
         Training(start, rate, seed)
@@ -43,12 +43,12 @@ def part_of(trainings: Sequence[Training], number: int, count: int) -> Sequence[
 def groups(
     trainings: Sequence[Training], done: Collection[Training], most: int
 ) -> Iterator[tuple[Training, ...]]:
-    """The trainings that are not done, in groups of one start and one rate, `most` seeds each.
+    """The trainings that are not done, in groups of one start, `most` each.
 
     All seeds of `probe` are one group, as they are one computation.
     """
     missing = [training for training in trainings if training not in done]
-    for (start, _), alike in itertools.groupby(missing, key=lambda one: one[:2]):
+    for start, alike in itertools.groupby(missing, key=lambda one: one.start):
         members = tuple(alike)
         size = len(members) if start == "probe" else most
         yield from (members[at : at + size] for at in range(0, len(members), size))
