@@ -38,6 +38,7 @@ PAIRS = (
 )
 METHODS = {
     "DEFAULT": methods.DEFAULT,
+    "BARE": methods.BARE,
     "DPIAT": methods.DPIAT,
     "variance": dataclasses.replace(methods.TLVFC, head="keep"),
     "TLVFC": methods.TLVFC,

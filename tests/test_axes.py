@@ -46,7 +46,7 @@ RULES = [rules.Clip(), rules.Full(), rules.Uniform(), rules.Variance(), rules.Ma
 def test_a_kernel_with_more_axes_does_the_same_where_images_are_constant(rule, source, target):
     src, dst = tree(*source, 4, 4), tree(*target, 4, 4, seed=1)
     rule = dataclasses.replace(rule, shuffle=False) if hasattr(rule, "shuffle") else rule
-    new = tlv_jax.transfer(src, dst, method=dataclasses.replace(methods.DEFAULT, rule=rule))
+    new = tlv_jax.transfer(src, dst, method=dataclasses.replace(methods.BARE, rule=rule))
     if len(target) - len(source) == 2:  # the middle axis is one of the new
         kernel = jnp.broadcast_to(src["conv"]["kernel"] / 12, (4, 3, 3, 4, 4))
         np.testing.assert_allclose(new["conv"]["kernel"], kernel, rtol=1e-6)
@@ -96,7 +96,7 @@ def test_traced_networks_keep_their_channels_from_images_to_video():
         )
 
     src, dst = network((3, 3), 0), network((3, 3, 3), 1)
-    method = dataclasses.replace(methods.DEFAULT, channels=tlv_jax.ConsistentChannels())
+    method = dataclasses.replace(methods.BARE, channels=tlv_jax.ConsistentChannels())
     new = tlv_jax.transfer(src, dst, method=method)
     images = jax.random.normal(jax.random.key(2), (1, 8, 8, 4))
     expected, actual = src.fn(src.params, images), dst.fn(new, constant(images, 1))

@@ -30,7 +30,8 @@ def test_a_name_alone_is_the_published_method(name):
     [
         (["--method.head", "statistics"], "DEFAULT", {"head": "statistics"}),
         (["--method.rescale", "he"], "DEFAULT", {"rescale": "he"}),
-        (["--method.kinds", "conv", "norm"], "DEFAULT", {"kinds": ("conv", "norm")}),
+        (["--method.kinds", "conv"], "DEFAULT", {"kinds": ("conv",)}),
+        (["--method.channels", "off"], "DEFAULT", {"channels": None}),
         (["--method", "net2net", "--method.insert", "init"], "NET2NET", {"insert": "init"}),
         (
             ["--method.standardize", "blocks"],
@@ -90,9 +91,14 @@ def test_a_rule_that_is_named_again_keeps_the_method_s_settings():
         (["--method.rule.keep", "max"], ConfigError, r"rule\.keep=max does nothing for Clip"),
         (["--method.match", "index", "--method.match.score", "shape"], ConfigError, "no settings"),
         (["--method.rule", "magnitude", "--method.rule.pad", "init"], ConfigError, "constrained"),
-        (["--method.channels.grow", "copy"], ConfigError, r"Set method\.channels too"),
+        (
+            ["--method", "tlvfc", "--method.channels.grow", "copy"],
+            ConfigError,
+            r"Set method\.channels too",
+        ),
         (["--method", "tlvfc", "--method.channels", "first"], tlv_jax.TLVError, "shuffle=False"),
-        (["--method.insert", "identity"], tlv_jax.TLVError, "needs channels"),
+        (["--method", "dpiat", "--method.insert", "identity"], tlv_jax.TLVError, "needs channels"),
+        (["--method.rule", "variance"], tlv_jax.TLVError, "shuffle=False"),
         (["--method.rule", "magnitude", "--method.rule.keep", "random"], tlv_jax.TLVError, "max"),
     ],
 )

@@ -10,7 +10,7 @@ import tlv_jax
 from tlv_jax import ConsistentChannels, Method, OptionError, matching, methods, rules
 from tlv_jax.layers import standardize_blocks, standardize_flat
 
-PUBLISHED = ["DEFAULT", "TLVFC", "DPIAT", "WEIGHT_SELECTION", "NET2NET"]
+PUBLISHED = ["DEFAULT", "BARE", "TLVFC", "DPIAT", "WEIGHT_SELECTION", "NET2NET"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -54,20 +54,21 @@ def test_methods_are_what_their_papers_say():
     assert (methods.NET2NET.insert, methods.NET2NET.channels.grow) == ("identity", "copy")
 
 
-def test_the_default_is_what_did_best_in_the_ablation():
+def test_the_default_is_what_did_best_in_the_study():
     assert (
         Method(
             standardize=None,
             match=matching.ByCoverage(),
             rule=rules.Clip(),
-            channels=None,
+            channels=ConsistentChannels(rank="variance", grow="init"),
             head="keep",
             rescale="none",
-            kinds=("conv",),
+            kinds=("conv", "norm"),
             insert="init",
         )
         == methods.DEFAULT
     )
+    assert dataclasses.replace(methods.DEFAULT, channels=None, kinds=("conv",)) == methods.BARE
 
 
 def test_a_method_is_a_static_argument():
@@ -116,7 +117,7 @@ def test_wrong_choices_of_channels_are_refused(choices):
         ConsistentChannels(**choices)
 
 
-@pytest.mark.parametrize("wrong", [{}, "tlvfc", Method, None], ids=str)
+@pytest.mark.parametrize("wrong", [{}, "tlvfc", Method], ids=str)
 def test_what_is_no_method_is_refused(wrong):
     with pytest.raises(OptionError, match=r"expected a tlv_jax\.Method such as"):
         tlv_jax.plan_transfer({"a": np.zeros((1, 1, 1, 1))}, {"a": np.zeros((1, 1, 1, 1))}, wrong)

@@ -21,7 +21,7 @@ KINDS = ("conv", "dense", "norm", "bias")
 class Method:
     """All choices of a transfer. Hashable; equal choices are equal methods.
 
-    The defaults did best in our trials (docs/ablation.md).
+    The fields' defaults are those of `BARE`, which serves any networks.
 
     Attributes:
       standardize: `(layers, kinds) -> layers and blocks` for the matcher, see
@@ -87,8 +87,14 @@ class Method:
             )
 
 
-DEFAULT = Method()
-"""The library's own."""
+BARE = Method()
+"""The library's own for a bare tree, whose channels are not known: convs alone, one by one."""
+
+DEFAULT = Method(channels=ConsistentChannels(), kinds=("conv", "norm"))
+"""The library's own for traced networks: convs and norms, with the same channels in all layers.
+
+Chosen by measurement (docs/study.md).
+"""
 
 TLVFC = Method(
     standardize=standardize_flat,

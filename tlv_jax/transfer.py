@@ -24,7 +24,7 @@ from tlv_jax.errors import (
 )
 from tlv_jax.layers.blocks import flatten_blocks, standardize_blocks, standardize_graph
 from tlv_jax.layers.paths import array_leaves, is_array
-from tlv_jax.methods import DEFAULT, Method
+from tlv_jax.methods import BARE, DEFAULT, Method
 from tlv_jax.network import Network, as_networks, is_mixture, params_of
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import (
@@ -46,7 +46,7 @@ def transfer(
     dst: Network | PyTree,
     *,
     key: Array | None = None,
-    method: Method = DEFAULT,
+    method: Method | None = None,
 ) -> PyTree:
     """Initializes one network from the pretrained weights of another: the one-liner.
 
@@ -56,7 +56,8 @@ def transfer(
         `Network`s is a mixture: each target layer takes the source layer that fits it best.
       dst: the target with its own initial parameters, a network or a bare tree. Not written to.
       key: random key; `jax.random.key(0)` if None.
-      method: how the transfer is made, see `tlv_jax.methods`.
+      method: how the transfer is made, see `tlv_jax.methods`. None means `methods.DEFAULT`, or
+        `methods.BARE` where a bare tree takes part.
 
     Returns:
       A new tree of the type, structure, shapes, dtypes and metadata of the target's parameters.
@@ -85,14 +86,14 @@ def transfer(
 
 
 def plan_transfer(
-    src: Network | PyTree, dst: Network | PyTree, method: Method = DEFAULT
+    src: Network | PyTree, dst: Network | PyTree, method: Method | None = None
 ) -> TransferPlan:
     """Plans a transfer from shapes alone. Nothing is allocated on a device.
 
     Args:
       src: as for `transfer`; arrays may be `jax.ShapeDtypeStruct`s.
       dst: the target, also a network or a bare tree.
-      method: how the transfer is made.
+      method: as for `transfer`.
 
     Returns:
       A frozen, hashable plan, which prints as a table.
@@ -106,7 +107,7 @@ def plan_transfer(
     Warns:
       UnknownOrderWarning: for a bare tree of no known architecture.
     """
-    if not isinstance(method, Method):
+    if not isinstance(method, Method | None):
         raise OptionError(
             f"method: expected a tlv_jax.Method such as tlv_jax.methods.TLVFC, got {method!r}."
         )
@@ -114,6 +115,7 @@ def plan_transfer(
     layers_of, source_graph = joined(sources)
     source_layers = tuple(layer for layers in layers_of for layer in layers)
     traced = source_graph is not None and target.channels is not None
+    method = method or (DEFAULT if traced else BARE)
     standardize = method.standardize or (standardize_graph if traced else standardize_blocks)
 
     # Who gives to whom.
@@ -129,7 +131,7 @@ def plan_transfer(
     if method.channels is not None and not traced:
         raise OptionError(
             f"channels={method.channels}: needs to know the channels of both networks, but got a "
-            "bare tree. Pass networks from tlv_jax.trace(fn, params, images)."
+            "bare tree. Pass networks from tlv_jax.trace(fn, params, images), or set channels=None."
         )
     added = Insertions((), {}, target.channels or {})
     if method.insert == "identity":

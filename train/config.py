@@ -25,7 +25,7 @@ Dataset = Literal[
     "elpv", "cifar10", "cifar100", "fashion_mnist", "food101", "petimages", "intel", "folder"
 ]
 OnBadImage = Literal["skip", "stop"]
-MethodName = Literal["default", "tlvfc", "dpiat", "weight_selection", "net2net"]
+MethodName = Literal["default", "bare", "tlvfc", "dpiat", "weight_selection", "net2net"]
 Matcher = Literal["coverage", "score", "score_flat", "index", "bipartite", "random", "each_once"]
 Rule = Literal["variance", "clip", "full", "magnitude", "trace", "uniform"]
 Channels = Literal["off", "variance", "magnitude", "trace", "first"]

@@ -16,6 +16,7 @@ __all__ = ["MATCHERS", "METHODS", "RULES", "STANDARDIZATIONS", "method_of"]
 METHODS: Mapping[str, tlv_jax.Method] = MappingProxyType(
     {
         "default": methods.DEFAULT,
+        "bare": methods.BARE,
         "tlvfc": methods.TLVFC,
         "dpiat": methods.DPIAT,
         "weight_selection": methods.WEIGHT_SELECTION,

@@ -4,9 +4,7 @@ A place is a position along an axis of the source; NONE where an entry of the ta
 """
 
 import functools
-import itertools
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -115,8 +113,11 @@ def axis_places(axis: Axis, kept: Any, worth: Callable[[], Any] | None, xp: Modu
 
 def _occurrences(labels: Sequence[int]) -> np.ndarray:
     """How many equal labels stand before each. `[n]`."""
-    counts: dict[int, Iterator[int]] = defaultdict(itertools.count)
-    return np.array([next(counts[label]) for label in labels])
+    given = np.array(labels)
+    order = np.argsort(given, kind="stable")
+    ordered, before = given[order], np.empty(len(given), np.int64)
+    before[order] = np.arange(len(given)) - np.searchsorted(ordered, ordered)
+    return before
 
 
 def _gather(

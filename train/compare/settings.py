@@ -49,10 +49,11 @@ class Settings(Config):
     methods: tuple[str, ...] = (
         *("he", "default", "tlvfc", "dpiat", "weight_selection", "random_matching"),
     )
-    """Starts: he (no transfer), default, tlvfc, dpiat, weight_selection, net2net, random_matching,
-    random_source, finetune (the target's own pretrained weights), probe (a linear classifier on
-    the source's features), distill (he, taught by probe). With +crossover behind a start the
-    source lends features in training, with +distill it teaches."""
+    """Starts: he (no transfer), default, bare (as default, but convs alone and each by itself),
+    tlvfc, dpiat, weight_selection, net2net, random_matching, random_source, finetune (the target's
+    own pretrained weights), probe (a linear classifier on the source's features), distill (he,
+    taught by probe). With +crossover behind a start the source lends features in training, with
+    +distill it teaches."""
     seeds: int = 5
     """Trainings of every start with every learning rate; their seeds count from --seed."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
