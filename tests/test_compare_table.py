@@ -45,7 +45,7 @@ def rows_of(curves):
 @pytest.fixture
 def table():
     rows = tuple(rows_of(CURVES))
-    return make_table(rows, ("default", "he", "tlvfc"), epochs=3, best_by="accuracy")
+    return make_table(rows, ("default", "he", "tlvfc"), best_by="accuracy")
 
 
 def test_a_start_gets_the_rate_and_the_epochs_that_are_best_on_validation(table):
@@ -73,7 +73,7 @@ def test_only_seeds_that_both_starts_have_are_compared():
     curves = {name: curve for name, curve in CURVES.items() if name != ("he", 1e-3, 1)}
     curves = {name: curve for name, curve in curves.items() if name[:2] != ("he", 1e-2)}
     rows = tuple(rows_of(curves))
-    default, _ = make_table(rows, ("default", "he"), epochs=3, best_by="accuracy")
+    default, _ = make_table(rows, ("default", "he"), best_by="accuracy")
     assert default.difference.count == 2
     assert default.difference.mean == pytest.approx(np.mean([0.79 - 0.61, 0.83 - 0.64]))
 
@@ -99,7 +99,7 @@ def test_progress_is_shown_at_quarters_of_the_budget(table):
     assert after_epochs(1) == (1,)
     default, _ = table
     assert default.after == pytest.approx({1: 2.26 / 3, 2: 2.27 / 3, 3: 2.33 / 3})
-    assert "| default | 0.753 | 0.757 | 0.777 |" in progress_table(table, 3)
+    assert "| default | 0.753 | 0.757 | 0.777 |" in progress_table(table, after_epochs(3))
 
 
 def test_tables_are_markdown(table):
@@ -115,10 +115,10 @@ def test_a_rate_that_loses_a_training_gives_way_to_one_that_loses_none():
     lost = Training("default", 1e-2, 1)
     rows = [row for row in rows if row.training != lost]
     rows += [Row(lost, 1, dict.fromkeys(METRICS, math.nan), 1.0, "diverged", "a loss")]
-    default, _ = make_table(rows, ("default", "he"), epochs=3, best_by="accuracy")
+    default, _ = make_table(rows, ("default", "he"), best_by="accuracy")
     assert (default.learning_rate, default.lost) == (1e-3, 0)
     only = [row for row in rows if row.training[:2] != ("default", 1e-3)]
-    default, _ = make_table(only, ("default", "he"), epochs=3, best_by="accuracy")
+    default, _ = make_table(only, ("default", "he"), best_by="accuracy")
     assert (default.learning_rate, default.lost) == (1e-2, 1)
     assert default.test["accuracy"].count == 2
 
@@ -153,7 +153,7 @@ def test_every_setting_of_a_run_is_obeyed_or_refused():
         *("source", "target", "target_args", "dataset", "source_weights", "source_prefix"),
         *("data_dir", "on_bad_image", "image_size", "normalization", "epochs", "batch_size"),
         *("weight_decay", "crossover_rate", "best_by", "seed", "precision", "out", "name"),
-        *("recipe", "distill"),
+        *("recipe", "distill", "train_images"),
     }
     assert {field.name for field in dataclasses.fields(Config)} == obeyed | set(REPLACED)
 

@@ -75,12 +75,11 @@ def _found(settings: Settings, left_out: Mapping[str, str]) -> Comparison:
     done = finished(rows)
     ended = done | {row.training for row in rows if row.status == "failed"}
     rows = tuple(row for row in rows if row.training in ended)
-    assert settings.epochs is not None  # resolved
     return Comparison(
         folder=settings.folder,
         settings=settings,
         rows=rows,
-        table=make_table(rows, settings.methods, epochs=settings.epochs, best_by=settings.best_by),
+        table=make_table(rows, settings.methods, best_by=settings.best_by),
         left_out=left_out,
         missing=sum(one not in done and one.start not in left_out for one in wanted),
     )

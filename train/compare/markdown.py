@@ -3,9 +3,16 @@
 import math
 from collections.abc import Sequence
 
-from train.compare.table import Estimate, Line, after_epochs
+from train.compare.table import Estimate, Line
 
-__all__ = ["progress_table", "rates_table", "result_table", "table_of"]
+__all__ = [
+    "estimate_cell",
+    "number_cell",
+    "progress_table",
+    "rates_table",
+    "result_table",
+    "table_of",
+]
 
 NOTHING = "-"
 
@@ -21,10 +28,13 @@ def result_table(lines: Sequence[Line], best_by: str) -> str:
         [
             (
                 line.start,
-                NOTHING if line.learning_rate is None else f"{line.learning_rate:g}",
-                *(_cell(line.test[name]) for name in ("accuracy", "balanced_accuracy", "loss")),
-                NOTHING if line.difference is None else _cell(line.difference, sign=True),
-                NOTHING if math.isnan(line.p_value) else f"{line.p_value:.2g}",
+                number_cell(line.learning_rate, "g"),
+                *(
+                    estimate_cell(line.test[name])
+                    for name in ("accuracy", "balanced_accuracy", "loss")
+                ),
+                estimate_cell(line.difference, sign=True),
+                number_cell(line.p_value, ".2g"),
                 line.verdict or NOTHING,
                 str(line.test["loss"].count),
                 str(line.lost),
@@ -34,18 +44,11 @@ def result_table(lines: Sequence[Line], best_by: str) -> str:
     )
 
 
-def progress_table(lines: Sequence[Line], epochs: int) -> str:
-    """The mean on the test images after some epochs; a probe has no epochs."""
-    numbers = after_epochs(epochs)
+def progress_table(lines: Sequence[Line], numbers: Sequence[int]) -> str:
+    """The mean on the test images after some epochs; a classifier such as `probe` has none."""
     return table_of(
         ("start", *(f"epoch {number}" for number in numbers)),
-        [
-            (
-                line.start,
-                *(f"{line.after[n]:.3f}" if n in line.after else NOTHING for n in numbers),
-            )
-            for line in lines
-        ],
+        [(line.start, *(number_cell(line.after.get(n), ".3f") for n in numbers)) for line in lines],
     )
 
 
@@ -72,9 +75,14 @@ def _rate_cell(line: Line, rate: float) -> str:
     return f"**{text}**" if rate == line.learning_rate else text
 
 
-def _cell(value: Estimate, *, sign: bool = False) -> str:
-    """A mean and the half width of its interval."""
-    if not value.count:
+def number_cell(value: float | None, form: str) -> str:
+    """A number in the form of a format string; a dash if there is none."""
+    return NOTHING if value is None or math.isnan(value) else f"{value:{form}}"
+
+
+def estimate_cell(value: Estimate | None, *, sign: bool = False) -> str:
+    """A mean and the half width of its interval; a dash if there is none."""
+    if value is None or not value.count:
         return NOTHING
     mean = f"{value.mean:+.3f}" if sign else f"{value.mean:.3f}"
     return mean if math.isnan(value.margin) else f"{mean} ± {value.margin:.3f}"

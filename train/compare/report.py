@@ -6,11 +6,12 @@ from typing import Any
 
 from train.compare.markdown import progress_table, rates_table, result_table, table_of
 from train.compare.result import Comparison
-from train.compare.settings import REPLACED, Settings
+from train.compare.settings import CLASSIFIERS, REPLACED, Settings
+from train.compare.table import after_epochs
 from train.data import PARTS, Splits
 from train.run_folder import flat_settings
 
-__all__ = ["command_of", "report_text"]
+__all__ = ["command_of", "machine_words", "report_text"]
 
 MOST_CLASSES = 20  # that are listed
 
@@ -34,13 +35,13 @@ def report_text(
     metric = settings.best_by.replace("_", " ")
     parts = [
         f"# Starts of {settings.target} on {settings.dataset}\n",
-        f"```\n{command_of(settings)}\n```\n",
+        f"```\n{command_of(flat_settings(settings))}\n```\n",
         *_incomplete(comparison),
         "## Test images\n",
         result_table(comparison.table, settings.best_by),
         _how_to_read(settings, metric),
         f"## {metric.capitalize()} on the test images during training\n",
-        progress_table(comparison.table, settings.epochs),
+        progress_table(comparison.table, after_epochs(settings.epochs)),
         *([f"![{metric} on the validation images by epoch]({picture})\n"] if picture else []),
         f"## Learning rates: best {metric} on the validation images\n",
         rates_table(comparison.table),
@@ -48,16 +49,20 @@ def report_text(
         "## Images\n",
         _images(splits),
         "## Machine and versions\n",
-        "".join(f"- {_words(machine)}\n" for machine in machines),
+        "".join(f"- {machine_words(machine)}\n" for machine in machines),
     ]
     return "\n".join(parts)
 
 
-def command_of(settings: Settings) -> str:
-    """The command that runs the whole comparison, with all settings that are not the defaults."""
+def command_of(settings: Mapping[str, Any]) -> str:
+    """The command that runs the whole comparison, with all settings that are not the defaults.
+
+    Args:
+      settings: by their names on the command line, as of `flat_settings`.
+    """
     defaults = flat_settings(Settings())
     words = ["python", "-m", "train.compare"]
-    for name, value in flat_settings(settings).items():
+    for name, value in settings.items():
         if value == defaults[name] or name == "part" or name.partition(".")[0] in REPLACED:
             continue
         option = name.replace("_", "-")
@@ -77,8 +82,9 @@ def _how_to_read(settings: Settings, metric: str) -> str:
         "tested after its best epoch on the validation images. Behind ± is half of the 95% "
         "interval over seeds (Student's t); p is of a paired t-test, not corrected for the number "
         "of starts. The split is the same for all seeds, so the intervals say nothing about other "
-        "images. `lost` counts trainings that diverged or failed; they are in no mean. `probe` is "
-        "not random: it is the same for all seeds.\n"
+        "images. `lost` counts trainings that diverged or failed; they are in no mean. "
+        f"{' and '.join(f'`{name}`' for name in CLASSIFIERS)} are not random: they are the same "
+        "for all seeds.\n"
     )
 
 
@@ -128,6 +134,7 @@ def _images(splits: Splits) -> str:
     return table_of(("class", *PARTS), [*shown, total])
 
 
-def _words(machine: Mapping[str, Any]) -> str:
+def machine_words(machine: Mapping[str, Any]) -> str:
+    """A machine and its versions, as of `columns_of`."""
     versions = ", ".join(f"{name} {value}" for name, value in machine.items() if name != "machine")
     return f"{machine['machine']}; {versions}"

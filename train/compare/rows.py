@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 Status = Literal["training", "done", "diverged", "failed"]
+FILES = "rows*.csv"
 METRICS = tuple(f"{part}_{metric}" for part in PARTS for metric in Summary._fields)
 """Of each epoch: `train_loss`, `validation_accuracy`, `test_balanced_accuracy` and so on."""
 
@@ -34,7 +35,7 @@ class Row:
 
     Attributes:
       training: which one.
-      epoch: from 1; 0 for a probe, which has none, and where it failed.
+      epoch: from 1; 0 for a classifier, which has none, and where it failed.
       metrics: by the names in `METRICS`; NaN where it failed.
       seconds: since the start of the training, with those that ran in the same program.
       status: `training` before the last epoch, and `done` after it; `diverged` if a loss is not
@@ -57,10 +58,15 @@ def file_of(settings: Settings) -> Path:
     return settings.folder / name
 
 
-def read_rows(folder: Path) -> tuple[Row, ...]:
-    """All rows of all parts. A training that two files hold is read from the first."""
+def read_rows(folder: Path, files: str = FILES) -> tuple[Row, ...]:
+    """All rows of all parts. A training that two files hold is read from the first.
+
+    Args:
+      folder: of the files.
+      files: pattern of their names.
+    """
     rows: dict[Training, list[Row]] = {}
-    for path in sorted(folder.glob("rows*.csv")):
+    for path in sorted(folder.glob(files)):
         found = _read(path)
         complete = finished(found)
         for training in {row.training: None for row in found}:
@@ -104,13 +110,18 @@ def forget_unfinished(path: Path) -> None:
     _rewrite(path, _header(path), kept)
 
 
-def columns_of(folder: Path, names: Sequence[str]) -> list[dict[str, str]]:
+def columns_of(folder: Path, names: Sequence[str], files: str = FILES) -> list[dict[str, str]]:
     """The different values that some further columns have together, over all parts.
 
-    A column that a row of an earlier version does not have is `unknown`.
+    A column that a row of an earlier version does not have is `unknown`, and so is an empty one.
+
+    Args:
+      folder: of the files.
+      names: of the columns.
+      files: pattern of the names of the files.
     """
     found: dict[tuple[str, ...], None] = {}
-    for path in sorted(folder.glob("rows*.csv")):
+    for path in sorted(folder.glob(files)):
         found |= {
             tuple(cells.get(name) or "unknown" for name in names): None
             for cells in _lines(path)

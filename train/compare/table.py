@@ -40,7 +40,7 @@ class Line:
     Attributes:
       start: its name.
       learning_rate: the one with most trainings that ended well, and among these with the best mean
-        on the validation images; None for `probe`.
+        on the validation images; None for classifiers such as `probe`.
       rates: for each learning rate the mean over seeds of the best validation metric.
       test: by metric, of the test images after each training's best epoch on validation.
       difference: of the metric that chose the epoch, on the test images, to `he` with the same
@@ -94,15 +94,12 @@ def after_epochs(epochs: int) -> tuple[int, ...]:
     return tuple(sorted({1, max(1, round(epochs / 4)), max(1, round(epochs / 2)), epochs}))
 
 
-def make_table(
-    rows: Sequence[Row], methods: Sequence[str], *, epochs: int, best_by: str
-) -> tuple[Line, ...]:
+def make_table(rows: Sequence[Row], methods: Sequence[str], *, best_by: str) -> tuple[Line, ...]:
     """Makes one line for each start that has a training that is finished.
 
     Args:
       rows: of trainings that are finished or failed.
       methods: the starts, in the order of the table.
-      epochs: of a training.
       best_by: the metric by which epochs and learning rates are chosen.
     """
     trainings: dict[Training, list[Row]] = defaultdict(list)
@@ -114,7 +111,7 @@ def make_table(
         if any(training.start == start for training in trainings)
     }
     baseline = chosen.get(BASELINE)
-    return tuple(_line(start, chosen[start], baseline, epochs, best_by) for start in chosen)
+    return tuple(_line(start, chosen[start], baseline, best_by) for start in chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +149,7 @@ def _choose(start: str, trainings: Mapping[Training, Sequence[Row]], metric: str
     )
 
 
-def _line(start: str, chosen: _Chosen, baseline: _Chosen | None, epochs: int, best_by: str) -> Line:
+def _line(start: str, chosen: _Chosen, baseline: _Chosen | None, best_by: str) -> Line:
     metric = f"test_{best_by}"
     difference, p_value = None, math.nan
     if baseline is not None and start != BASELINE:
@@ -171,11 +168,7 @@ def _line(start: str, chosen: _Chosen, baseline: _Chosen | None, epochs: int, be
         },
         difference=difference,
         p_value=p_value,
-        after={
-            epoch: each.mean
-            for epoch, each in _by_epoch(chosen, metric).items()
-            if epoch in after_epochs(epochs)
-        },
+        after={epoch: each.mean for epoch, each in _by_epoch(chosen, metric).items()},
         curve=_by_epoch(chosen, f"validation_{best_by}"),
         lost=chosen.lost,
     )
