@@ -206,5 +206,5 @@ def test_a_path_that_is_no_conv_or_dense_layer_is_refused():
     def fn(params, x):
         return x @ params["w"]
 
-    with pytest.raises(OptionError, match=r"no conv or dense layer .* has the path 'v'"):
+    with pytest.raises(OptionError, match=r"uses no conv or dense layer 'v'\. Its layers are w"):
         activations(fn, {"w": jnp.ones((3, 3))}, jnp.ones((2, 3)), paths=["v"])

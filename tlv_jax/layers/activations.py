@@ -74,19 +74,47 @@ def activations(
         layer runs in a branch, or in a loop other than a scan over stacked parameters.
       ParameterTreeError: if `params` holds no array.
     """
+    seen: dict[str, list[LayerCall]] = {path: [] for path in paths}
+
+    def see(path: str, call: LayerCall) -> Array:
+        seen[path].append(call)
+        return call.writes
+
+    intervene(fn, params, *inputs, paths=paths, see=see)
+    return {path: tuple(calls) for path, calls in seen.items()}
+
+
+def intervene(
+    fn: Callable[..., Any],
+    params: PyTree,
+    *inputs: Any,
+    paths: Collection[str],
+    see: Callable[[str, LayerCall], Array],
+) -> None:
+    """Calls the function, and lets what layers write be replaced on the way.
+
+    Args:
+      fn: the function that was traced.
+      params: as it was traced with, with arrays in it.
+      *inputs: the function's other arguments.
+      paths: of convs and dense layers.
+      see: is called with each call of these layers and the layer's path, in order of execution.
+        What it returns takes the place of `writes`, in all but results of loops that are not the
+        values that a loop carries: these are computed as the function has them.
+
+    Raises:
+      TLVError: as `activations`.
+    """
     program = program_of(fn, params, *inputs)
     found = walked(program)
     kernels = [layer.path for layer in found.found() if layer.kind != "norm"]
     for path in paths:
         if path not in kernels:
             raise OptionError(
-                f"activations: no conv or dense layer that the function uses has the path {path!r} "
-                f"in paths. Its layers are {', '.join(kernels[:3])}, ...: pass paths of "
-                "tlv_jax.trace(fn, params, *inputs).layers."
+                f"paths: the function uses no conv or dense layer {path!r}. Its layers are "
+                f"{', '.join(kernels[:3])}, ...: pass paths of tlv_jax.trace(...).layers."
             )
-    walk = _Watch(found, paths)
-    walk.run(program.jaxpr, program.arguments)
-    return {path: tuple(calls) for path, calls in walk.seen.items()}
+    _Watch(found, paths, see).run(program.jaxpr, program.arguments)
 
 
 class _Watch(Walk):
@@ -96,9 +124,11 @@ class _Watch(Walk):
     computed as a whole.
     """
 
-    def __init__(self, found: Walk, paths: Collection[str]) -> None:
+    def __init__(
+        self, found: Walk, paths: Collection[str], see: Callable[[str, LayerCall], Array]
+    ) -> None:
         super().__init__(found.leaves, found.known.values(), found.stacked)
-        self.seen: dict[str, list[LayerCall]] = {path: [] for path in paths}
+        self.paths, self.see = paths, see
         self.inside: str | None = None  # the outermost operation whose program is not run so
 
     def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
@@ -124,22 +154,21 @@ class _Watch(Walk):
 
     def _kernel(self, equation: Any, operands: list[Value]) -> Value | None:
         used = super()._kernel(equation, operands)
-        if used is None or used.feeds[0] not in self.seen:
+        if used is None or used.feeds[0] not in self.paths:
             return used
         (path,) = used.feeds
         kernel, activation = sorted(range(2), key=lambda side: operands[side].active)
         if self.inside is not None:
             raise OptionError(
-                f"activations: layer {path!r} runs inside `{self.inside}`, and what it reads there "
-                "cannot be had outside; of loops, only a scan over stacked parameters is taken "
-                "apart. Leave it out of paths."
+                f"Layer {path!r} runs inside `{self.inside}`, and what it reads there cannot be "
+                "had outside. Only a scan over stacked parameters is taken apart: loop over "
+                "those, or leave this layer out."
             )
         (written,) = computing(equation)(*(value.array for value in operands))
         use = use_of(equation, kernel)
         assert use is not None  # the layer was found by it
         call = LayerCall(operands[activation].array, written, use.reads, use.writes)
-        self.seen[path].append(call)
-        return dataclasses.replace(used, array=written)
+        return dataclasses.replace(used, array=self.see(path, call))
 
 
 def _runs_as_walked(equation: Any, operands: Sequence[Value]) -> bool:
