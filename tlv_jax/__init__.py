@@ -19,6 +19,7 @@ from tlv_jax.errors import (
     TLVError,
     UnknownOrderWarning,
 )
+from tlv_jax.lsuv import lsuv
 from tlv_jax.methods import Method
 from tlv_jax.network import Network, trace
 from tlv_jax.plan import TransferPlan
@@ -49,6 +50,7 @@ __all__ = [
     "cpu_convolutions",
     "crossover",
     "layers",
+    "lsuv",
     "matching",
     "methods",
     "plan_transfer",

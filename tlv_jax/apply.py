@@ -6,7 +6,6 @@ Leaves are arrays by path. A layer's kernel may be stored with other axes, or as
 import dataclasses
 import functools
 import math
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax import rules
-from tlv_jax.arrays import fold_in, replace
+from tlv_jax.arrays import layer_key, replace
 from tlv_jax.consistent.apply import (
     axis_places,
     choose_kernel,
@@ -48,9 +47,8 @@ class _Fitting:
     xp: ModuleType  # NumPy, if all leaves are NumPy arrays, or `jax.numpy`
 
     def key_of(self, layer: Layer) -> Any:
-        """The layer's own random key, whichever other layers the plan has."""
-        # Python's own hash differs between processes.
-        return fold_in(self.key, zlib.crc32(layer.path.encode()))
+        """The layer's own random key."""
+        return layer_key(self.key, layer.path)
 
     def kernels(self, pair: LayerPair) -> tuple[Any, Any]:
         """The source's kernel, with as many axes as the target's, and the target's own."""

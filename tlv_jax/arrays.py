@@ -5,6 +5,7 @@ A transfer is made once, so compiling would take longer than computing. NumPy co
 
 import functools
 import math
+import zlib
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,13 @@ def replace(array: Any, index: Any, values: Any) -> Any:
         copy[index] = values
         return copy
     return array.at[index].set(values.astype(array.dtype))
+
+
+def placed(array: np.ndarray, like: Any) -> Any:
+    """The array in NumPy or on devices, as another one is."""
+    if not isinstance(like, jax.Array):
+        return np.ascontiguousarray(array)
+    return jax.device_put(array, like.sharding if like.committed else None)
 
 
 def ascending(values: Any) -> Any:
@@ -74,6 +82,12 @@ def check_key(key: Any) -> None:
 def fold_in(key: Any, number: int) -> Any:
     """`jax.random.fold_in`, allowed under `jax.transfer_guard("disallow")`."""
     return jax.random.fold_in(key, jax.device_put(np.uint32(number)))
+
+
+def layer_key(key: Any, path: str) -> Any:
+    """A layer's own random key, whichever other layers there are."""
+    # Python's own hash differs between processes.
+    return fold_in(key, zlib.crc32(path.encode()))
 
 
 def fetched(array: Any, xp: ModuleType) -> Any:

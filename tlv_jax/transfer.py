@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from tlv_jax.apply import Leaves, fit_leaves
-from tlv_jax.arrays import check_key, fold_in
+from tlv_jax.arrays import check_key, fold_in, placed
 from tlv_jax.consistent.insert import Insertions, plan_insertions
 from tlv_jax.consistent.plan import plan_channels
 from tlv_jax.errors import (
@@ -23,7 +23,7 @@ from tlv_jax.errors import (
     PlanMismatchError,
 )
 from tlv_jax.layers.blocks import flatten_blocks, standardize_blocks, standardize_graph
-from tlv_jax.layers.paths import array_leaves, is_array
+from tlv_jax.layers.paths import array_leaves, with_leaves
 from tlv_jax.methods import BARE, DEFAULT, Method
 from tlv_jax.network import Network, as_networks, is_mixture, params_of
 from tlv_jax.plan import TransferPlan
@@ -230,11 +230,8 @@ def apply_transfer(
             _refuse_unless_finite(near)
         with np.errstate(all="ignore"):  # JAX does not warn of overflow
             fitted = fit_leaves(plan, key, near, own, np)
-        fitted = {path: _placed(array, target[path]) for path, array in fitted.items()}
-    leaves, structure = jax.tree.flatten(dst_params)
-    paths = iter(all_leaves)
-    new = [fitted.get(next(paths), leaf) if is_array(leaf) else leaf for leaf in leaves]
-    return structure.unflatten(new)
+        fitted = {path: placed(array, target[path]) for path, array in fitted.items()}
+    return with_leaves(dst_params, all_leaves, fitted)
 
 
 def _jitted(target: Mapping[str, Any]) -> Any:
@@ -245,13 +242,6 @@ def _jitted(target: Mapping[str, Any]) -> Any:
 
 def _is_remote(array: Any) -> bool:
     return isinstance(array, Array) and not array.is_fully_addressable
-
-
-def _placed(array: np.ndarray, like: Any) -> Any:
-    """The array in NumPy or on devices, as the target's own leaf is."""
-    if not isinstance(like, Array):
-        return np.ascontiguousarray(array)
-    return jax.device_put(array, like.sharding if like.committed else None)
 
 
 def _refuse_unless_finite(leaves: Leaves) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -74,6 +75,20 @@ def array_leaves(tree: PyTree, *, name: str) -> dict[str, Any]:
             "the parameters, for example model.init(...)['params']."
         )
     return _without_boxes(leaves)
+
+
+def with_leaves(tree: PyTree, paths: Iterable[str], leaves: Mapping[str, Any]) -> PyTree:
+    """Puts arrays into a tree.
+
+    Args:
+      tree: any pytree. Not written to.
+      paths: of all its arrays in order, as `array_leaves` gives them.
+      leaves: the new arrays by path; all others stay.
+    """
+    old, structure = jax.tree.flatten(tree)
+    remaining = iter(paths)
+    new = [leaves.get(next(remaining), leaf) if is_array(leaf) else leaf for leaf in old]
+    return structure.unflatten(new)
 
 
 def _without_boxes(leaves: dict[str, Any]) -> dict[str, Any]:

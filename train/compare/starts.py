@@ -9,14 +9,18 @@ import jax.numpy as jnp
 import importers
 import tlv_jax
 from tlv_jax import matching, methods
+from train.augment import normalize
 from train.compare.settings import CROSSOVER, distills
 from train.compare.study import Study
+from train.data import LabelledImages, train_order
 from train.errors import ConfigError
 from train.method import METHODS
 from train.networks import fixed_size, keys_of
 from train.statistics import Statistics
 
 __all__ = ["Start", "start_of"]
+
+LSUV_IMAGES = 256
 
 
 class Start(NamedTuple):
@@ -48,14 +52,27 @@ def start_of(study: Study, name: str, seed: int) -> Start:
     """
     base, *additions = name.split("+")
     preprocess = study.source.preprocess
-    if base in ("he", "distill"):
-        variables = study.target(seed).network.params
-    elif base == "finetune":
+    if base == "finetune":
         variables, preprocess = _pretrained(study, seed)
+    elif base in ("he", "lsuv", "distill"):
+        variables = study.target(seed).network.params
     else:
         variables = _transferred(study, base, seed)
-    expected = Statistics(preprocess.mean, preprocess.std)
-    return Start(variables, study.statistics(expected), CROSSOVER in additions, distills(name))
+    statistics = study.statistics(Statistics(preprocess.mean, preprocess.std))
+    if base == "lsuv":
+        variables = _scaled(study, seed, statistics)
+    return Start(variables, statistics, CROSSOVER in additions, distills(name))
+
+
+def _scaled(study: Study, seed: int, statistics: Statistics) -> Any:
+    """Kernels scaled by what they write on the images that the training sees first."""
+    images, keys = study.splits.train, keys_of(seed)
+    assert isinstance(images, LabelledImages)  # a comparison does not stream
+    # The files of a folder are in the order of their classes.
+    order = train_order(keys.order, 1, len(images), study.settings.batch_size).reshape(-1)
+    pixels = images.images[order[:LSUV_IMAGES]]
+    seen = normalize(pixels, statistics.mean, statistics.std, study.dtype)
+    return tlv_jax.lsuv(study.target(seed).network, seen, key=keys.transfer)
 
 
 def _transferred(study: Study, name: str, seed: int) -> Any:
