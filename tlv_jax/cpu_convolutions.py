@@ -10,7 +10,7 @@ from jax.extend import core
 
 from tlv_jax.convolutions import faster_convolution
 from tlv_jax.errors import OptionError
-from tlv_jax.layers.jaxprs import programs_within, split_arrays
+from tlv_jax.layers.jaxprs import computing, opened, programs_within, split_arrays
 
 __all__ = ["cpu_convolutions"]
 
@@ -94,8 +94,9 @@ def _rewrite_equation(equation: Any, *, rules: bool) -> Any:
         return equation if faster is None else _calling(equation, faster)
     changed = {}
     for name, programs in programs_within(equation.params).items():
-        rewritten = [_rewrite(program, rules=rules) for program in programs]
-        if any(new is not old for new, old in zip(rewritten, programs, strict=True)):
+        found = [opened(program)[0] for program in programs]
+        rewritten = [_rewrite(jaxpr, rules=rules) for jaxpr in found]
+        if any(new is not old for new, old in zip(rewritten, found, strict=True)):
             changed[name] = _as_kept(rewritten, equation.params[name])
     faster = equation.replace(params={**equation.params, **changed}) if changed else equation
     match equation.primitive.name:
@@ -130,7 +131,7 @@ def _with_jvp(equation: Any, faster: Any) -> Any:
       equation: the call.
       faster: the same, rewritten but for the rule.
     """
-    original, primal = _computing(equation), _computing(faster)
+    original, primal = computing(equation), computing(faster)
     rebuilt = jax.custom_jvp(primal)
 
     @rebuilt.defjvp
@@ -155,7 +156,7 @@ def _with_vjp(equation: Any, faster: Any) -> Any:
     floats = all(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals)
     if not floats or equation.params["num_consts"] or equation.params["symbolic_zeros"]:
         return faster
-    original = _computing(equation)
+    original = computing(equation)
 
     def forward(*primals: Any) -> Any:
         return jax.vjp(original, *primals)
@@ -173,18 +174,6 @@ def _with_vjp(equation: Any, faster: Any) -> Any:
     # A rule may call the function itself: its own rule is looked at when that is differentiated.
     if _rewrite(program, rules=False) is program:
         return faster
-    rebuilt = jax.custom_vjp(_computing(faster))
+    rebuilt = jax.custom_vjp(computing(faster))
     rebuilt.defvjp(cpu_convolutions(forward), cpu_convolutions(backward))
     return _calling(equation, rebuilt)
-
-
-def _computing(equation: Any) -> Callable[..., list[Any]]:
-    """A function of the equation's operands that computes it as JAX does."""
-    avals = [atom.aval for atom in equation.invars]
-    empty = jax.make_jaxpr(lambda *operands: operands)(*avals).jaxpr
-    alone = empty.replace(
-        eqns=[equation.replace(invars=empty.invars)],
-        outvars=equation.outvars,
-        effects=equation.effects,
-    )
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))

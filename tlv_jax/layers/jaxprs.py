@@ -9,6 +9,8 @@ from jax.extend import core
 from tlv_jax.layers.paths import is_array
 from tlv_jax.types import PyTree
 
+Program = core.ClosedJaxpr | core.Jaxpr
+
 
 def split_arrays(tree: PyTree) -> tuple[list[Any], Callable[[Sequence[Any]], PyTree]]:
     """The arrays of a tree, and a function that puts others in their places.
@@ -24,20 +26,37 @@ def split_arrays(tree: PyTree) -> tuple[list[Any], Callable[[Sequence[Any]], PyT
     return [leaf for leaf in leaves if is_array(leaf)], put
 
 
-def programs_within(params: Mapping[str, Any]) -> dict[str, list[core.Jaxpr]]:
+def programs_within(params: Mapping[str, Any]) -> dict[str, list[Program]]:
     """The programs that an equation runs, by the name of its parameter.
 
     Primitives keep them under names of their own, with their constants or without, and `cond` keeps
-    several under one. Constants are left out here.
+    several under one.
     """
     programs = {}
     for name, value in params.items():
         several = value if isinstance(value, tuple) else (value,)
-        if several and all(isinstance(each, core.ClosedJaxpr | core.Jaxpr) for each in several):
-            programs[name] = [
-                each.jaxpr if isinstance(each, core.ClosedJaxpr) else each for each in several
-            ]
+        if several and all(isinstance(each, Program) for each in several):
+            programs[name] = list(several)
     return programs
+
+
+def opened(program: Program) -> tuple[core.Jaxpr, Sequence[Any]]:
+    """A program and its constants, where it keeps them."""
+    if isinstance(program, core.ClosedJaxpr):
+        return program.jaxpr, program.consts
+    return program, ()
+
+
+def computing(equation: Any) -> Callable[..., list[Any]]:
+    """A function of the equation's operands that computes it as JAX does."""
+    avals = [atom.aval for atom in equation.invars]
+    empty = jax.make_jaxpr(lambda *operands: operands)(*avals).jaxpr
+    alone = empty.replace(
+        eqns=[equation.replace(invars=empty.invars)],
+        outvars=equation.outvars,
+        effects=equation.effects,
+    )
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))
 
 
 def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:

@@ -10,14 +10,14 @@ import dataclasses
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.layers.channels import ChannelGraph, ChannelLabels
-from tlv_jax.layers.jaxprs import programs_within, scan_sizes, split_arrays
+from tlv_jax.layers.jaxprs import Program, opened, programs_within, scan_sizes, split_arrays
 from tlv_jax.layers.paths import array_leaves, split_path
 from tlv_jax.layers.trees import find_layers
 from tlv_jax.layers.values import Value, combine, merge, use_of
@@ -28,6 +28,33 @@ def walk_program(
     fn: Callable[..., Any], params: PyTree, *inputs: Any
 ) -> tuple[tuple[Layer, ...], ChannelGraph]:
     """The layers of a function in the order of their first use, and their channels."""
+    walk = walked(program_of(fn, params, *inputs))
+    layers = walk.found()
+    if all(layer.kind == "norm" for layer in layers):
+        raise ParameterTreeError(
+            f"trace: the function convolves or multiplies with none of the {len(walk.leaves)} "
+            f"arrays in params ({', '.join(list(walk.leaves)[:3])}, ...). Pass the parameters as "
+            "the function's first argument, not inside a closure."
+        )
+    return layers, walk.channels.graph(layers)
+
+
+class FunctionProgram(NamedTuple):
+    """The program of a function.
+
+    Attributes:
+      jaxpr: with its constants.
+      leaves: the arrays in `params`, by path.
+      arguments: what is known of each array in `params`, and then of each in `inputs`, with it.
+    """
+
+    jaxpr: core.ClosedJaxpr
+    leaves: Mapping[str, Any]
+    arguments: list[Value]
+
+
+def program_of(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> FunctionProgram:
+    """The program that JAX makes of `fn(params, *inputs)`."""
     named = array_leaves(params, name="params")
     arrays, put = split_arrays((params, inputs))
 
@@ -35,39 +62,42 @@ def walk_program(
         model, arguments = put(arrays)
         return fn(model, *arguments)
 
-    jaxpr = jax.make_jaxpr(call)(arrays).jaxpr
     values = [
-        Value(leaves=((path, ()),), view=(path, ()), axes=tuple(range(len(leaf.shape))))
+        Value(leaves=((path, ()),), view=(path, ()), axes=tuple(range(len(leaf.shape))), array=leaf)
         for path, leaf in named.items()
     ]
-    values += [Value(active=True)] * (len(arrays) - len(named))
+    values += [Value(active=True, array=array) for array in arrays[len(named) :]]
+    return FunctionProgram(jax.make_jaxpr(call)(arrays), named, values)
+
+
+def walked(program: FunctionProgram) -> "Walk":
+    """A walk through the whole program."""
+    leaves = program.leaves
     stacked: Mapping[str, int] = {}
     while True:
         # Names and ranks are those of one step: a stacked scale does not look like a scale.
         one_step = {
             path: jax.ShapeDtypeStruct(leaf.shape[stacked.get(path, 0) :], leaf.dtype)
-            for path, leaf in named.items()
+            for path, leaf in leaves.items()
         }
-        walk = _Walk(named, find_layers(one_step, name="params")[0], stacked)
-        walk.run(jaxpr, values)
+        walk = Walk(leaves, find_layers(one_step, name="params")[0], stacked)
+        walk.run(program.jaxpr, program.arguments)
         if walk.taken_off == stacked:
-            break
+            return walk
         stacked = walk.taken_off
-    layers = walk.found()
-    if all(layer.kind == "norm" for layer in layers):
-        raise ParameterTreeError(
-            f"trace: the function convolves or multiplies with none of the {len(named)} arrays in "
-            f"params ({', '.join(list(named)[:3])}, ...). Pass the parameters as the function's "
-            "first argument, not inside a closure."
-        )
-    return layers, walk.channels.graph(layers)
+
+
+def steps_of(params: Mapping[str, Any], operands: Sequence[Value]) -> int:
+    """How many steps of a `scan` are walked: all over stacked parameters, else one for all."""
+    stacked = operands[sum(scan_sizes(params)) :]
+    return params["length"] if any(value.view for value in stacked) else 1
 
 
 def _at_step(path: str, index: Iterable[int]) -> str:
     return path + "".join(f"[{step}]" for step in index)
 
 
-class _Walk:
+class Walk:
     """A walk through a jaxpr, which gathers the layers that it meets.
 
     A kernel is known by its use, whatever its name. A norm is known by the name of its scale.
@@ -106,13 +136,18 @@ class _Walk:
             layers[path] = dataclasses.replace(layer, inputs=inputs, calls=calls, size=size)
         return tuple(layers.values())
 
-    def run(self, jaxpr: core.Jaxpr, arguments: Sequence[Value]) -> list[Value]:
+    def run(self, program: Program, arguments: Sequence[Value]) -> list[Value]:
         """Follows the arguments through the program and returns its results."""
+        jaxpr, constants = opened(program)
         environment = dict(zip(jaxpr.invars, arguments, strict=True))
+        # Of literals, and of constants that the function closes over, only the array is known.
+        known = zip(jaxpr.constvars, constants, strict=False)
+        environment.update((variable, Value(array=array)) for variable, array in known)
 
         def read(atom: Any) -> Value:
-            # Literals, and constants that the function closes over, are not known.
-            return Value() if isinstance(atom, core.Literal) else environment.get(atom, Value())
+            if isinstance(atom, core.Literal):
+                return Value(array=atom.val)
+            return environment.get(atom, Value())
 
         for equation in jaxpr.eqns:
             results = self._equation(equation, [read(atom) for atom in equation.invars])
@@ -139,7 +174,7 @@ class _Walk:
                     return [used]
         # The program that a call runs: `jit`, `remat`, custom derivatives and the like.
         inner = next(iter(programs_within(params).values()), [])
-        if inner and len(inner[0].invars) == len(operands):
+        if inner and len(opened(inner[0])[0].invars) == len(operands):
             return self.run(inner[0], operands)
         if any(operand.active for operand in operands):
             touched = self._touch(equation, operands)
@@ -154,7 +189,7 @@ class _Walk:
         (body,) = programs_within(params)["jaxpr"]
         consts, carry = operands[:first], operands[first : first + carries]
         stacked = operands[first + carries :]
-        steps = length if any(value.view for value in stacked) else 1
+        steps = steps_of(params, operands)
         self.repeats = around * max(length // max(steps, 1), 1)
         results: list[list[Value]] = []
         for step in reversed(range(steps)) if params["reverse"] else range(steps):

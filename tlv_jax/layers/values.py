@@ -31,6 +31,7 @@ class Value:
       labels: the channel of each element, see `tlv_jax.layers.channels`.
       statistics: what it was centred and then divided with, as `(name, leaf path)`. They belong to
         a norm if its scale follows.
+      array: what it holds, in a walk that computes, see `tlv_jax.layers.activations`.
     """
 
     active: bool = False
@@ -40,6 +41,7 @@ class Value:
     feeds: tuple[str, ...] = ()
     labels: Any = None
     statistics: tuple[tuple[str, str], ...] = ()
+    array: Any = None
 
 
 def merge(values: Sequence[Value]) -> Value:
