@@ -22,6 +22,7 @@ from tlv_jax.errors import (
 from tlv_jax.methods import Method
 from tlv_jax.network import Network, trace
 from tlv_jax.plan import TransferPlan
+from tlv_jax.probe import ProbeResult, probe
 from tlv_jax.report import LayerReport, TransferReport, report
 from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.transfer import apply_transfer, plan_transfer, transfer
@@ -39,6 +40,7 @@ __all__ = [
     "OptionError",
     "ParameterTreeError",
     "PlanMismatchError",
+    "ProbeResult",
     "SimilarityWarning",
     "TLVError",
     "TransferPlan",
@@ -52,6 +54,7 @@ __all__ = [
     "matching",
     "methods",
     "plan_transfer",
+    "probe",
     "recompute_statistics",
     "report",
     "rules",
