@@ -18,11 +18,24 @@ import train
 from train.compare import Settings, compare
 from train.compare.__main__ import main
 from train.compare.rows import METRICS
+from train.compare.settings import CLASSIFIERS
 from train.config import DistillOptions, RecipeOptions
+from train.data import PARTS
+from train.datasets import load_dataset
 from train.errors import ConfigError
+from train.metrics import summarize, tally
+from train.probe import fit_probe
 
 ROOT = Path(__file__).parent.parent
-STARTS = ("he", "default", "default+crossover", "random_matching", "random_source", "probe")
+STARTS = (
+    "he",
+    "default",
+    "default+crossover",
+    "random_matching",
+    "random_source",
+    "probe",
+    "pixels",
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +80,19 @@ def test_every_epoch_of_every_training_is_a_row(finished, settings):
     comparison, _ = finished
     with (comparison.folder / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
-    trained = [row for row in rows if row["start"] != "probe"]
+    trained = [row for row in rows if row["start"] not in CLASSIFIERS]
     found = [(r["start"], float(r["learning_rate"]), r["seed"], r["epoch"]) for r in trained]
     expected = {
         (start, rate, seed, epoch)
-        for start in STARTS[:-1]
+        for start in STARTS[:-2]
         for rate in settings.learning_rates
         for seed in "01"
         for epoch in "12"
     }
     assert set(found) == expected
     assert len(found) == len(expected)
-    assert [(row["seed"], row["learning_rate"]) for row in rows[-2:]] == [("0", ""), ("1", "")]
+    fitted = [(row["start"], row["seed"], row["learning_rate"]) for row in rows[-4:]]
+    assert fitted == [(start, seed, "") for start in CLASSIFIERS for seed in "01"]
     for row in rows:
         assert all(np.isfinite(float(row[metric])) for metric in METRICS)
         assert row["settings.target"] == "small_network:Net"
@@ -95,8 +109,33 @@ def test_starts_differ_and_the_same_seed_sees_the_same_images(finished):
         for row in comparison.rows
         if row.training[1:] == (1e-4, 1) and row.epoch == 1
     }
-    assert set(first) == set(STARTS[:-1])
+    assert set(first) == set(STARTS[:-2])
     assert len(set(first.values())) == len(first)
+
+
+def test_pixels_are_classified_as_the_same_fit_by_hand_does(settings):
+    result, output = run(
+        settings, methods=("pixels",), train_images=16, best_by="accuracy", name="pixels"
+    )
+    splits = load_dataset(result.settings)
+    means = {
+        part: getattr(splits, part).images.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4)) / 255
+        for part in PARTS
+    }
+    known, unseen, tested = (means[part].reshape(len(means[part]), -1) for part in PARTS)
+    assert known.shape == (16, 768)
+    expected = fit_probe(known, unseen, splits, "accuracy")
+    counted = summarize(tally(expected.linear.logits(tested), splits.test.labels))
+    first, second = result.rows
+    assert first.metrics == second.metrics
+    assert (first.training, first.status) == (("pixels", None, 0), "done")
+    assert first.metrics["validation_accuracy"] == pytest.approx(expected.score)
+    assert first.metrics["test_loss"] == pytest.approx(counted.loss, rel=1e-3)
+    assert "| pixels | - |" in output
+    report = (result.folder / "report.md").read_text()
+    assert "--train-images 16" in report
+    assert "| all | 16 | 6 | 6 |" in report
+    assert "curves.png" in report
 
 
 def test_a_comparison_trains_as_a_run_does(finished, settings):
@@ -150,7 +189,7 @@ def test_an_interrupted_comparison_continues_to_the_same_rows(finished, settings
     # Killed in the second epoch of the first group of random_source, the fifth start.
     (other / "rows.csv").write_text("".join(lines[:36]) + lines[36][:40])
     again, output = run(settings, name="interrupted")
-    assert "6 of 22 trainings to run" in output
+    assert "8 of 24 trainings to run" in output
     assert (other / "rows.csv").read_text().startswith("".join(lines[:33]))
     for row, expected in zip(again.rows, comparison.rows, strict=True):
         assert row.training == expected.training
@@ -240,7 +279,8 @@ def test_other_settings_and_other_folders_are_refused(finished, settings):
     ("change", "message"),
     [
         ({"methods": ("he", "tlvcf")}, "expected some of he, default, tlvfc"),
-        ({"methods": ("probe+crossover",)}, "all but probe also"),
+        ({"methods": ("probe+crossover",)}, "all but probe and pixels also"),
+        ({"methods": ("pixels+distill",)}, "all but probe and pixels also"),
         ({"methods": ("he", "he")}, "one is there twice"),
         ({"learning_rates": (0.0,)}, "expected numbers above 0"),
         ({"part": "4/3"}, "expected K/N"),

@@ -153,7 +153,7 @@ def test_every_setting_of_a_run_is_obeyed_or_refused():
         *("source", "target", "target_args", "dataset", "source_weights", "source_prefix"),
         *("data_dir", "on_bad_image", "image_size", "normalization", "epochs", "batch_size"),
         *("weight_decay", "crossover_rate", "best_by", "seed", "precision", "out", "name"),
-        *("recipe", "distill"),
+        *("recipe", "distill", "train_images"),
     }
     assert {field.name for field in dataclasses.fields(Config)} == obeyed | set(REPLACED)
 

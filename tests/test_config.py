@@ -38,6 +38,7 @@ def test_a_run_folder_is_named_after_the_class_of_a_user_s_own_network():
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
+        ("train_images", 0),
         ("image_size", 0),
         ("epochs", 0),
         ("batch_size", -1),

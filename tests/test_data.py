@@ -1,8 +1,16 @@
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
-from train.data import LabelledImages, eval_batches, stratified_split, train_order
+from train.data import (
+    LabelledImages,
+    eval_batches,
+    stratified_split,
+    stratified_subset,
+    train_order,
+)
 from train.errors import DataError
 
 
@@ -22,6 +30,30 @@ def test_a_split_depends_on_its_seed_alone():
     first, again, other = (stratified_split(labels, (0.5,), seed=seed) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
+
+
+LABELS = np.random.default_rng(0).permutation([0] * 300 + [1] * 95 + [2] * 5)
+
+
+@pytest.mark.parametrize(
+    ("count", "counts"),
+    [(3, [1, 1, 1]), (4, [2, 1, 1]), (40, [30, 9, 1]), (80, [60, 19, 1]), (400, [300, 95, 5])],
+)
+def test_a_subset_has_the_same_share_of_each_class_and_one_row_at_least(count, counts):
+    rows = stratified_subset(LABELS, count, seed=1)
+    assert len(set(rows.tolist())) == len(rows) == count
+    assert np.bincount(LABELS[rows]).tolist() == counts
+
+
+def test_a_subset_is_a_part_of_every_larger_one():
+    rows = [set(stratified_subset(LABELS, count, seed=1)) for count in range(3, 401)]
+    assert all(small < large for small, large in itertools.pairwise(rows))
+
+
+def test_a_subset_depends_on_its_seed_alone():
+    first, again, other = (stratified_subset(LABELS, 40, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_an_epoch_visits_every_row_once_but_a_short_last_batch(key):

@@ -6,7 +6,7 @@ import scipy.optimize
 import scipy.special
 
 from train.data import LabelledImages, Splits
-from train.probe import PENALTIES, fit_linear, fit_probe
+from train.probe import PENALTIES, fit_linear, fit_probe, pixels_by_part
 
 
 def test_a_linear_classifier_is_the_minimum_of_its_loss():
@@ -55,3 +55,18 @@ def test_a_probe_classifies_features_as_they_are(features):
     # The metric is taken for one of which more is better.
     assert probe.penalty == PENALTIES[int(np.argmax(losses))]
     assert probe.score == pytest.approx(max(losses), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "blocks"),
+    [(48, 3, (1, 3)), (24, 1, (2, 3)), (16, 3, (1, 1)), (5, 1, (1, 1))],
+)
+def test_pixels_are_means_of_equal_areas(side, channels, blocks):
+    images = np.random.default_rng(2).integers(0, 256, (7, side, side, channels)).astype(np.uint8)
+    part = LabelledImages(images, np.zeros(7, np.int32))
+    found = pixels_by_part(Splits(part, part, part, ("one",), {}), batch_size=3)("validation")
+    repeat, block = blocks  # each pixel is cut into `repeat` x `repeat` before blocks are averaged
+    finer = images.repeat(repeat, 1).repeat(repeat, 2)
+    kept = side * repeat // block
+    expected = finer.reshape(7, kept, block, kept, block, channels).mean((2, 4)) / 255
+    np.testing.assert_allclose(found, expected.reshape(7, -1), rtol=1e-5, atol=1e-6)

@@ -236,6 +236,8 @@ class Config:
     memory (food101, petimages, intel, folder)."""
     workers: int = 0
     """Processes that read streamed pictures; 0: threads, one for each core."""
+    train_images: int | None = None
+    """Train on so many images only, the same share of each class; by default on all."""
     image_size: int | None = None
     """Pixels a side, to which images are resized; by default the data set's own."""
     normalization: str = "source"

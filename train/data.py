@@ -21,6 +21,7 @@ __all__ = [
     "Splits",
     "eval_batches",
     "stratified_split",
+    "stratified_subset",
     "train_order",
 ]
 
@@ -143,6 +144,29 @@ def stratified_split(
         for part, chosen in zip(parts, np.split(rows, cuts), strict=True):
             part.append(chosen)
     return tuple(np.sort(np.concatenate(part)) for part in parts)
+
+
+def stratified_subset(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Draws rows so that each class has the same share of them as of all, and at least one row.
+
+    A smaller count draws a part of what a larger one draws: all rows are put in one order, and its
+    first rows are taken. The order is that of Webster's apportionment, after one row of each class.
+
+    Args:
+      labels: int `[N]`.
+      count: at least the number of classes, at most N.
+      seed: the same seed gives the same order.
+
+    Returns:
+      Sorted row numbers, `[count]`.
+    """
+    generator = np.random.default_rng((seed, 1))  # independent of the split's
+    places = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        places[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+        places[rows[0]] = 0
+    return np.sort(np.argsort(places, kind="stable")[:count])
 
 
 def train_order(key: jax.Array, epoch: int, size: int, batch_size: int) -> np.ndarray:

@@ -12,7 +12,15 @@ from PIL import Image
 
 from train.cifar import load_cifar
 from train.config import Config
-from train.data import PARTS, Given, Images, LabelledImages, Splits, stratified_split
+from train.data import (
+    PARTS,
+    Given,
+    Images,
+    LabelledImages,
+    Splits,
+    stratified_split,
+    stratified_subset,
+)
 from train.decoding import resize
 from train.devices import is_first_process
 from train.errors import DataError
@@ -34,7 +42,8 @@ def load_dataset(config: Config, known: Listing = MappingProxyType({})) -> Split
     """Loads what `config.dataset` names at `config.image_size`.
 
     Validation and test images that the data set does not give are cut from its training images, in
-    the same proportion of each class. What is cut depends only on `config.seed`.
+    the same proportion of each class. What is cut depends only on `config.seed`. Of what is left to
+    train on, `config.train_images` are kept.
 
     Args:
       config: the settings, resolved.
@@ -42,7 +51,7 @@ def load_dataset(config: Config, known: Listing = MappingProxyType({})) -> Split
 
     Raises:
       DataError: if the data set is missing (the message says how to get it), damaged, or so small
-        that a part would be empty.
+        that a part would be empty, or there are not as many training images as are asked for.
       DownloadError: if it could not be downloaded.
     """
     try:
@@ -53,6 +62,7 @@ def load_dataset(config: Config, known: Listing = MappingProxyType({})) -> Split
     sizes = {part: len(parts[part]) for part in PARTS}
     if not all(sizes.values()):
         raise DataError(f"{config.dataset} is too small to be split in three: {sizes}.")
+    parts["train"] = _wanted(config, parts["train"])
     return Splits(**parts, classes=given.classes, listing=given.listing)
 
 
@@ -91,6 +101,22 @@ def _cut_missing(parts: Mapping[str, Images], seed: int) -> dict[str, Images]:
     return {
         part: parts["train"][chosen] for part, chosen in zip(("train", *missing), rows, strict=True)
     }
+
+
+def _wanted(config: Config, images: Images) -> Images:
+    """As many of the training images as are asked for."""
+    count = config.train_images
+    if count is None:
+        return images
+    classes = len(np.unique(images.labels))
+    if not classes <= count <= len(images):
+        raise DataError(
+            f"train_images={count} of {config.dataset}, expected {classes} (one of each class) to "
+            f"{len(images)} (all training images). Leave it out to train on all."
+        )
+    if is_first_process():
+        print(f"trained on {count} of {len(images)} training images, the same share of each class")
+    return images[stratified_subset(images.labels, count, seed=config.seed)]
 
 
 def _from_arrays(

@@ -1,5 +1,7 @@
 """A linear classifier on the frozen source's penultimate features: the cheapest transfer.
 
+The same on the pixels is the control: what can be told without any network.
+
 Shapes: features `[N, D]`, labels `[N]`, logits `[N, K]`.
 """
 
@@ -21,8 +23,10 @@ from train.data import Images, LabelledImages, Splits, eval_batches
 from train.metrics import summarize, tally
 from train.networks import features_only
 
-__all__ = ["Linear", "Probe", "features_by_part", "fit_linear", "fit_probe"]
+__all__ = ["Linear", "Probe", "features_by_part", "fit_linear", "fit_probe", "pixels_by_part"]
 
+MOST_PIXELS = 16
+"""A side, to which images are averaged before they are classified by their pixels."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of which the one that is best on the validation images is taken."""
 
@@ -44,10 +48,10 @@ class Linear(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """The source as a classifier of the task.
+    """A classifier of the task.
 
     Attributes:
-      linear: on the source's features.
+      linear: on the source's features, or on pixels.
       penalty: of its weights, the best of `PENALTIES` on the validation images.
       score: on the validation images.
     """
@@ -86,6 +90,41 @@ def features_by_part(
         return np.concatenate(found)
 
     return features
+
+
+def pixels_by_part(splits: Splits, batch_size: int) -> Callable[[str], np.ndarray]:
+    """Returns what computes the pixels of a part of the images, float32 `[N, D]` from 0 to 1.
+
+    Each image is averaged over equal areas to 16 pixels a side, if it is larger. Each part is
+    computed once.
+
+    Args:
+      splits: the images.
+      batch_size: images at once.
+    """
+
+    @functools.cache
+    def pixels(part: str) -> np.ndarray:
+        blocks = _blocks(getattr(splits, part), batch_size)
+        return np.concatenate([_averaged(images)[real] for images, real in blocks])
+
+    return pixels
+
+
+def _averaged(images: np.ndarray) -> np.ndarray:
+    """Images of one size `[N, H, W, C]` as rows of at most 16 x 16 pixels."""
+    rows, columns = (_areas(size) for size in images.shape[1:3])
+    scaled = images.astype(np.float32) / 255
+    averaged = np.einsum("ah,nhwc,bw->nabc", rows, scaled, columns, optimize=True)
+    return averaged.reshape(len(images), -1)
+
+
+def _areas(size: int) -> np.ndarray:
+    """How much each pixel of a side counts in each average, `[at most 16, size]`."""
+    edges = np.linspace(0, size, min(size, MOST_PIXELS) + 1)
+    first = np.arange(size)
+    shared = np.minimum(edges[1:, None], first + 1) - np.maximum(edges[:-1, None], first)
+    return (np.maximum(shared, 0) / np.diff(edges)[:, None]).astype(np.float32)
 
 
 def _blocks(images: Images, size: int) -> Iterator[tuple[Any, np.ndarray]]:

@@ -35,7 +35,7 @@ def resolve(config: Config) -> Config:
 
 
 def _check_numbers(config: Config) -> None:
-    for setting in ("image_size", "epochs", "batch_size", "save_every_steps"):
+    for setting in ("train_images", "image_size", "epochs", "batch_size", "save_every_steps"):
         value = getattr(config, setting)
         if value is not None and value < 1:
             raise ConfigError(f"{setting}={value}, expected at least 1.")

@@ -81,6 +81,8 @@ class Options:
     """Folder of the data set."""
     dataset: Dataset = "folder"
     """The data set."""
+    train_images: int | None = None
+    """Measure so many images only, those that a run with this setting trains on."""
     image_size: int | None = None
     """Pixels a side, to which images are resized; by default the data set's own."""
     on_bad_image: OnBadImage = "skip"
@@ -90,7 +92,8 @@ class Options:
     workers: int = 0
     """Processes that read streamed pictures; 0: threads, one for each core."""
     seed: int = 0
-    """Of the split, where validation and test images are cut from the training images."""
+    """Of the split, where validation and test images are cut from the training images, and of the
+    images that `--train-images` keeps."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ def result_table(lines: Sequence[Line], best_by: str) -> str:
 
 
 def progress_table(lines: Sequence[Line], epochs: int) -> str:
-    """The mean on the test images after some epochs; a probe has no epochs."""
+    """The mean on the test images after some epochs; a classifier such as `probe` has none."""
     numbers = after_epochs(epochs)
     return table_of(
         ("start", *(f"epoch {number}" for number in numbers)),

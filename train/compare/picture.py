@@ -11,7 +11,7 @@ __all__ = ["save_bands"]
 
 
 def save_bands(lines: Sequence[Line], label: str, path: Path) -> None:
-    """Draws means over seeds by epoch with their 95% intervals, and a probe as a dashed line.
+    """Draws means over seeds by epoch with their 95% intervals, and classifiers as dashed lines.
 
     Args:
       lines: of the table.

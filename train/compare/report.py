@@ -6,7 +6,7 @@ from typing import Any
 
 from train.compare.markdown import progress_table, rates_table, result_table, table_of
 from train.compare.result import Comparison
-from train.compare.settings import REPLACED, Settings
+from train.compare.settings import CLASSIFIERS, REPLACED, Settings
 from train.data import PARTS, Splits
 from train.run_folder import flat_settings
 
@@ -77,8 +77,9 @@ def _how_to_read(settings: Settings, metric: str) -> str:
         "tested after its best epoch on the validation images. Behind ± is half of the 95% "
         "interval over seeds (Student's t); p is of a paired t-test, not corrected for the number "
         "of starts. The split is the same for all seeds, so the intervals say nothing about other "
-        "images. `lost` counts trainings that diverged or failed; they are in no mean. `probe` is "
-        "not random: it is the same for all seeds.\n"
+        "images. `lost` counts trainings that diverged or failed; they are in no mean. "
+        f"{' and '.join(f'`{name}`' for name in CLASSIFIERS)} are not random: they are the same "
+        "for all seeds.\n"
     )
 
 

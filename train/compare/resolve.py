@@ -6,6 +6,7 @@ import re
 
 from train.compare.settings import (
     ADDITIONS,
+    CLASSIFIERS,
     CROSSOVER,
     DISTILL,
     REPLACED,
@@ -77,8 +78,8 @@ def _check_starts(settings: Settings) -> None:
     wrong = [name for name in settings.methods if not _is_start(name)]
     if wrong or not settings.methods:
         raise ConfigError(
-            f"methods={settings.methods}: expected some of {', '.join(STARTS)}, all but probe also "
-            f"with +{CROSSOVER}, +{DISTILL} or both in this order."
+            f"methods={settings.methods}: expected some of {', '.join(STARTS)}, all but "
+            f"{' and '.join(CLASSIFIERS)} also with +{CROSSOVER}, +{DISTILL} or both in this order."
         )
     if not settings.crossover_rate and any(map(lends, settings.methods)):
         raise ConfigError(f"crossover_rate=0 with +{CROSSOVER}, expected a probability above 0.")
@@ -86,7 +87,7 @@ def _check_starts(settings: Settings) -> None:
 
 def _is_start(name: str) -> bool:
     base, *additions = name.split("+")
-    allowed = [one for one in ADDITIONS if base not in ("probe", one)]
+    allowed = [one for one in ADDITIONS if base not in (*CLASSIFIERS, one)]
     return base in STARTS and additions == [one for one in allowed if one in additions]
 
 

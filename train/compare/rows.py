@@ -34,7 +34,7 @@ class Row:
 
     Attributes:
       training: which one.
-      epoch: from 1; 0 for a probe, which has none, and where it failed.
+      epoch: from 1; 0 for a classifier, which has none, and where it failed.
       metrics: by the names in `METRICS`; NaN where it failed.
       seconds: since the start of the training, with those that ran in the same program.
       status: `training` before the last epoch, and `done` after it; `diverged` if a loss is not

@@ -10,6 +10,7 @@ from train.config import Config, HostOptions, MethodName, MethodOptions
 
 __all__ = [
     "ADDITIONS",
+    "CLASSIFIERS",
     "CROSSOVER",
     "DISTILL",
     "EXTENT",
@@ -23,7 +24,9 @@ __all__ = [
 CROSSOVER, DISTILL = "crossover", "distill"
 ADDITIONS = (CROSSOVER, DISTILL)
 TRANSFERS = (*get_args(MethodName), "random_matching", "random_source")
-STARTS = ("he", *TRANSFERS, "finetune", "probe", DISTILL)
+# Linear classifiers, which are fitted: nothing in them is random, and they have no learning rate.
+CLASSIFIERS = ("probe", "pixels")
+STARTS = ("he", *TRANSFERS, "finetune", *CLASSIFIERS, DISTILL)
 # How much is compared, not what: a comparison may be continued with others of these.
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
@@ -51,8 +54,9 @@ class Settings(Config):
     )
     """Starts: he (no transfer), default, tlvfc, dpiat, weight_selection, net2net, random_matching,
     random_source, finetune (the target's own pretrained weights), probe (a linear classifier on
-    the source's features), distill (he, taught by probe). With +crossover behind a start the
-    source lends features in training, with +distill it teaches."""
+    the source's features), pixels (the same on the images themselves), distill (he, taught by
+    probe). With +crossover behind a start the source lends features in training, with +distill it
+    teaches."""
     seeds: int = 5
     """Trainings of every start with every learning rate; their seeds count from --seed."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)

@@ -40,7 +40,7 @@ def start_of(study: Study, name: str, seed: int) -> Start:
 
     Args:
       study: what all trainings share.
-      name: of `STARTS` but `probe`, also with `+crossover` and `+distill`.
+      name: of `STARTS` but `CLASSIFIERS`, also with `+crossover` and `+distill`.
       seed: of the target's own initialization and of the transfer.
 
     Raises:

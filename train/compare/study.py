@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from train.distillation import Distillation
 from train.networks import blank_image, features_only, keys_of, load_sources, make_target
 from train.normalization import seen_by_source, statistics_of
 from train.optimizer import check_patterns, crossover_rate, optimizer_of
-from train.probe import Linear, Probe, features_by_part, fit_probe
+from train.probe import Linear, Probe, features_by_part, fit_probe, pixels_by_part
 from train.recipe import Recipe, recipe_of, without_patterns
 from train.statistics import Statistics
 from train.step import Task, make_eval_step, make_train_step
@@ -61,10 +61,10 @@ class Study:
       target: the target with its own initialization, by seed.
       statistics: by which images are normalized, by those that the weights expect.
       programs: by these statistics, whether the source lends features, and whether it teaches.
-      features: of the source, by the part of the images; each is computed once.
+      inputs: of each of `CLASSIFIERS`, by the part of the images; each is computed once.
       projection: of the features that are lent, fitted when it is first asked for; None if they are
         not projected.
-      probe: the source as a classifier, fitted when it is first asked for.
+      classifier: by the name of the start, fitted when it is first asked for.
     """
 
     settings: Settings
@@ -80,9 +80,9 @@ class Study:
     target: Callable[[int], Target]
     statistics: Callable[[Statistics], Statistics]
     programs: Callable[[Statistics, bool, bool], Programs]
-    features: Callable[[str], np.ndarray]
+    inputs: Mapping[str, Callable[[str], np.ndarray]]
     projection: Callable[[], Linear | None]
-    probe: Callable[[], Probe]
+    classifier: Callable[[str], Probe]
 
 
 def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
@@ -129,6 +129,7 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
 
     images = blank_image(settings, dtype)
     features = features_by_part(source, splits, dtype, settings.batch_size)
+    inputs = {"probe": features, "pixels": pixels_by_part(splits, settings.batch_size)}
 
     widths = widths_to_adapt(recipe, source, first, images, console) if crossover else None
 
@@ -137,8 +138,9 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
             return None
         return fit_projection(features("train"), widths.target)
 
-    def probe() -> Probe:
-        return fit_probe(features("train"), features("validation"), splits, settings.best_by)
+    def classifier(start: str) -> Probe:
+        seen = inputs[start]
+        return fit_probe(seen("train"), seen("validation"), splits, settings.best_by)
 
     return Study(
         settings=settings,
@@ -154,9 +156,9 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
         target=target,
         statistics=functools.cache(functools.partial(statistics_of, settings, splits.train)),
         programs=functools.cache(programs),
-        features=features,
+        inputs=inputs,
         projection=functools.cache(projection),
-        probe=functools.cache(probe),
+        classifier=functools.cache(classifier),
     )
 
 

@@ -40,7 +40,7 @@ class Line:
     Attributes:
       start: its name.
       learning_rate: the one with most trainings that ended well, and among these with the best mean
-        on the validation images; None for `probe`.
+        on the validation images; None for classifiers such as `probe`.
       rates: for each learning rate the mean over seeds of the best validation metric.
       test: by metric, of the test images after each training's best epoch on validation.
       difference: of the metric that chose the epoch, on the test images, to `he` with the same

@@ -11,6 +11,7 @@ import numpy as np
 
 from train.adapter import draw_adapter
 from train.compare.rows import METRICS, Row
+from train.compare.settings import CLASSIFIERS
 from train.compare.starts import Start, start_of
 from train.compare.study import Programs, Study
 from train.compare.trainings import Training
@@ -54,8 +55,8 @@ def run_group(study: Study, group: Sequence[Training]) -> Iterator[list[Row]]:
       TLVError: if the start cannot be made.
       JaxRuntimeError: if the device cannot run it.
     """
-    if group[0].start == "probe":
-        yield _probe_rows(study, group)
+    if group[0].start in CLASSIFIERS:
+        yield _classifier_rows(study, group)
         return
     started = time.perf_counter()
     assert study.settings.epochs is not None  # resolved
@@ -115,7 +116,7 @@ def _lent(study: Study, start: Start) -> Any:
     if not start.crossover and not start.distill:
         return None
     projection = study.projection() if start.crossover else None
-    teacher = study.probe().linear if start.distill else None
+    teacher = study.classifier("probe").linear if start.distill else None
     return Lent(jax.device_put(study.source.variables), teacher, projection)
 
 
@@ -163,12 +164,12 @@ def _row(
     return Row(training, epoch, _metrics(parts), seconds, status)
 
 
-def _probe_rows(study: Study, group: Sequence[Training]) -> list[Row]:
-    """One result for all seeds: nothing in a probe is random."""
-    started = time.perf_counter()
-    probe, parts = study.probe(), []
+def _classifier_rows(study: Study, group: Sequence[Training]) -> list[Row]:
+    """One result for all seeds: nothing in a classifier is random."""
+    started, start = time.perf_counter(), group[0].start
+    probe, parts = study.classifier(start), []
     for part in PARTS:
-        logits = probe.linear.logits(study.features(part))
+        logits = probe.linear.logits(study.inputs[start](part))
         parts.append(summarize(tally(logits, getattr(study.splits, part).labels)))
     seconds, metrics = time.perf_counter() - started, _metrics(parts)
     note = f"weight penalty {probe.penalty:g}"

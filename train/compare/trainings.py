@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from train.compare.settings import Settings
+from train.compare.settings import CLASSIFIERS, Settings
 
 __all__ = ["Training", "all_trainings", "groups", "part_of"]
 
@@ -14,7 +14,7 @@ class Training(NamedTuple):
 
     Attributes:
       start: where it starts from, of `settings.methods`.
-      learning_rate: None for `probe`, which has none.
+      learning_rate: None for classifiers such as `probe`, which have none.
       seed: of the initialization, the transfer, the batches and the augmentation.
     """
 
@@ -29,7 +29,7 @@ def all_trainings(settings: Settings) -> tuple[Training, ...]:
     return tuple(
         Training(start, rate, seed)
         for start in settings.methods
-        for rate in ((None,) if start == "probe" else settings.learning_rates)
+        for rate in ((None,) if start in CLASSIFIERS else settings.learning_rates)
         for seed in seeds
     )
 
@@ -45,10 +45,10 @@ def groups(
 ) -> Iterator[tuple[Training, ...]]:
     """The trainings that are not done, in groups of one start, `most` each.
 
-    All seeds of `probe` are one group, as they are one computation.
+    All seeds of a classifier are one group, as they are one computation.
     """
     missing = [training for training in trainings if training not in done]
     for start, alike in itertools.groupby(missing, key=lambda one: one.start):
         members = tuple(alike)
-        size = len(members) if start == "probe" else most
+        size = len(members) if start in CLASSIFIERS else most
         yield from (members[at : at + size] for at in range(0, len(members), size))
