@@ -194,6 +194,6 @@ def test_features_of_unequal_width_are_refused():
 
 
 def test_features_that_are_not_finite_are_refused():
+    features = np.array([[1, np.nan], [0, 1], [np.inf, np.nan]])
     with pytest.raises(ERROR, match="held_out features: 2 of 3 examples have NaN or infinite"):
-        features = np.array([[1, np.nan], [0, 1], [np.inf, np.nan]])
         probe_features(np.eye(24, 2), LABELS, (features, HELD_OUT))
