@@ -95,7 +95,8 @@ def test_modules_of_other_libraries_are_probed():
     result = tlv_jax.probe(network, images, LABELS, (held_out, HELD_OUT))
     assert_probed_by(jax.vmap(model.features), result, images, held_out)
     model = OfNNX(nnx.Rngs(0))
-    network = tlv_jax.trace(lambda model, images: model(images), model, images)
+    graph, params = nnx.split(model)
+    network = tlv_jax.trace(lambda params, x: nnx.merge(graph, params)(x), params, images)
     result = tlv_jax.probe(network, images, LABELS, (held_out, HELD_OUT))
     assert_probed_by(model.features, result, images, held_out)
 
@@ -183,6 +184,25 @@ def test_a_network_that_computes_nothing_is_refused():
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), network.params)
     network = tlv_jax.trace(trees.small_fn, shapes, images)
     with pytest.raises(tlv_jax.ParameterTreeError, match="Trace the network with arrays"):
+        tlv_jax.probe(network, images, LABELS, (held_out, HELD_OUT))
+
+
+def test_weights_that_are_not_finite_are_refused_but_in_the_head():
+    (images, held_out), network = images_of(8), small_network()
+    expected = tlv_jax.probe(network, images, LABELS, (held_out, HELD_OUT))
+    network.params["fc"]["kernel"][0] = np.nan
+    result = tlv_jax.probe(network, images, LABELS, (held_out, HELD_OUT))
+    np.testing.assert_array_equal(result.weights, expected.weights)
+    network.params["block"]["bias"][1] = np.inf
+    with pytest.raises(tlv_jax.NonFiniteSourceError, match="leaf 'block/bias' has values"):
+        tlv_jax.probe(network, images, LABELS, (held_out, HELD_OUT))
+
+
+def test_a_last_layer_that_does_not_keep_images_apart_is_refused():
+    images, held_out = images_of(8)
+    places = {"head": {"kernel": np.ones((3, 4), np.float32)}}
+    network = tlv_jax.trace(lambda p, x: x.reshape(-1, 3) @ p["head"]["kernel"], places, images)
+    with pytest.raises(ERROR, match=r"last layer head reads .* 24 images, got .* \(1536, 3\)"):
         tlv_jax.probe(network, images, LABELS, (held_out, HELD_OUT))
 
 

@@ -11,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax.cpu_convolutions import cpu_convolutions
-from tlv_jax.errors import OptionError, ParameterTreeError
+from tlv_jax.errors import NonFiniteSourceError, OptionError, ParameterTreeError
 from tlv_jax.layers.activations import activations
 from tlv_jax.layers.jaxprs import split_arrays
+from tlv_jax.layers.paths import array_leaves
 from tlv_jax.network import Network
+from tlv_jax.types import Layer
 
 __all__ = ["feature_reader", "last_layer"]
 
 
-def last_layer(network: Network) -> str:
-    """The path of the conv or dense layer that comes last in order of execution.
+def last_layer(network: Network) -> Layer:
+    """The conv or dense layer that comes last in order of execution.
 
     Raises:
       OptionError: if the network is a bare tree.
@@ -35,19 +37,23 @@ def last_layer(network: Network) -> str:
         raise ParameterTreeError(
             "network: expected parameters with values, got shapes. Trace the network with arrays."
         )
-    return [layer.path for layer in network.layers if layer.kind != "norm"][-1]
+    return [layer for layer in network.layers if layer.kind != "norm"][-1]
 
 
-def feature_reader(network: Network, layer: str, batch: int) -> Callable[[Any], np.ndarray]:
+def feature_reader(network: Network, layer: Layer, batch: int) -> Callable[[Any], np.ndarray]:
     """Returns what computes what a layer reads of images, averaged over places, float32 `[N, D]`.
 
     It raises an `OptionError` if an image is not finite, or the layer runs where it cannot be seen.
 
     Args:
       network: traced, with arrays, of a function of parameters and images.
-      layer: path of a conv or dense layer.
+      layer: the last conv or dense layer.
       batch: images at once. One program is compiled for all batches.
+
+    Raises:
+      NonFiniteSourceError: if a parameter of another layer is NaN or infinite.
     """
+    _check_finite(network, layer)
     arrays, put = split_arrays(network.params)
     arrays, fn = jax.device_put(arrays), network.fn
     assert fn is not None  # checked before
@@ -55,8 +61,8 @@ def feature_reader(network: Network, layer: str, batch: int) -> Callable[[Any], 
     @jax.jit
     @cpu_convolutions
     def features(arrays: list[Any], images: jax.Array) -> jax.Array:
-        call = activations(fn, put(arrays), images, paths=[layer])[layer][-1]
-        return _pooled(call.reads, call.read_axes, len(images), layer).astype(jnp.float32)
+        call = activations(fn, put(arrays), images, paths=[layer.path])[layer.path][-1]
+        return _pooled(call.reads, call.read_axes, len(images), layer.path).astype(jnp.float32)
 
     def read(images: Any) -> np.ndarray:
         found = []
@@ -69,8 +75,20 @@ def feature_reader(network: Network, layer: str, batch: int) -> Callable[[Any], 
     return read
 
 
+def _check_finite(network: Network, last: Layer) -> None:
+    """Raises if features could come from NaN. Those of a head may be: it is not applied."""
+    unread = (last.weight, *dict(last.vectors).values())
+    for path, leaf in array_leaves(network.params, name="network").items():
+        number = path not in unread and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if number and not np.isfinite(leaf).all():
+            raise NonFiniteSourceError(
+                f"network: leaf {path!r} has values that are NaN or infinite, so features may be "
+                "wrong. Load the checkpoint again."
+            )
+
+
 def _finite(images: Any, start: int) -> Any:
-    """The images, unless one has NaN, which the maximum of a ReLU may turn into zero on a CPU."""
+    """The images, if all are finite. On a CPU a ReLU may turn NaN into 0, which looks right."""
     if jnp.issubdtype(images.dtype, jnp.floating):
         fine = np.isfinite(images).all(tuple(range(1, images.ndim)))
         if not fine.all():

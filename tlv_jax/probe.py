@@ -11,7 +11,7 @@ import numpy as np
 from tlv_jax.errors import OptionError
 from tlv_jax.features import feature_reader, last_layer
 from tlv_jax.network import Network
-from tlv_jax.ridge import balanced_accuracy, fit_ridge
+from tlv_jax.ridge import balanced_accuracy, fit_ridge, varying
 
 __all__ = ["ProbeResult", "probe", "probe_features"]
 
@@ -87,6 +87,7 @@ def probe(
       OptionError: if the network is a bare tree, the batch size is below 1, the last layer runs in
         a loop or a branch, or the images or labels are not as above. See also `probe_features`.
       ParameterTreeError: if the network's parameters are shapes without arrays.
+      NonFiniteSourceError: if a parameter before the last layer is NaN or infinite.
     """
     others, other_labels = held_out
     labels, other_labels = _checked_labels(labels, other_labels)
@@ -103,7 +104,7 @@ def probe(
     layer = last_layer(network)
     read = feature_reader(network, layer, min(batch_size, len(images)))
     result = probe_features(read(images), labels, (read(others), other_labels))
-    return dataclasses.replace(result, layer=layer)
+    return dataclasses.replace(result, layer=layer.path)
 
 
 def probe_features(
@@ -133,7 +134,7 @@ def probe_features(
             f"held_out features: expected {features.shape[1]} of each example, as in features, got "
             f"{others.shape[1]}. Compute both by the same network."
         )
-    if not np.ptp(features, axis=0).any():
+    if not varying(features).any():
         raise OptionError(
             f"features: expected some that vary, got the same {features.shape[1]} of all "
             f"{len(features)} examples. Pass images that differ, normalized as the network expects."

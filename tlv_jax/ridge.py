@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["FOLDS", "PENALTIES", "Fit", "balanced_accuracy", "fit_ridge", "stratified_folds"]
+__all__ = [
+    "FOLDS",
+    "PENALTIES",
+    "Fit",
+    "balanced_accuracy",
+    "fit_ridge",
+    "stratified_folds",
+    "varying",
+]
 
 PENALTIES = tuple(10.0 ** (half / 2) for half in range(-8, 7))
 """From 1e-4 to 1e3, in ascending order. A feature that varies has a deviation of 1."""
@@ -79,6 +87,11 @@ def balanced_accuracy(predicted: np.ndarray, members: np.ndarray) -> float:
     return math.fsum(shares) / len(shares)
 
 
+def varying(features: np.ndarray) -> np.ndarray:
+    """Which features differ between examples, by more than rounding, `[D]`."""
+    return np.ptp(features, axis=0) > ROUNDING * np.abs(features).max(0)
+
+
 def _cross_validate(features: np.ndarray, members: np.ndarray) -> np.ndarray:
     """The class of each example by classifiers that have not seen it, `[penalties, N]`."""
     predicted = np.empty((len(PENALTIES), len(members)), np.int64)
@@ -127,5 +140,4 @@ def _solve(features: np.ndarray, members: np.ndarray) -> _Solutions:
 def _scale(features: np.ndarray, mean: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """One over the deviation of each feature `[D]`; 0 for one that never varies."""
     deviation = np.sqrt(shares @ np.square(features - mean))
-    varies = np.ptp(features, axis=0) > ROUNDING * np.abs(features).max(0)
-    return np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)
+    return np.divide(1, deviation, out=np.zeros_like(deviation), where=varying(features))
