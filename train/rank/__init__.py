@@ -11,20 +11,15 @@ from typing import TYPE_CHECKING, Any
 from train.rank.settings import Settings
 
 if TYPE_CHECKING:
-    from train.rank.ranking import Ranking, Row
-    from train.rank.running import rank
+    from train.rank.running import Ranking, Row, rank
 
 __all__ = ["Ranking", "Row", "Settings", "rank"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: `python -m train.rank --help` does not wait for JAX and Flax.
-    if name in ("Ranking", "Row"):
-        from train.rank import ranking
-
-        return getattr(ranking, name)
-    if name == "rank":
+    if name in ("Ranking", "Row", "rank"):
         from train.rank import running
 
-        return running.rank
+        return getattr(running, name)
     raise AttributeError(f"module 'train.rank' has no attribute {name!r}")

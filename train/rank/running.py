@@ -23,7 +23,7 @@ from train.rank.settings import Settings
 from train.resolve import resolve
 from train.results import write_whole
 
-__all__ = ["rank"]
+__all__ = ["Ranking", "Row", "rank"]
 
 # Of a run, which a ranking has too.
 SHARED = ("dataset", "data_dir", "on_bad_image", "stream", "image_size", "batch_size", "seed")
