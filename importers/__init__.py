@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from importers.exporting import export, write_safetensors
     from importers.foreign_keys import ForeignKeysWarning
-    from importers.loading import MissingPackageError, Pretrained, available, load
+    from importers.loading import MissingPackageError, Pretrained, at_hand, available, load
     from importers.preprocessing import Preprocess
     from importers.selection import PrefixWarning
     from importers.state_dicts import read_state_dict
@@ -43,6 +43,7 @@ __all__ = [
     "Pretrained",
     "StateDictError",
     "UnsafeFileError",
+    "at_hand",
     "available",
     "convert",
     "download",
@@ -61,6 +62,7 @@ _MODULES = {
     "write_safetensors": "exporting",
     "MissingPackageError": "loading",
     "Pretrained": "loading",
+    "at_hand": "loading",
     "available": "loading",
     "load": "loading",
     "Preprocess": "preprocessing",

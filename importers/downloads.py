@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from importers.errors import DownloadError
 from tlv_jax.errors import OptionError
 
-__all__ = ["cache_folder", "download"]
+__all__ = ["cache_folder", "download", "is_cached"]
 
 CHUNK = 1 << 20  # bytes
 REMEDY = (
@@ -73,6 +73,16 @@ def download(
     except (OSError, HTTPException) as error:
         raise DownloadError(f"Could not download {url} ({_reason(error)}). {remedy}") from error
     return path
+
+
+def is_cached(url: str, *, digest: str) -> bool:
+    """Whether `download` would find the file in the cache, whole, and make no request.
+
+    Args:
+      url: of the file.
+      digest: as `download` takes it.
+    """
+    return _matches(cache_folder() / _file_name(url, None), _checked_digest(digest))
 
 
 def _checked_digest(digest: str) -> str:

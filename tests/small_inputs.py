@@ -18,9 +18,9 @@ def save_photographs(folder, side=32, contrast=100):
     return folder
 
 
-def save_source(path):
+def save_source(path, seed=0):
     """Writes weights of a SqueezeNet, drawn at random."""
-    variables = trees.random_variables(trees.shapes("squeezenet1_1"), seed=0)
+    variables = trees.random_variables(trees.shapes("squeezenet1_1"), seed)
     importers.write_safetensors(path, "squeezenet1_1", variables["params"], {})
     return path
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import importers
 import tlv_jax
+from importers import weights
 from importers.categories import imagenet_categories
 from importers.loading import locate
 from importers.weights import WEIGHTS, choose
@@ -217,6 +218,19 @@ def test_published_weights_are_downloaded_once_and_used(published, tmp_path, wei
     np.testing.assert_equal((pretrained.params, pretrained.batch_stats), expected)
     assert pretrained.categories == imagenet_categories()
     assert pretrained.preprocess == WEIGHTS["squeezenet1_1"][0].preprocess
+
+
+def test_what_is_in_the_cache_or_in_a_package_is_at_hand(published, tmp_path, monkeypatch):
+    known = {**weights.WEIGHTS, "efficientnet_lite0": WEIGHTS["efficientnet_lite0"]}
+    monkeypatch.setattr("importers.weights.WEIGHTS", known)
+    monkeypatch.setattr("importers.loading.WEIGHTS", known)
+    assert importers.at_hand() == ("efficientnet_lite0",)
+    importers.load("squeezenet1_1")
+    assert importers.at_hand() == ("squeezenet1_1", "efficientnet_lite0")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(b"damaged")
+    assert importers.at_hand() == ("efficientnet_lite0",)
+    assert len(published) == 1  # no request was made to find out
 
 
 def test_a_file_that_is_not_the_published_one_is_never_used(published, tmp_path):

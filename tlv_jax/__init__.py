@@ -23,6 +23,7 @@ from tlv_jax.lsuv import lsuv
 from tlv_jax.methods import Method
 from tlv_jax.network import Network, trace
 from tlv_jax.plan import TransferPlan
+from tlv_jax.probe import ProbeResult, probe
 from tlv_jax.report import LayerReport, TransferReport, report
 from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.transfer import apply_transfer, plan_transfer, transfer
@@ -40,6 +41,7 @@ __all__ = [
     "OptionError",
     "ParameterTreeError",
     "PlanMismatchError",
+    "ProbeResult",
     "SimilarityWarning",
     "TLVError",
     "TransferPlan",
@@ -54,6 +56,7 @@ __all__ = [
     "matching",
     "methods",
     "plan_transfer",
+    "probe",
     "recompute_statistics",
     "report",
     "rules",
