@@ -23,7 +23,7 @@ __all__ = [
 CROSSOVER, DISTILL = "crossover", "distill"
 ADDITIONS = (CROSSOVER, DISTILL)
 TRANSFERS = (*get_args(MethodName), "random_matching", "random_source")
-STARTS = ("he", "lsuv", *TRANSFERS, "finetune", "probe", DISTILL)
+STARTS = ("he", *TRANSFERS, "lsuv", "finetune", "probe", DISTILL)
 # How much is compared, not what: a comparison may be continued with others of these.
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
@@ -49,11 +49,11 @@ class Settings(Config):
     methods: tuple[str, ...] = (
         *("he", "default", "tlvfc", "dpiat", "weight_selection", "random_matching"),
     )
-    """Starts: he (no transfer), lsuv (no transfer: kernels scaled by what they write on training
-    images), default, tlvfc, dpiat, weight_selection, net2net, random_matching, random_source,
-    finetune (the target's own pretrained weights), probe (a linear classifier on the source's
-    features), distill (he, taught by probe). With +crossover behind a start the source lends
-    features in training, with +distill it teaches."""
+    """Starts: he (no transfer), default, tlvfc, dpiat, weight_selection, net2net, random_matching,
+    random_source, lsuv (kernels scaled by what they write on training images), finetune (the
+    target's own pretrained weights), probe (a linear classifier on the source's features), distill
+    (he, taught by probe). With +crossover behind a start the source lends features in training,
+    with +distill it teaches."""
     seeds: int = 5
     """Trainings of every start with every learning rate; their seeds count from --seed."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
