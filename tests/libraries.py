@@ -11,7 +11,11 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+from tlv_jax.layers.jaxprs import split_arrays
+from tlv_jax.layers.paths import is_array
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 NHWC = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
@@ -299,3 +303,21 @@ class PlainNCHW(Plain):
 
 
 LIBRARIES = (Linen, NNX, Equinox, Haiku, HaikuNCHW, Plain, PlainNCHW)
+
+
+def drawn(tree, seed=0):
+    """The same tree with numbers in it, none of them negative: some are variances."""
+    generator = np.random.default_rng(seed)
+
+    def draw(leaf):
+        if not is_array(leaf):
+            return leaf
+        return jnp.asarray(np.abs(generator.standard_normal(leaf.shape)), leaf.dtype)
+
+    return jax.tree.map(draw, tree)
+
+
+def compiled(fn, *args):
+    """Calls the function in `jit`, where arguments that are no arrays stay as they are."""
+    arrays, put = split_arrays(args)
+    return jax.jit(lambda arrays: fn(*put(arrays)))(arrays)

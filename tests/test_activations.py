@@ -7,33 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from libraries import KEY, LIBRARIES, NHWC
+from libraries import KEY, LIBRARIES, NHWC, compiled, drawn
 from small_models import SMALL_MODELS
 from trees import leaves, normal, random_variables
 
 import tlv_jax
 from tlv_jax.errors import OptionError
 from tlv_jax.layers.activations import activations
-from tlv_jax.layers.jaxprs import split_arrays
-from tlv_jax.layers.paths import is_array
-
-
-def drawn(tree, seed=0):
-    """The same tree with numbers in it, none of them negative: some are variances."""
-    generator = np.random.default_rng(seed)
-
-    def draw(leaf):
-        if not is_array(leaf):
-            return leaf
-        return jnp.asarray(np.abs(generator.standard_normal(leaf.shape)), leaf.dtype)
-
-    return jax.tree.map(draw, tree)
-
-
-def compiled(fn, *args):
-    """Calls the function in `jit`, where arguments that are no arrays stay as they are."""
-    arrays, put = split_arrays(args)
-    return jax.jit(lambda arrays: fn(*put(arrays)))(arrays)
 
 
 def watched(fn, params, *inputs, names):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from libraries import Equinox, Linen
-from test_activations import compiled, drawn
+from libraries import Equinox, Linen, compiled, drawn
+from small_models import SMALL_MODELS
 from trees import leaves, normal, small_fn, small_network
 
 import tlv_jax
@@ -82,14 +82,20 @@ def test_the_key_decides_the_kernels():
 
 def test_a_layer_that_runs_twice_is_scaled_for_its_first_call_and_those_of_a_scan_for_their_own():
     def fn(params, x):
-        x = jnp.tanh(x @ params["twice"]) @ params["twice"]
-        return jax.lax.scan(lambda x, w: (jax.nn.relu(x @ w), None), x, params["stack"])[0]
+        def step(x, w):
+            x = jax.nn.relu(x @ w)
+            return x, x * x
 
-    params = {"twice": normal(0, 6, 6), "stack": normal(1, 3, 6, 6)}
+        x = jnp.tanh(x @ params["twice"]) @ params["twice"]
+        x, squares = jax.lax.scan(step, x, params["stack"])
+        return (x + squares.sum(0)) @ params["head"]  # which are known after a pass only
+
+    params = {"twice": normal(0, 6, 6), "stack": normal(1, 3, 6, 6), "head": normal(2, 6, 4)}
     images = normal(2, 32, 6)
     network = tlv_jax.trace(fn, params, images[:1])
     new = tlv_jax.lsuv(network, images)
-    calls = activations(fn, new, images, paths=["twice", "stack[0]", "stack[1]", "stack[2]"])
+    paths = ["twice", "stack[0]", "stack[1]", "stack[2]", "head"]
+    calls = activations(fn, new, images, paths=paths)
     for first, *_ in calls.values():
         assert np.std(first.writes) == pytest.approx(1, rel=0.01)
 
@@ -131,3 +137,22 @@ def test_networks_without_a_function_or_values_are_refused():
     bare = tlv_jax.Network(None, network.params, network.layers, None)
     with pytest.raises(OptionError, match="network: expected one that is traced"):
         tlv_jax.lsuv(bare, images)
+
+
+# The others have dense layers of 4096 units, which take minutes to make orthonormal.
+LIGHT = [name for name in SMALL_MODELS if name not in ("alexnet", "vgg11_bn")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LIGHT)
+def test_every_family_of_the_zoo_can_be_initialized(name):
+    model = SMALL_MODELS[name]
+    side = getattr(model, "image_size", 96 if name == "inception_v3" else 64)
+    images = normal(0, 8, side, side, 3)
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    network = tlv_jax.trace(model.apply, variables, images[:1])
+    params = tlv_jax.lsuv(network, images)
+    paths = [layer.path for layer in kernels_of(network)]
+    calls = jax.jit(functools.partial(activations, model.apply, paths=paths))(params, images)
+    for first, *_ in calls.values():
+        assert np.std(first.writes) == pytest.approx(1, rel=0.02)
