@@ -52,10 +52,10 @@ class Settings(Config):
     methods: tuple[str, ...] = (
         *("he", "default", "tlvfc", "dpiat", "weight_selection", "random_matching"),
     )
-    """Starts: he (no transfer), default, bare (as default, but convs alone and each by itself), tlvfc,
-    dpiat, weight_selection, net2net, random_matching, random_source, lsuv (no transfer: kernels
-    scaled by what they write on training images), finetune (the target's own pretrained weights),
-    probe (a linear classifier on the source's features), pixels (the same on the images
+    """Starts: he (no transfer), default, bare (as default, but convs alone and each by itself),
+    tlvfc, dpiat, weight_selection, net2net, random_matching, random_source, lsuv (no transfer:
+    kernels scaled by what they write on training images), finetune (the target's own pretrained
+    weights), probe (a linear classifier on the source's features), pixels (the same on the images
     themselves), distill (he, taught by probe). With +crossover behind a start the source lends
     features in training, with +distill it teaches."""
     seeds: int = 5
