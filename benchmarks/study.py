@@ -35,12 +35,13 @@ PUBLISHED = "a transfer by this [published method](methods.md)"
 LEGEND: Mapping[str, str] = MappingProxyType(
     {
         "he": "the target's own initialization, which is He's or close to it",
+        "lsuv": "orthonormal kernels, scaled by what they write on training images",
         "default": "a transfer by the library's default method",
         **dict.fromkeys(("tlvfc", "dpiat", "weight_selection", "net2net"), PUBLISHED),
-        "best": "a transfer with blocks by module names, transferred norms, consistent channels",
-        "graph": "as `best`, but with blocks of the traced graph",
+        "bare": "a transfer by the method of bare trees: convs alone, each by itself",
+        "by_names": "as `default`, but with blocks by module names instead of the traced graph's",
         "fit": "a closed-form ridge regression of each kernel on the source's activations for 256 "
-        "images, pulled towards the kernels of `best`",
+        "images, pulled towards the kernels of `by_names`",
         "fit_random": "as `fit`, but from a source with random weights",
         "random_matching": "as `default`, but each layer gets any source layer of its kind",
         "random_source": "as `default`, but from a source with random weights",

@@ -278,7 +278,7 @@ def test_other_settings_and_other_folders_are_refused(finished, settings):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": ("he", "tlvcf")}, "expected some of he, default, tlvfc"),
+        ({"methods": ("he", "tlvcf")}, "expected some of he, default, bare, tlvfc"),
         ({"methods": ("probe+crossover",)}, "all but probe and pixels also"),
         ({"methods": ("pixels+distill",)}, "all but probe and pixels also"),
         ({"methods": ("he", "he")}, "one is there twice"),

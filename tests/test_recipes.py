@@ -18,6 +18,7 @@ from flax import nnx
 from helpers import relative_error
 
 import tlv_jax
+from tlv_jax.methods import BARE
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
@@ -269,14 +270,22 @@ def test_a_network_of_another_width_gets_the_middle_of_each_array(library, wide,
 
 
 @pytest.mark.parametrize("library", [recipe(name) for name in FIVE])
-def test_by_default_the_kernels_of_convs_alone_are_carried_over(library):
+@pytest.mark.parametrize(
+    ("method", "left_out"),
+    [(None, ("a_head",)), (BARE, ("y_norm", "a_head"))],
+    ids=["default", "bare"],
+)
+def test_all_but_the_head_is_carried_over_and_by_the_bare_method_convs_alone(
+    library, method, left_out
+):
     src, dst = network(library, 4, 1), network(library, 4, 2)
-    plan = tlv_jax.plan_transfer(src, dst)
-    assert names_of(plan) == [(name, name) for name in LAYERS if name not in ("y_norm", "a_head")]
-    new = tlv_jax.transfer(src, dst)
+    plan = tlv_jax.plan_transfer(src, dst, method)
+    assert names_of(plan) == [(name, name) for name in LAYERS if name not in left_out]
+    new = tlv_jax.transfer(src, dst, method=method)
     fresh = leaves_of(new)
     same = [path for path, own in leaves_of(dst.params).items() if fresh[path] is own]
-    assert len(fresh) - len(same) == 4
+    assert len(fresh) - len(same) == len(plan.target_leaves)
+    assert len(plan.target_leaves) == 4 if method is BARE else len(plan.target_leaves) >= 8
 
 
 @pytest.mark.filterwarnings("ignore::tlv_jax.UnknownOrderWarning")
