@@ -234,7 +234,7 @@ def tables_of(study: Study) -> str:
     )
     trained = [line for line in lines if line.learning_rate is not None]
     parts = (
-        _command(study.settings),
+        *([_command(study.settings)] if study.settings["methods"] else ()),
         *_notes(study),
         _scores(lines, best_by, epochs),
         f"Mean {best_by.replace('_', ' ')} on the test images during training:\n",
@@ -260,7 +260,8 @@ def _notes(study: Study) -> list[str]:
     trainings = {row.training for row in study.rows}
     notes = [f"{len(trainings)} trainings on {'; and on '.join(study.machines)}."]
     if trials := [start for start in study.starts if _is_trial(start)]:
-        notes.append(f"Trials, which the command does not have: {_quoted(trials)}.")
+        lacking = "the command does not have" if study.settings["methods"] else "no command has"
+        notes.append(f"Trials, which {lacking}: {_quoted(trials)}.")
     if study.left_out:
         left_out = "; ".join(f"`{start}` ({why})" for start, why in study.left_out.items())
         notes.append(f"Left out, as not complete: {left_out}.")

@@ -145,6 +145,14 @@ def test_the_command_asks_for_what_the_rows_are_of(written, tmp_path):
     assert str(settings.data_dir) == "FOLDER"
 
 
+def test_trials_alone_have_no_command(tmp_path, page):
+    trials = {(name, seed): parts for (name, seed), parts in CURVES.items() if name == "fit"}
+    save_rows(tmp_path / "small.csv", trials)
+    study.main(tmp_path, page)
+    assert "python -m train.compare" not in page.read_text()
+    assert "Trials, which no command has: `fit`." in page.read_text()
+
+
 def test_machines_and_days_are_named(written, tmp_path):
     (columns,) = columns_of(tmp_path, ["machine", "date", "jax"], "small.csv")
     assert f"on {columns['machine']}; python 3." in written
