@@ -73,7 +73,7 @@ run() {
         pairs="vgg16:resnet18 resnet50:densenet121" transfers="DEFAULT"
         cases="resnet18@32 resnet50@224 mobilenet_v2@224"
         lending="resnet18@224" turns="--rounds 3 --seconds 1 --batch 128"
-        targets="resnet18" extent="--seeds 3 --epochs 10 --batch-size 256 --vmap 3"
+        targets="resnet18 mobilenet_v2" extent="--seeds 3 --epochs 10 --batch-size 256 --vmap 3"
         methods="he default tlvfc dpiat weight_selection random_matching random_source probe"
     fi
     # shellcheck disable=SC2086  # lists of words
