@@ -1,6 +1,6 @@
 """The networks of a run: the target as it is trained, and the sources, of which one may lend."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ __all__ = [
     "load_sources",
     "make_target",
     "size_lent_at",
+    "source_initializer",
 ]
 
 
@@ -84,6 +85,18 @@ def expected_by_sources(config: Config) -> tuple[Statistics, ...]:
 def _one_each(given: Any, count: int) -> Sequence[Any]:
     """One value for each source, of a setting that may be left out."""
     return given if isinstance(given, tuple) else (given,) * count
+
+
+def source_initializer(source: importers.Pretrained) -> Callable[[jax.Array], Any]:
+    """Returns what draws variables of a source's architecture by its own initialization, by key."""
+    side = getattr(source.model, "image_size", source.preprocess.crop)
+    initialize = jax.jit(source.model.init)
+
+    def draw(key: jax.Array) -> Any:
+        variables = initialize(key, jnp.zeros((1, side, side, 3)))
+        return {name: variables[name] for name in source.variables}
+
+    return draw
 
 
 def make_target(

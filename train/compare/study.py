@@ -17,7 +17,14 @@ from train.compare.settings import Settings, distills, lends
 from train.data import PARTS, Splits, train_order
 from train.devices import dtype_of
 from train.distillation import Distillation
-from train.networks import blank_image, features_only, keys_of, load_sources, make_target
+from train.networks import (
+    blank_image,
+    features_only,
+    keys_of,
+    load_sources,
+    make_target,
+    source_initializer,
+)
 from train.normalization import seen_by_source, statistics_of
 from train.optimizer import check_patterns, crossover_rate, optimizer_of
 from train.probe import Linear, Probe, features_by_part, fit_probe, pixels_by_part
@@ -147,7 +154,7 @@ def prepare(settings: Settings, splits: Splits, console: Console) -> Study:
         splits=_on_device(splits),
         dtype=dtype,
         source=source,
-        draw_source=_source_initializer(source),
+        draw_source=source_initializer(source),
         recipe=recipe,
         frozen=check_patterns(recipe, first.split(first.network.params)[0]),
         optimizer=optimizer,
@@ -205,14 +212,3 @@ def over_trainings(fn: Callable[..., Any], axes: Sequence[int | None]) -> Callab
         return jax.tree.map(lambda leaf: leaf[None], fn(*alone))
 
     return mapped
-
-
-def _source_initializer(source: importers.Pretrained) -> Callable[[jax.Array], Any]:
-    side = getattr(source.model, "image_size", source.preprocess.crop)
-    initialize = jax.jit(source.model.init)
-
-    def draw(key: jax.Array) -> Any:
-        variables = initialize(key, jnp.zeros((1, side, side, 3)))
-        return {name: variables[name] for name in source.variables}
-
-    return draw

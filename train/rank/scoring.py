@@ -16,7 +16,7 @@ from train.augment import normalize
 from train.batches import pixels_of
 from train.config import Config
 from train.data import Images, Splits
-from train.networks import fixed_size, keys_of
+from train.networks import fixed_size, keys_of, source_initializer
 from train.probe import pixels_by_part
 from train.rank.candidates import Candidate
 from train.rank.ranking import Row
@@ -69,11 +69,7 @@ def score_random(task: Task, candidate: Candidate) -> Row:
 
     def compute() -> tuple[tlv_jax.ProbeResult, float | None]:
         source = _load(task, candidate)
-        size = task.config.image_size
-        assert size is not None  # resolved
-        key = keys_of(task.config.seed).init
-        drawn: Any = jax.jit(source.model.init)(key, jnp.zeros((1, size, size, 3)))
-        variables = {name: drawn[name] for name in source.variables}
+        variables = source_initializer(source)(keys_of(task.config.seed).init)
         return _probe(task, source, variables), _similarity(task, source)
 
     return _row(f"{candidate.architecture}, random weights", "control", compute)
