@@ -105,3 +105,19 @@ def test_an_error_of_the_writing_is_raised_before_anything_else(no_room_for_the_
     match = r"step 3 cannot be saved in .*File too large.* That of step 2 is intact: make room"
     with pytest.raises(SaveError, match=match):
         save_the_third(no_room_for_the_third, then)
+
+
+def test_the_cause_is_named_wherever_it_stands_in_a_long_error(tmp_path):
+    error = ValueError(f"OUT_OF_RANGE: {'a' * 200}: File too large [{'b' * 200}]")
+    with open_checkpoints(tmp_path, "accuracy") as manager:
+        manager.wait_until_finished = raises(error)
+        with pytest.raises(SaveError, match=r"OUT_OF_RANGE: a+ \.\.\. File too large\. There is"):
+            save(manager, state_at(1), {}, None)
+        del manager.wait_until_finished
+
+
+def raises(error):
+    def raising():
+        raise error
+
+    return raising

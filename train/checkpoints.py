@@ -8,8 +8,10 @@ saved with them.
 
 import contextlib
 import copy
+import errno
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from operator import itemgetter
@@ -222,9 +224,12 @@ def _damaged(manager: ocp.CheckpointManager, step: int, why: str) -> ConfigError
 
 
 def _short(error: Exception, half: int = 140) -> str:
-    """The first line of what Orbax says, which can go on for pages; the cause is at its end."""
+    """The first line of what Orbax says, which can go on for pages, and the system's cause."""
     line = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
-    return line if len(line) <= 2 * half else f"{line[:half]} ... {line[-half:]}"
+    if len(line) <= 2 * half:
+        return line
+    causes = map(os.strerror, errno.errorcode)  # before it or after it, all arrays are described
+    return f"{line[:half]} ... {next((cause for cause in causes if cause in line), line[-half:])}"
 
 
 def read_arrays(folder: Path) -> Any:
