@@ -3,13 +3,14 @@
 `N` images, `P` places of each, `O` channels that a layer writes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax.apply import Leaves, put_kernel, put_vector, take_kernel, take_vector
+from tlv_jax.fitting.aims import Aim
 from tlv_jax.fitting.places import at_places
 from tlv_jax.fitting.ridge import Rows, ridge_kernel
 from tlv_jax.fitting.roles import Labels, Role
@@ -20,21 +21,8 @@ from tlv_jax.types import Array, Layer
 
 # Of a norm that changes nothing, whatever is added to its variance: the variance is the square of
 # the scale, and so large that no usual epsilon changes it in float32.
+TINY = 1e-12
 NEUTRAL = {"scale": 2.0**7, "bias": 0.0, "mean": 0.0, "var": 2.0**14, "count": 2**20}
-
-
-class Aim(NamedTuple):
-    """What a conv is to write, with its norm.
-
-    Attributes:
-      source: path of the matched conv.
-      values: makes them, float32 `[N, P, O']`, for the first O' outputs.
-      rest: whether they are the values of a state, of which the conv adds the rest.
-    """
-
-    source: str
-    values: Callable[[], np.ndarray]
-    rest: bool
 
 
 class Followed(NamedTuple):
@@ -84,8 +72,8 @@ class Follower:
         self.norms = {layer.path: layer for layer in network.layers if layer.kind == "norm"}
         self.behind = {role.norm.path: path for path, role in roles.items() if role.norm}
         self.states = {role.space for role in roles.values() if role.state}
-        self.read: dict[Labels, tuple[Array, int]] = {}  # a state, as it was read last
-        self.added: dict[Labels, list[tuple[Array, int]]] = {}  # what was added to it since
+        self.read: dict[Labels, tuple[np.ndarray, int]] = {}  # a state, as it was read last
+        self.added: dict[Labels, list[tuple[np.ndarray, int]]] = {}  # what was added to it since
         self.pending: dict[str, _Pending] = {}  # by the norm
         self.followed: dict[str, Followed] = {}
         self.normed: set[str] = set()
@@ -112,31 +100,30 @@ class Follower:
         goal = None if again else self._goal(role, call)
         if goal is not None and self.solve:
             self._solve(role, call, goal)
-        kernel = take_kernel(role.layer, self.leaves)
-        written = call.compute(jnp.asarray(kernel))
-        (axis,) = call.written_axes
+        written = call.compute(jnp.asarray(take_kernel(role.layer, self.leaves)))
         if role.norm is not None:
             self.pending[role.norm.path] = _Pending(path, goal)
             return written
+        (axis,) = call.written_axes
+        values = np.asarray(written, np.float32)
         if "bias" in dict(role.layer.vectors):
             bias = _vector(role.layer, "bias", self.leaves)
             if goal is not None and self.solve:
-                some = np.asarray(at_places(written, axis, self._places(role)), np.float32)
-                width = goal.shape[-1]
-                bias[:width] = (goal - some[..., :width]).mean((0, 1))
+                width, some = goal.shape[-1], at_places(values, axis, self._places(role))
+                bias[:width] = (goal - some[..., :width]).mean((0, 1), dtype=np.float64)
                 _put(role.layer, "bias", bias, self.leaves)
-            written = written + _along(bias, axis, written)
-        self._finish(path, written, axis, goal)
-        return written
+            values = values + _along(bias, axis, values)
+        self._finish(path, values, axis, goal)
+        return jnp.asarray(values, written.dtype)
 
     def see_norm(self, path: str, call: NormCall) -> Array:
         """Sets a norm, and computes what it writes."""
-        norm, written, axis = self.norms[path], call.writes, call.axis
+        norm, axis, values = self.norms[path], call.axis, np.asarray(call.writes, np.float32)
         conv, goal = self.pending.pop(path, _Pending("", None))
-        first, self.normed = path not in self.normed, self.normed | {path}
+        first = path not in self.normed
+        self.normed.add(path)
         if not conv:
-            self._note_state(self.graph[path].reads, written, axis)
-        values = written.astype(jnp.float32)
+            self._note_state(self.graph[path].reads, values, axis)
         if "var" in dict(norm.vectors):
             if first and self.solve:
                 self._set_statistics(norm, values, axis)
@@ -149,10 +136,9 @@ class Follower:
         values = values * _along(gain, axis, values)
         if "bias" in dict(norm.vectors):
             values = values + _along(_vector(norm, "bias", self.leaves), axis, values)
-        values = values.astype(written.dtype)
         if conv:
             self._finish(conv, values, axis, goal)
-        return values
+        return jnp.asarray(values, call.writes.dtype)
 
     def _places(self, role: Role) -> np.ndarray:
         return self.places[role.layer.size]
@@ -161,9 +147,9 @@ class Follower:
         """Notes a state where the conv reads it as it is added to: with no norm before it."""
         shared = [path for path in role.layer.inputs if path in self.norms]
         if all(path in self.behind for path in shared):
-            self._note_state(role.reads, call.reads, call.read_axes[0])
+            self._note_state(role.reads, np.asarray(call.reads, np.float32), call.read_axes[0])
 
-    def _note_state(self, space: Labels, values: Array, axis: int) -> None:
+    def _note_state(self, space: Labels, values: np.ndarray, axis: int) -> None:
         if space in self.states:
             self.read[space], self.added[space] = (values, axis), []
 
@@ -183,7 +169,7 @@ class Follower:
             for values, axis in [*held, *self.added.get(role.space, [])]:
                 grid = [n for i, n in enumerate(values.shape) if i not in (0, axis)]
                 if tuple(grid) == layer.size:
-                    some = np.asarray(at_places(values, axis, self._places(role)), np.float32)
+                    some = at_places(values, axis, self._places(role))
                     goal = goal - some[..., : goal.shape[-1]]
         return goal
 
@@ -206,24 +192,24 @@ class Follower:
             kernel = kernel * (self.deviation / kernel.std())
         put_kernel(layer, kernel, self.leaves)
 
-    def _set_statistics(self, norm: Layer, values: Array, axis: int) -> None:
-        others = tuple(other for other in range(values.ndim) if other != axis)
-        _put(norm, "mean", np.asarray(values.mean(others)), self.leaves)
-        _put(norm, "var", np.asarray(values.var(others)), self.leaves)
+    def _set_statistics(self, norm: Layer, values: np.ndarray, axis: int) -> None:
+        flat = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+        mean = flat.mean(0, dtype=np.float64).astype(np.float32)
+        centred = flat - mean
+        _put(norm, "mean", mean, self.leaves)
+        _put(norm, "var", np.einsum("nc,nc->c", centred, centred) / len(flat), self.leaves)
         if "count" in dict(norm.vectors):
             _fill(norm, "count", NEUTRAL["count"], self.leaves)
 
     def _regress(
-        self, norm: Layer, values: Array, axis: int, goal: np.ndarray, places: np.ndarray
+        self, norm: Layer, values: np.ndarray, axis: int, goal: np.ndarray, places: np.ndarray
     ) -> None:
         """Scale and bias by regression of the goal on the normalized values."""
         width = goal.shape[-1]
-        some = np.asarray(at_places(values, axis, places), np.float64)[..., :width]
+        some = at_places(values, axis, places)[..., :width].astype(np.float64)
         mean, wanted = some.mean((0, 1)), goal.mean((0, 1), dtype=np.float64)
-        centred = some - mean
-        slope = (centred * (goal - wanted)).sum((0, 1)) / np.maximum(
-            (centred**2).sum((0, 1)), 1e-12
-        )
+        some -= mean
+        slope = (some * (goal - wanted)).sum((0, 1)) / np.maximum((some**2).sum((0, 1)), TINY)
         gain = take_kernel(norm, self.leaves).astype(np.float32)
         gain[:width] = slope
         put_kernel(norm, gain, self.leaves)
@@ -232,20 +218,20 @@ class Follower:
             bias[:width] = wanted - slope * mean
             _put(norm, "bias", bias, self.leaves)
 
-    def _finish(self, path: str, written: Array, axis: int, goal: np.ndarray | None) -> None:
+    def _finish(self, path: str, values: np.ndarray, axis: int, goal: np.ndarray | None) -> None:
         """Notes what a conv writes with its norm."""
         role, aim = self.roles[path], self.aims.get(path)
         if role.state:
-            self.added.setdefault(role.space, []).append((written, axis))
+            self.added.setdefault(role.space, []).append((values, axis))
         if path in self.followed:
             return
         fitted = None
         if goal is not None:
-            some = np.asarray(at_places(written, axis, self._places(role)), np.float64)
-            wrong = ((some[..., : goal.shape[-1]] - goal) ** 2).mean()
-            fitted = float(1 - wrong / max(goal.var((0, 1), dtype=np.float64).mean(), 1e-12))
+            some = at_places(values, axis, self._places(role))[..., : goal.shape[-1]]
+            wrong = np.square(some - goal).mean(dtype=np.float64)
+            fitted = float(1 - wrong / max(goal.var((0, 1), dtype=np.float64).mean(), TINY))
         source = aim.source if aim is not None and goal is not None else None
-        deviation = float(jnp.std(written.astype(jnp.float32)))
+        deviation = float(values.std(dtype=np.float64))
         self.followed[path] = Followed(path, source, fitted, deviation)
 
 
@@ -262,8 +248,8 @@ def _fill(layer: Layer, name: str, value: float, leaves: Leaves) -> None:
     _put(layer, name, np.full_like(take_vector(layer, path, leaves), value), leaves)
 
 
-def _along(vector: np.ndarray, axis: int, values: Array) -> np.ndarray:
-    """The vector along one axis of some values, in their dtype."""
+def _along(vector: np.ndarray, axis: int, values: np.ndarray) -> np.ndarray:
+    """The vector along one axis of some values."""
     shape = [1] * values.ndim
     shape[axis] = len(vector)
-    return vector.reshape(shape).astype(values.dtype)
+    return vector.reshape(shape)

@@ -4,11 +4,11 @@
 """
 
 import math
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from tlv_jax.arrays import layer_key, noise
+from tlv_jax.arrays import layer_key, namespace, noise
 from tlv_jax.types import Array
 
 
@@ -31,13 +31,14 @@ def draw_places(key: Array, size: tuple[int, ...], images: int, rows: int) -> np
     return np.sort(drawn, axis=1).astype(np.int32)
 
 
-def at_places(values: Array, axis: int, places: Array) -> Array:
+def at_places(values: Any, axis: int, places: Any) -> Any:
     """Takes the values at places. `[N, *size] with channels -> [N, P, C]`.
 
     Args:
-      values: the images' axis first.
+      values: of NumPy or JAX, the images' axis first.
       axis: of the channels.
       places: `[N, P]`.
     """
-    flat = jnp.moveaxis(values, axis, -1).reshape(len(values), -1, values.shape[axis])
-    return jnp.take_along_axis(flat, places[..., None], axis=1)
+    xp = namespace(None, values)
+    flat = xp.moveaxis(values, axis, -1).reshape(len(values), -1, values.shape[axis])
+    return xp.take_along_axis(flat, places[..., None], axis=1)

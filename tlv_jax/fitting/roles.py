@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tlv_jax.fitting.reads import Range
+from tlv_jax.fitting.ranges import Range
 from tlv_jax.layers.channels import UNKNOWN
 from tlv_jax.network import Network
 from tlv_jax.types import Layer
@@ -61,7 +61,7 @@ def roles_of(network: Network, ranges: Mapping[str, Range]) -> dict[str, Role]:
 
     Args:
       network: traced.
-      ranges: what its layers read, see `tlv_jax.fitting.reads`.
+      ranges: what its layers read, see `tlv_jax.fitting.ranges`.
     """
     graph = network.channels
     assert graph is not None
@@ -173,7 +173,7 @@ def _in_blocks(roles: Mapping[str, Role], readers: _Readers) -> dict[str, Role]:
             last[role.space] = role
     ended: dict[str, Role] = {}
     end: str | None = None
-    for path, role in reversed(roles.items()):
+    for path, role in reversed(list(roles.items())):
         ended[path] = dataclasses.replace(role, block=blocks.get(path, 0), end=end)
         end = path if role.state else end
     return {path: ended[path] for path in roles}

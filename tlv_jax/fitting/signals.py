@@ -54,14 +54,15 @@ def compute_signals(
     Args:
       src: the source.
       images: as it takes them, `[N, ...]`.
-      wanted: what to compute.
+      wanted: what to compute, once each.
       places: of each grid, `[N, P]`.
       batch_size: images at once.
     """
     arrays, put = split_arrays(src.params)
     arrays, fn = jax.device_put(arrays), src.fn
     assert fn is not None
-    paths = dict.fromkeys(signal.source for signal in wanted)
+    wanted = list(dict.fromkeys(wanted))
+    paths = list(dict.fromkeys(signal.source for signal in wanted))
 
     @jax.jit
     @cpu_convolutions

@@ -277,7 +277,7 @@ class Walk:
         if equation.primitive.name != "add":
             return
         for value, other in (operands, reversed(operands)):
-            number = other.array
+            number: Any = other.array
             # Under `jit`, a walk that computes has no numbers.
             known = not (other.leaves or number is None or isinstance(number, Tracer))
             if value.view and known and np.size(number) == 1:

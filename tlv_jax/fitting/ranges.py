@@ -1,4 +1,4 @@
-"""What the layers of a network read of some images, channel by channel.
+"""The values that the layers of a network read of some images, channel by channel.
 
 `C` counts the channels that a layer reads.
 """
