@@ -11,7 +11,7 @@ import numpy as np
 
 from tlv_jax.fitting.goals import Goal
 from tlv_jax.fitting.roles import Labels, Role
-from tlv_jax.fitting.signals import Signal, signal_of
+from tlv_jax.fitting.signals import Signal, Size
 
 
 class Aim(NamedTuple):
@@ -33,7 +33,7 @@ def aims_of(
 ) -> dict[str, Aim]:
     """What each conv is to write, from what the source computes."""
     values = {
-        path: functools.partial(_channels, found, signal_of(goal, roles[path].layer.size), goal)
+        path: functools.partial(_sum, found, roles[path].layer.size, goal)
         for path, goal in goals.items()
     }
     by_space: dict[Labels, list[str]] = {}
@@ -49,8 +49,11 @@ def aims_of(
     return {path: Aim(goals[path].source, values[path], roles[path].state) for path in goals}
 
 
-def _channels(found: Mapping[Signal, np.ndarray], signal: Signal, goal: Goal) -> np.ndarray:
-    return found[signal][..., list(goal.channels)]
+def _sum(found: Mapping[Signal, np.ndarray], size: Size, goal: Goal) -> np.ndarray:
+    parts = [
+        found[Signal(part.layer, part.read, size)][..., list(part.channels)] for part in goal.parts
+    ]
+    return functools.reduce(np.add, parts)
 
 
 def _mapped(

@@ -7,8 +7,8 @@ reads the channels of the conv before it.
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,22 +20,33 @@ Run = list[Role]
 """The convs of the source that write to one state, in order."""
 
 
+class Part(NamedTuple):
+    """Values of the source.
+
+    Attributes:
+      layer: path of the conv that computes them, or of the layer that reads them.
+      read: whether they are read. What is read is the state, after a sum.
+      channels: of the layer, by position.
+    """
+
+    layer: str
+    read: bool
+    channels: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Goal:
     """What a conv is to compute.
 
     Attributes:
       source: path of the matched conv of the source.
-      reader: path of the layer that reads the state after it. None: the goal is what the conv
-        hands on.
-      channels: of what is read or handed on, by position.
-      space: for a state, the channels of the target's. One map leads from the source's channels to
-        those of all convs that write to it.
+      parts: whose sum it is, all of as many channels.
+      space: where it is mapped, the channels of the target's state. One map leads from the source's
+        channels to those of all convs that write to it.
     """
 
     source: str
-    reader: str | None
-    channels: tuple[int, ...]
+    parts: tuple[Part, ...]
     space: Labels = ()
 
 
@@ -64,12 +75,17 @@ def plan_goals(
             goals[path] = chosen.of_depthwise(role, src) if role.activated else None
         elif source is None:
             goals[path] = None
-        elif role.state and not role.activated:
+        elif not role.state:
+            goals[path] = _response(source, chosen.of(role, source))
+        elif not role.activated:
             goals[path] = _state(role, source, graph)
+        elif source.state and source.activated:
+            goals[path] = _sum(source, chosen.of(role, source), src, graph)
         else:
-            # A sum under an activation function gets what the source computes of its state next.
-            given = _next_response(source, src) if role.state else source
-            goals[path] = chosen.of_response(role, given)
+            # A sum under an activation function, where the source has none, gets what the source
+            # computes of its state next.
+            reader = _next_response(source, src)
+            goals[path] = _response(reader, chosen.of(role, reader))
     return {path: goal for path, goal in goals.items() if goal is not None}
 
 
@@ -151,11 +167,39 @@ def _spread(number: int, count: int, available: int) -> int:
     return -(-(number + 1) * available // count) - 1
 
 
-def _state(role: Role, source: Role, graph: ChannelGraph) -> Goal | None:
+def _response(source: Role, channels: tuple[int, ...]) -> Goal:
+    """What a conv of the source computes."""
+    return Goal(source.layer.path, (Part(source.layer.path, False, channels),))
+
+
+def _read(source: Role, labels: Sequence[int], graph: ChannelGraph) -> Part | None:
+    """The state after a conv, as it is read."""
     assert source.reader is not None
     places = {label: place for place, label in enumerate(graph[source.reader].reads)}
-    channels = tuple(places[label] for label in source.space if label in places)
-    return Goal(source.layer.path, source.reader, channels, role.space) if channels else None
+    channels = tuple(places[label] for label in labels if label in places)
+    return Part(source.reader, True, channels) if channels else None
+
+
+def _state(role: Role, source: Role, graph: ChannelGraph) -> Goal | None:
+    """The state after a conv of the source, mapped."""
+    part = _read(source, source.space, graph)
+    return None if part is None else Goal(source.layer.path, (part,), role.space)
+
+
+def _sum(
+    source: Role, channels: tuple[int, ...], src: Mapping[str, Role], graph: ChannelGraph
+) -> Goal:
+    """The sum that the source's block ends with, before its activation function."""
+    writers = [role for role in src.values() if role.state and role.space == source.space]
+    parts = [
+        Part(role.layer.path, False, channels) for role in writers if role.block == source.block
+    ]
+    before = [role for role in writers if role.block == source.block - 1]
+    if before:
+        labels = [source.space[channel] for channel in channels]
+        part = _read(before[-1], labels, graph)
+        parts += [part] if part is not None and len(part.channels) == len(channels) else []
+    return Goal(source.layer.path, tuple(parts))
 
 
 def _next_response(source: Role, src: Mapping[str, Role]) -> Role:
@@ -176,8 +220,8 @@ class _Channels:
         self.given: Counter[str] = Counter()  # of each conv of the source
         self.by_space: dict[Labels, tuple[Role, tuple[int, ...]]] = {}
 
-    def of_response(self, role: Role, source: Role) -> Goal:
-        """What a conv hands on: for each further target space the channels that follow."""
+    def of(self, role: Role, source: Role) -> tuple[int, ...]:
+        """Channels of a source for a target: those that follow what other spaces got."""
         path, width = source.layer.path, role.layer.shape[-1]
         before = self.by_space.get(role.space)
         if before is None or before[0].space != source.space:
@@ -186,12 +230,12 @@ class _Channels:
             picked = order[(self.given[path] + np.arange(count)) % len(order)]
             self.given[path] += width
             self.by_space[role.space] = source, tuple(np.sort(picked).tolist())
-        return Goal(path, None, self.by_space[role.space][1])
+        return self.by_space[role.space][1]
 
     def of_depthwise(self, role: Role, src: Mapping[str, Role]) -> Goal | None:
         """The same channels as of the conv before it."""
         source, channels = self.by_space.get(role.space, (None, ()))
         for other in src.values():
             if source is not None and other.depthwise and other.space == source.space:
-                return Goal(other.layer.path, None, channels)
+                return _response(other, channels)
         return None

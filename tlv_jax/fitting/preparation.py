@@ -19,7 +19,7 @@ from tlv_jax.fitting.places import draw_places
 from tlv_jax.fitting.ranges import Range, ranges
 from tlv_jax.fitting.roles import Role, roles_of
 from tlv_jax.fitting.settings import Fit
-from tlv_jax.fitting.signals import compute_signals, signal_of
+from tlv_jax.fitting.signals import Signal, compute_signals
 from tlv_jax.layers.interventions import intervene
 from tlv_jax.layers.paths import array_leaves, with_leaves
 from tlv_jax.network import Network, require_finite, require_runnable, trace
@@ -127,7 +127,11 @@ def prepare(
         size: draw_places(key, size, len(images), settings.rows)
         for size in dict.fromkeys(role.layer.size for role in roles.values())
     }
-    wanted = [signal_of(goal, roles[path].layer.size) for path, goal in goals.items()]
+    wanted = [
+        Signal(part.layer, part.read, roles[path].layer.size)
+        for path, goal in goals.items()
+        for part in goal.parts
+    ]
     found = compute_signals(src, src_images, wanted, places, settings.batch_size)
     return Prepared(dst, images, roles, aims_of(goals, roles, found), places, settings, key)
 

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax.cpu_convolutions import cpu_convolutions
-from tlv_jax.fitting.goals import Goal
 from tlv_jax.fitting.places import at_places
-from tlv_jax.layers.activations import activations
+from tlv_jax.layers.activations import LayerCall, activations
 from tlv_jax.layers.jaxprs import split_arrays
 from tlv_jax.network import Network
 from tlv_jax.types import Array
@@ -25,19 +24,14 @@ class Signal(NamedTuple):
     """Values of the source on one grid.
 
     Attributes:
-      source: path of the conv that hands them on; of the reader of a state, for a state.
-      state: whether they are a state.
+      layer: path of the conv that computes them, or of the layer that reads them.
+      read: whether they are read.
       size: of the target's grid.
     """
 
-    source: str
-    state: bool
+    layer: str
+    read: bool
     size: Size
-
-
-def signal_of(goal: Goal, size: Size) -> Signal:
-    """The signal that a goal is made of."""
-    return Signal(goal.reader or goal.source, goal.reader is not None, size)
 
 
 def compute_signals(
@@ -49,7 +43,9 @@ def compute_signals(
 ) -> dict[Signal, np.ndarray]:
     """Computes signals, float32 `[N, P, C]`.
 
-    A finer grid is averaged onto the target's, and a coarser one interpolated.
+    What a conv computes is taken before its activation function where the source's grid is the
+    target's, so that a copy of the source can compute the same. A finer grid is averaged onto the
+    target's after the activation function, and a coarser one interpolated.
 
     Args:
       src: the source.
@@ -62,7 +58,7 @@ def compute_signals(
     arrays, fn = jax.device_put(arrays), src.fn
     assert fn is not None
     wanted = list(dict.fromkeys(wanted))
-    paths = list(dict.fromkeys(signal.source for signal in wanted))
+    paths = list(dict.fromkeys(signal.layer for signal in wanted))
 
     @jax.jit
     @cpu_convolutions
@@ -72,11 +68,9 @@ def compute_signals(
         calls = activations(fn, put(arrays), images, paths=paths)
         found = {}
         for signal in wanted:
-            call = calls[signal.source][0]
-            values = call.reads if signal.state else call.hands_on
-            axes = call.read_axes if signal.state else call.written_axes
-            values = _channels_last(values, axes).astype(jnp.float32)
-            found[signal] = at_places(_on_grid(values, signal.size), -1, places[signal.size])
+            found[signal] = at_places(
+                _on_grid(calls[signal.layer][0], signal), -1, places[signal.size]
+            )
         return found
 
     parts: list[dict[Signal, np.ndarray]] = []
@@ -93,16 +87,19 @@ def compute_signals(
 def _channels_last(values: Array, axes: tuple[int, ...]) -> Array:
     """`[N, *size, C]` with the channels, which a product may read along several axes, in one."""
     moved = jnp.moveaxis(values, axes, range(values.ndim - len(axes), values.ndim))
-    return moved.reshape(*moved.shape[: values.ndim - len(axes)], -1)
+    return moved.reshape(*moved.shape[: values.ndim - len(axes)], -1).astype(jnp.float32)
 
 
-def _on_grid(values: Array, size: Size) -> Array:
-    """Values `[N, *size, C]` on a grid of another size."""
+def _on_grid(call: LayerCall, signal: Signal) -> Array:
+    """The values on the target's grid, float32 `[N, *size, C]`."""
+    axes = call.read_axes if signal.read else call.written_axes
+    size = signal.size
+    values = _channels_last(call.reads if signal.read else call.hands_on, axes)
     own = values.shape[1:-1]
+    if own == size:
+        return values if signal.read else _channels_last(call.normed, axes)
     if not own:  # what a head reads, averaged over all places
         values, own = values.reshape(len(values), *[1] * len(size), -1), (1,) * len(size)
-    if own == size:
-        return values
     if len(own) == len(size) and all(a % b == 0 for a, b in zip(own, size, strict=True)):
         cut = [part for a, b in zip(own, size, strict=True) for part in (b, a // b)]
         within = tuple(range(2, 2 * len(size) + 1, 2))

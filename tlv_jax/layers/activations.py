@@ -13,7 +13,7 @@ from tlv_jax.types import Array, PyTree
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("reads", "writes", "hands_on"),
+    data_fields=("reads", "writes", "normed", "hands_on"),
     meta_fields=("read_axes", "written_axes"),
 )
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,16 @@ class LayerCall:
     Attributes:
       reads: what the kernel is applied to, in the layout that the program has for it.
       writes: the convolution or product itself: before a bias, a norm or an activation function.
+      normed: `writes` after a bias or norm that follows.
       hands_on: the last value of this shape that the layer alone feeds: after its bias, norm and
         activation function, before a pooling or a sum.
       read_axes: the axes of `reads` that hold channels: one, or those that a product sums over.
-      written_axes: the axes of `writes` and `hands_on` that hold channels, likewise.
+      written_axes: the axes of the three others that hold channels, likewise.
     """
 
     reads: Array
     writes: Array
+    normed: Array
     hands_on: Array
     read_axes: tuple[int, ...]
     written_axes: tuple[int, ...]
@@ -69,11 +71,13 @@ def activations(
     def see(path: str, call: KernelCall) -> Array:
         written = call.writes
         axes = call.read_axes, call.written_axes
-        seen[path].append(LayerCall(call.reads, written, written, *axes))
+        seen[path].append(LayerCall(call.reads, written, written, written, *axes))
         return written
 
-    def handed_on(path: str, value: Array) -> None:
-        seen[path][-1] = dataclasses.replace(seen[path][-1], hands_on=value)
+    def handed_on(path: str, value: Array, normed: bool) -> None:
+        last = seen[path][-1]
+        before = value if normed else last.normed
+        seen[path][-1] = dataclasses.replace(last, normed=before, hands_on=value)
 
     intervene(fn, params, *inputs, paths=paths, see=see, handed_on=handed_on)
     return {path: tuple(calls) for path, calls in seen.items()}

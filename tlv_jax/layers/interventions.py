@@ -24,6 +24,9 @@ CALLS = frozenset(
 )
 
 
+HandedOn = Callable[[str, Array, bool], None]
+
+
 @dataclasses.dataclass(frozen=True)
 class KernelCall:
     """One call of a conv or dense layer, before it is computed.
@@ -73,7 +76,7 @@ def intervene(
     paths: Collection[str],
     see: Callable[[str, KernelCall], Array],
     see_norm: Callable[[str, NormCall], Array] | None = None,
-    handed_on: Callable[[str, Array], None] | None = None,
+    handed_on: HandedOn | None = None,
 ) -> None:
     """Calls the function, and lets what layers write be replaced on the way.
 
@@ -86,9 +89,10 @@ def intervene(
         What it returns is written instead, in all but results of loops that are not the values
         that a loop carries: these are computed as the function has them.
       see_norm: the same for all norms, after their last operation.
-      handed_on: is called with the path of a layer of `paths` and each value that the layer alone
-        feeds, of the shape that it writes. The last is what it hands on: after its bias, its norm
-        and its activation function, before a pooling or a sum.
+      handed_on: is called with the path of a layer of `paths`, each value that the layer alone
+        feeds, of the shape that it writes, and whether this is what it writes, after a bias or norm
+        that follows. The last value is what it hands on: after its activation function, before a
+        pooling or a sum.
 
     Raises:
       OptionError: if a path is not that of a conv or dense layer that the function uses, or the
@@ -120,7 +124,7 @@ class _Watch(Walk):
         paths: Collection[str],
         see: Callable[[str, KernelCall], Array],
         see_norm: Callable[[str, NormCall], Array] | None,
-        handed_on: Callable[[str, Array], None] | None,
+        handed_on: HandedOn | None,
     ) -> None:
         super().__init__(found.leaves, found.known.values(), found.stacked)
         self.whole, self.paths = found, paths
@@ -148,9 +152,16 @@ class _Watch(Walk):
         ]
         if self.completed is not None and self.see_norm is not None:
             results = [self._normed(self.see_norm, self.completed, results[0])]
+        with_parameters = self.completed is not None or self._is_shifted(operands)
         for value in results:
-            self._hand_on(value)
+            self._hand_on(value, normed=with_parameters)
         return results
+
+    def _is_shifted(self, operands: Sequence[Value]) -> bool:
+        """Whether parameters of the channels, as of a bias, are added or multiplied."""
+        given = [value for value in operands if not value.active]
+        paths = {path for value in given for path, _ in value.leaves}
+        return len(given) == len(operands) - 1 and any(self.leaves[path].size > 1 for path in paths)
 
     def _take_step(self, value: Value, step: int) -> Value:
         taken = super()._take_step(value, step)
@@ -172,7 +183,7 @@ class _Watch(Walk):
         assert use is not None  # the layer was found by it
         used = dataclasses.replace(used, array=self.see(path, _call(equation, operands, use)))
         self.shapes[path] = used.array.shape
-        self._hand_on(used)
+        self._hand_on(used, normed=True)
         return used
 
     def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
@@ -194,7 +205,7 @@ class _Watch(Walk):
         call = NormCall(value.array, axes[-1], self.whole.epsilons.get(variance))
         return dataclasses.replace(value, array=see_norm(path, call))
 
-    def _hand_on(self, value: Value) -> None:
+    def _hand_on(self, value: Value, *, normed: bool) -> None:
         """Notes a value that one layer alone feeds."""
         if self.handed_on is None or len(value.feeds) != 1 or value.array is None:
             return
@@ -203,7 +214,7 @@ class _Watch(Walk):
             (path,) = self.whole.inputs[path]  # of a norm: the layer before it
         alike = self.shapes.get(path) == value.array.shape
         if alike and jnp.issubdtype(value.array.dtype, jnp.floating):
-            self.handed_on(path, value.array)
+            self.handed_on(path, value.array, normed)
 
 
 def _call(equation: Any, operands: Sequence[Value], use: Use) -> KernelCall:
