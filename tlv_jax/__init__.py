@@ -19,6 +19,8 @@ from tlv_jax.errors import (
     TLVError,
     UnknownOrderWarning,
 )
+from tlv_jax.fit import FitReport, FittedLayer, fit, fit_report
+from tlv_jax.fitting.settings import Fit
 from tlv_jax.lsuv import lsuv
 from tlv_jax.methods import Method
 from tlv_jax.network import Network, trace
@@ -32,6 +34,9 @@ from tlv_jax.types import Layer, LayerPair, Untouched
 
 __all__ = [
     "ConsistentChannels",
+    "Fit",
+    "FitReport",
+    "FittedLayer",
     "Layer",
     "LayerPair",
     "LayerReport",
@@ -52,6 +57,8 @@ __all__ = [
     "apply_transfer",
     "cpu_convolutions",
     "crossover",
+    "fit",
+    "fit_report",
     "layers",
     "lsuv",
     "matching",

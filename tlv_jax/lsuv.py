@@ -16,7 +16,7 @@ from tlv_jax.apply import Leaves, put_kernel, take_kernel
 from tlv_jax.arrays import check_key, layer_key, noise, placed
 from tlv_jax.cpu_convolutions import cpu_convolutions
 from tlv_jax.errors import OptionError, ParameterTreeError
-from tlv_jax.layers.activations import LayerCall, intervene
+from tlv_jax.layers.interventions import KernelCall, intervene
 from tlv_jax.layers.jaxprs import split_arrays
 from tlv_jax.layers.paths import array_leaves, with_leaves
 from tlv_jax.network import Network, require_runnable
@@ -159,10 +159,11 @@ def _scaled(
     """
     deviations: dict[str, Array] = {}
 
-    def see(path: str, call: LayerCall) -> Array:
+    def see(path: str, call: KernelCall) -> Array:
+        written = call.writes
         if path not in deviations:
-            deviations[path] = jnp.std(call.writes.astype(jnp.float32))
-        return (call.writes / deviations[path]).astype(call.writes.dtype)
+            deviations[path] = jnp.std(written.astype(jnp.float32))
+        return (written / deviations[path]).astype(written.dtype)
 
     run(paths=layers, see=see)
     scaled = {layer.weight: leaves[layer.weight] for layer in layers.values()}

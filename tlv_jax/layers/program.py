@@ -13,11 +13,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.layers.channels import ChannelGraph, ChannelLabels
-from tlv_jax.layers.jaxprs import Program, opened, programs_within, scan_sizes, split_arrays
+from tlv_jax.layers.jaxprs import (
+    Program,
+    last_uses,
+    opened,
+    programs_within,
+    scan_sizes,
+    split_arrays,
+)
 from tlv_jax.layers.paths import array_leaves, split_path
 from tlv_jax.layers.trees import find_layers
 from tlv_jax.layers.values import Value, combine, merge, use_of
@@ -121,6 +130,8 @@ class Walk:
         # What later uses add to the layers. The keys of a dict are a set that keeps its order.
         self.inputs: dict[str, dict[str, None]] = defaultdict(dict)
         self.calls: Counter[str] = Counter()
+        self.touches: Counter[str] = Counter()  # the operations of each norm, over all calls
+        self.epsilons: dict[str, float] = {}  # what is added to each parameter
         self.channels = ChannelLabels()
         self.repeats = 1  # how many steps of the loops around are walked as one
 
@@ -149,9 +160,12 @@ class Walk:
                 return Value(array=atom.val)
             return environment.get(atom, Value())
 
-        for equation in jaxpr.eqns:
+        ends = last_uses(jaxpr)
+        for number, equation in enumerate(jaxpr.eqns):
             results = self._equation(equation, [read(atom) for atom in equation.invars])
             environment.update(zip(equation.outvars, results, strict=True))
+            for variable in ends[number]:  # in a walk that computes, they hold arrays
+                environment.pop(variable, None)
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
@@ -180,6 +194,7 @@ class Walk:
             touched = self._touch(equation, operands)
             labels = self.channels.after(equation, operands)
             return [dataclasses.replace(touched, labels=each) for each in labels]
+        self._note_epsilon(equation, operands)
         return [combine(equation, operands)] * len(equation.outvars)
 
     def _scan(self, params: Mapping[str, Any], operands: list[Value]) -> list[Value]:
@@ -257,6 +272,17 @@ class Walk:
             return []
         return [("bias", path)] * (math.prod(self.leaves[path].shape[len(index) :]) == outputs)
 
+    def _note_epsilon(self, equation: Any, operands: Sequence[Value]) -> None:
+        """Notes a number that is added to a parameter."""
+        if equation.primitive.name != "add":
+            return
+        for value, other in (operands, reversed(operands)):
+            number: Any = other.array
+            # Under `jit`, a walk that computes has no numbers.
+            known = not (other.leaves or number is None or isinstance(number, Tracer))
+            if value.view and known and np.size(number) == 1:
+                self.epsilons[value.view[0]] = float(np.reshape(number, ()))
+
     def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
         """Arithmetic on an activation. With a norm's parameters it makes that norm a layer."""
         name, around = equation.primitive.name, merge(operands)
@@ -276,7 +302,10 @@ class Walk:
             self.channels.normed(path, norm.shape[0], operands)
             feeds = (path,)
         if not met and name in ("mul", "div"):
-            feeds = self._inside_norm(operands, feeds)
+            inside = self._inside_norm(operands, feeds)
+            met, feeds = inside != feeds, inside
+        if met:
+            self.touches[feeds[0]] += 1
         return Value(active=True, feeds=feeds, statistics=statistics)
 
     def _statistics(self, name: str, operands: Sequence[Value]) -> tuple[tuple[str, str], ...]:
