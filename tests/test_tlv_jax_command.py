@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,6 +173,26 @@ def test_ones_own_module_is_written_with_its_own_paths(capsys, own, tmp_path):
     assert arrays["params/conv/kernel"].shape == (3, 3, 3, 8)
     assert arrays["params/dense/kernel"].shape == (8, 3)
     assert "batch_stats/norm/mean" in arrays
+
+
+class Dropping(nnx.Module):
+    """A network whose dropout holds a random key and its counter."""
+
+    def __init__(self, num_classes, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.dense = nnx.Linear(4, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        return self.dense(self.drop(nnx.relu(self.conv(images)).mean((1, 2))))
+
+
+def test_an_nnx_module_is_written_without_its_random_keys(own, tmp_path):
+    out = tmp_path / "net.safetensors"
+    arguments = [*own, "--dst", f"{__name__}:Dropping", "--out", str(out)]
+    assert main(["transfer", *arguments]) == 0
+    kernels, biases = {"conv/kernel", "dense/kernel"}, {"conv/bias", "dense/bias"}
+    assert load_file(out).keys() == kernels | biases
 
 
 def test_report_says_what_the_target_receives(capsys, pair):

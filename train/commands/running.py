@@ -79,7 +79,6 @@ def _fit(settings: Fit) -> int:
     check_source(settings.src)
     if settings.count < 1:
         raise ConfigError(f"count={settings.count}, expected at least 1.")
-    assert settings.image_size is not None  # it has a default of its own
     pixels = draw_pictures(settings.images, settings.count, settings.image_size, settings.seed)
     source, target = load_source(settings), load_target(settings)
     expected = source.preprocess

@@ -91,5 +91,5 @@ class Fit(Transfer):
     expects."""
     count: int = 256
     """Most pictures that are used, drawn by --seed."""
-    image_size: int | None = 96
+    image_size: int = 96
     """Pixels a side, to which pictures are resized; best as in the training that follows."""

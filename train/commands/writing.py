@@ -59,18 +59,18 @@ def write(out: Path, dst: str, variables: Any) -> int:
       OSError: if the file cannot be written.
     """
     leaves = array_leaves(variables, name="dst")
-    numbers = {path: np.asarray(leaf) for path, leaf in leaves.items() if _is_number(leaf)}
+    arrays = {path: np.asarray(leaf) for path, leaf in leaves.items() if _is_weight(leaf)}
     if ":" in dst:
-        write_arrays(out, numbers)
+        write_arrays(out, arrays)
     else:
         save = write_safetensors if out.suffix == ".safetensors" else write_torch
         save(out, dst, variables["params"], variables.get("batch_stats"))
-    return len(numbers)
+    return len(arrays)
 
 
-def _is_number(leaf: Any) -> bool:
-    """Whether it is not a random key, such as those of an NNX module's dropout."""
-    return jnp.issubdtype(leaf.dtype, jnp.number)
+def _is_weight(leaf: Any) -> bool:
+    """Whether it is not a random key or its counter, such as those of an NNX module's dropout."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def _or(names: tuple[str, ...]) -> str:
