@@ -3,12 +3,15 @@
 import functools
 import json
 import pkgutil
+import shlex
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import flax.nnx as nnx
+import interrupted
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -361,3 +364,16 @@ def test_a_comparison_and_a_ranking_run(capsys, training, inputs):
     data = ["--data-dir", str(inputs / "pictures"), "--image-size", "32"]
     assert main(["rank", *data, "--source-weights", source, "--out", str(inputs / "runs")]) == 0
     assert "squeezenet1_1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_says_how_this_command_continues_it(tmp_path):
+    interrupted.make_inputs(tmp_path)
+    arguments = interrupted.arguments(tmp_path, tmp_path, "--name", "run")
+    process = interrupted.start(["train", *arguments], module="train.commands")
+    interrupted.wait_for(process, (tmp_path / "run" / "checkpoints" / "transferred").exists)
+    process.send_signal(signal.SIGINT)
+    status, _, errors = interrupted.finish(process)
+    assert status == 130
+    command = shlex.split(errors.splitlines()[-1].partition("continue with: ")[2])
+    assert command == ["tlv-jax", "train", *arguments, "--name", "run", "--resume"]
