@@ -117,11 +117,10 @@ def with_nan(array):
         (IMAGES, with_nan(IMAGES), "src_images: .*NaN"),
         (np.ones_like(IMAGES), None, "images"),
         (IMAGES[:0], None, "images"),
-        (IMAGES[0], None, "images"),
         (IMAGES, IMAGES[:7], "src_images.*7"),
         (IMAGES, IMAGES[0], "src_images"),
     ],
-    ids=["nan", "nan of the source", "constant", "none", "no batch", "fewer", "no source batch"],
+    ids=["nan", "nan of the source", "constant", "none", "fewer", "no source batch"],
 )
 def test_images_that_cannot_be_fitted_to_are_refused(images, src_images, message):
     with pytest.raises(TLVError, match=message):
@@ -147,7 +146,7 @@ def shapes_of(network):
         (SOURCE, TARGET.params, OptionError, "dst: .*trace"),
         (shapes_of(SOURCE), TARGET, ParameterTreeError, "src: .*Shape"),
         (SOURCE, shapes_of(TARGET), ParameterTreeError, "dst: .*Shape"),
-        ([SOURCE, SOURCE], TARGET, TLVError, "src: "),
+        ([SOURCE, SOURCE], TARGET, OptionError, "src: expected one network"),
     ],
     ids=["bare source", "bare target", "source of shapes", "target of shapes", "mixture"],
 )
@@ -188,5 +187,5 @@ def test_it_does_not_run_within_jit(traced):
         dst = dataclasses.replace(TARGET, params=each["dst"])
         return tlv_jax.fit(src, dst, each["images"])
 
-    with pytest.raises(TLVError, match="jit"):
+    with pytest.raises(TLVError, match=rf"{traced}: .* outside"):
         fit(given[traced])
