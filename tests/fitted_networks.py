@@ -140,9 +140,13 @@ def trained(model: nn.Module, seed: int, steps: int = 80) -> Any:
 
 
 @functools.cache
-def reader(model: nn.Module) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Computes what the head reads, `variables, images -> [N, D]`."""
+def _reader(model: nn.Module) -> Callable[[Any, np.ndarray], jax.Array]:
     return jax.jit(functools.partial(model.apply, head=False))
+
+
+def features_of(model: nn.Module, variables: Any, images: np.ndarray) -> np.ndarray:
+    """What the head reads, `[N, D]`."""
+    return np.asarray(_reader(model)(variables, images), np.float64)
 
 
 def explained(given: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
@@ -153,7 +157,7 @@ def explained(given: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> floa
       wanted: the features, likewise. The share is that of held-out images.
     """
     (a, other_a), (z, other_z) = given, wanted
-    centred = (a - a.mean(0)).astype(np.float64)
+    centred = a - a.mean(0)
     gram = centred.T @ centred
     gram += 1e-4 * np.trace(gram) / len(gram) * np.eye(len(gram))
     weights = np.linalg.solve(gram, centred.T @ (z - z.mean(0)))

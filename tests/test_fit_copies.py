@@ -55,8 +55,9 @@ def test_a_fresh_network_becomes_a_copy_of_its_source(model, images):
     settings = tlv_jax.Fit(method=UNKNOWING, penalty=1e-9, enlarge=1)
     params = tlv_jax.fit(src, dst, some, settings=settings)
     # All channels are wanted, so they stay in order: the source's own head can read them.
-    read = fitted_networks.reader(model)
-    wanted, features = read(src.params, held_out), read(params, held_out)
+    wanted, features = (
+        fitted_networks.features_of(model, each, held_out) for each in (src.params, params)
+    )
     np.testing.assert_allclose(features, wanted, atol=1e-3 * np.abs(wanted).max())
 
 
@@ -66,11 +67,11 @@ def test_a_narrower_network_keeps_more_than_any_transfer_leaves(model, narrower)
     variables = fitted_networks.trained(model, seed=3)
     src = tlv_jax.trace(model.apply, variables, images[0][:1])
     dst = traced(narrower, images[0], 13)
-    wanted = [fitted_networks.reader(model)(variables, part) for part in images]
+    wanted = [fitted_networks.features_of(model, variables, part) for part in images]
 
     def kept(params):
         """The share of the source's features that the target's tell with these parameters."""
-        given = [fitted_networks.reader(narrower)(params, part) for part in images]
+        given = [fitted_networks.features_of(narrower, params, part) for part in images]
         return fitted_networks.explained(given, wanted)
 
     transferred = [kept(tlv_jax.transfer(src, dst, method=method)) for method in METHODS]
