@@ -20,12 +20,13 @@ class Aim(NamedTuple):
     Attributes:
       source: path of the matched conv.
       values: makes them, float32 `[N, P, O']`, for the first O' outputs.
-      rest: whether they are the values of a state, of which the conv adds the rest.
+      share: as in `Goal`: where they are the values of a state, the share of what it lacks yet that
+        the conv is to write.
     """
 
     source: str
     values: Callable[[], np.ndarray]
-    rest: bool
+    share: float | None
 
 
 def aims_of(
@@ -46,7 +47,7 @@ def aims_of(
         mean, components = principal_components([each() for each in states.values()], len(space))
         for path in paths:
             values[path] = functools.partial(_mapped, values[path], mean, components)
-    return {path: Aim(goals[path].source, values[path], roles[path].state) for path in goals}
+    return {path: Aim(goal.source, values[path], goal.share) for path, goal in goals.items()}
 
 
 def _sum(found: Mapping[Signal, np.ndarray], size: Size, goal: Goal) -> np.ndarray:

@@ -164,13 +164,15 @@ class Follower:
         goal = aim.values()
         if layer.groups > 1 and goal.shape[-1] < layer.shape[-1]:
             return None  # groups that are fitted in part
-        if aim.rest:
-            held = [self.read[role.space]] if role.space in self.read else []
-            for values, axis in [*held, *self.added.get(role.space, [])]:
-                grid = [n for i, n in enumerate(values.shape) if i not in (0, axis)]
-                if tuple(grid) == layer.size:
-                    some = at_places(values, axis, self._places(role))
-                    goal = goal - some[..., : goal.shape[-1]]
+        return goal if aim.share is None else self._lacking(role, goal) * aim.share
+
+    def _lacking(self, role: Role, goal: np.ndarray) -> np.ndarray:
+        """What a state lacks of a goal: less what it held when it was read, and was added since."""
+        held = [self.read[role.space]] if role.space in self.read else []
+        for values, axis in [*held, *self.added.get(role.space, [])]:
+            grid = [size for other, size in enumerate(values.shape) if other not in (0, axis)]
+            if tuple(grid) == role.layer.size:
+                goal = goal - at_places(values, axis, self._places(role))[..., : goal.shape[-1]]
         return goal
 
     def _solve(self, role: Role, call: KernelCall, goal: np.ndarray) -> None:

@@ -43,11 +43,14 @@ class Goal:
       parts: whose sum it is, all of as many channels.
       space: where it is mapped, the channels of the target's state. One map leads from the source's
         channels to those of all convs that write to it.
+      share: where it is what a state is to be, the share of what this lacks yet that the conv is to
+        add: less than 1 if other convs of its block follow.
     """
 
     source: str
     parts: tuple[Part, ...]
     space: Labels = ()
+    share: float | None = None
 
 
 def plan_goals(
@@ -77,15 +80,8 @@ def plan_goals(
             goals[path] = None
         elif not role.state:
             goals[path] = _response(source, chosen.of(role, source))
-        elif not role.activated:
-            goals[path] = _state(role, source, graph)
-        elif source.state and source.activated:
-            goals[path] = _sum(source, chosen.of(role, source), src, graph)
         else:
-            # A sum under an activation function, where the source has none, gets what the source
-            # computes of its state next.
-            reader = _next_response(source, src)
-            goals[path] = _response(reader, chosen.of(role, reader))
+            goals[path] = _part_of_state(role, source, src, dst, graph, chosen)
     return {path: goal for path, goal in goals.items() if goal is not None}
 
 
@@ -93,19 +89,24 @@ def _offered(
     src: Mapping[str, Role],
 ) -> tuple[dict[int, list[Run]], dict[tuple[int, int], list[Role]]]:
     """The source's states by level, and its inner convs by their level and their reader's."""
-    states: dict[int, dict[Labels, Run]] = defaultdict(lambda: defaultdict(list))
+    states: dict[int, dict[Labels, dict[int, Role]]] = defaultdict(lambda: defaultdict(dict))
     inner: dict[tuple[int, int], list[Role]] = defaultdict(list)
     for role in src.values():
         if role.state and role.reader is not None:
-            states[role.level][role.space].append(role)
+            states[role.level][role.space][role.block] = role
         elif not role.depthwise and not role.state:
             inner[role.level, role.reader_level].append(role)
     # At a level without a state, what is handed on stands for one.
     stateless = [role for roles in inner.values() for role in roles if not states[role.level]]
     for role in stateless:
         if role.reader is not None:
-            states[role.level][role.space].append(role)
-    return {level: list(spaces.values()) for level, spaces in states.items() if spaces}, inner
+            states[role.level][role.space][role.block] = role
+    offered = {
+        level: [list(blocks.values()) for blocks in spaces.values()]
+        for level, spaces in states.items()
+        if spaces
+    }
+    return offered, inner
 
 
 def _match_states(
@@ -122,10 +123,11 @@ def _match_states(
         offered = _nearest(states, level)
         for number, writers in enumerate(spaces.values() if offered else ()):
             run = offered[_spread(number, len(spaces), len(offered))]
-            blocks = writers[-1].block + 1
+            # A state can begin at another level, as with a pooling behind the first conv.
+            blocks = sorted({role.block for role in writers})
             for role in writers:
-                path = role.layer.path
-                placed[path], runs[path] = run[_spread(role.block, blocks, len(run))], run
+                path, block = role.layer.path, blocks.index(role.block)
+                placed[path], runs[path] = run[_spread(block, len(blocks), len(run))], run
     return placed, runs
 
 
@@ -142,17 +144,38 @@ def _match_inner(
             by_levels[role.level, role.reader_level].append(role)
     matched: dict[str, Role] = {}
     for levels, roles in by_levels.items():
-        offered = _nearest(inner, levels)
+        anywhere = _nearest(inner, levels)
         for number, role in enumerate(roles):
-            path, end = role.layer.path, role.end or ""
-            ends = [placed[end], *runs[end]] if end in placed else []
-            alike = inner.get(levels, [])
-            within = [each for last in ends for each in alike if each.end == last.layer.path]
-            if within:
-                matched[path] = within[0]
-            elif offered:
-                matched[path] = offered[_spread(number, len(roles), len(offered))]
+            siblings = [each for each in roles if _share_block(each.end, role.end)]
+            offered = _within(role, inner.get(levels, []), placed, runs)
+            if offered:
+                place = siblings.index(role)
+                matched[role.layer.path] = offered[_spread(place, len(siblings), len(offered))]
+            elif anywhere:
+                place = _spread(number, len(roles), len(anywhere))
+                matched[role.layer.path] = anywhere[place]
     return matched
+
+
+def _within(
+    role: Role, inner: Sequence[Role], placed: Mapping[str, Role], runs: Mapping[str, Run]
+) -> list[Role]:
+    """Convs within the source's block that the target's block is matched with, or of its run."""
+    end = role.end and role.end.layer.path
+    if end is None or end not in placed:
+        return []
+    for last in (placed[end], *runs[end]):
+        within = [each for each in inner if _share_block(each.end, last)]
+        if within:
+            return within
+    return []
+
+
+def _share_block(first: Role | None, second: Role | None) -> bool:
+    """Whether two convs write to a state in one block."""
+    if first is None or second is None:
+        return False
+    return (first.space, first.block) == (second.space, second.block)
 
 
 def _nearest(table: Mapping[Key, list], level: Key) -> list:
@@ -180,26 +203,54 @@ def _read(source: Role, labels: Sequence[int], graph: ChannelGraph) -> Part | No
     return Part(source.reader, True, channels) if channels else None
 
 
-def _state(role: Role, source: Role, graph: ChannelGraph) -> Goal | None:
-    """The state after a conv of the source, mapped."""
-    part = _read(source, source.space, graph)
-    return None if part is None else Goal(source.layer.path, (part,), role.space)
+def _part_of_state(
+    role: Role,
+    source: Role,
+    src: Mapping[str, Role],
+    dst: Mapping[str, Role],
+    graph: ChannelGraph,
+    chosen: "_Channels",
+) -> Goal | None:
+    """What a conv is to add to a state."""
+    block = [each for each in dst.values() if each.state and _share_block(each, role)]
+    number = block.index(role)
+    share = 1 / (len(block) - number)
+    if not role.activated:  # the principal components of the source's state
+        part = _read(source, source.space, graph)
+        return part and Goal(source.layer.path, (part,), role.space, share)
+    if not (source.state and source.activated):
+        # A sum under an activation function, where the source has none, gets what the source
+        # computes of its state next.
+        reader = _next_response(source, src)
+        goal = _response(reader, chosen.of(role, reader))
+        return dataclasses.replace(goal, share=share)
+    channels = chosen.of(role, source)
+    given = [each for each in src.values() if each.state and _share_block(each, source)]
+    if len(given) == len(block) > 1:  # a branch and a shortcut each
+        return _response(given[number], channels)
+    return _sum(source, given, channels, src, graph, share)
 
 
 def _sum(
-    source: Role, channels: tuple[int, ...], src: Mapping[str, Role], graph: ChannelGraph
+    source: Role,
+    given: Sequence[Role],
+    channels: tuple[int, ...],
+    src: Mapping[str, Role],
+    graph: ChannelGraph,
+    share: float,
 ) -> Goal:
     """The sum that the source's block ends with, before its activation function."""
-    writers = [role for role in src.values() if role.state and role.space == source.space]
-    parts = [
-        Part(role.layer.path, False, channels) for role in writers if role.block == source.block
+    parts = [Part(role.layer.path, False, channels) for role in given]
+    before = [
+        role
+        for role in src.values()
+        if role.state and role.space == source.space and role.block == source.block - 1
     ]
-    before = [role for role in writers if role.block == source.block - 1]
     if before:
         labels = [source.space[channel] for channel in channels]
         part = _read(before[-1], labels, graph)
         parts += [part] if part is not None and len(part.channels) == len(channels) else []
-    return Goal(source.layer.path, tuple(parts))
+    return Goal(source.layer.path, tuple(parts), share=share)
 
 
 def _next_response(source: Role, src: Mapping[str, Role]) -> Role:

@@ -16,7 +16,6 @@ from tlv_jax.fitting.following import Followed, Follower
 from tlv_jax.fitting.goals import plan_goals
 from tlv_jax.fitting.importance import importance
 from tlv_jax.fitting.places import draw_places
-from tlv_jax.fitting.ranges import Range, ranges
 from tlv_jax.fitting.roles import Role, roles_of
 from tlv_jax.fitting.settings import Fit
 from tlv_jax.fitting.signals import Signal, compute_signals
@@ -25,7 +24,7 @@ from tlv_jax.layers.paths import array_leaves, with_leaves
 from tlv_jax.network import Network, require_finite, require_runnable, trace
 from tlv_jax.types import Array, PyTree
 
-LOOKED_AT = 32  # images from which the networks' activation functions are known
+LOOKED_AT = 32  # images that say which channels matter
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,10 +112,11 @@ def prepare(
             f"src_images: expected the same {len(images)} images as the target's, got "
             f"{len(src_images)}. Pass them in the same order."
         )
-    src, src_roles, src_ranges = _looked_at(src, src_images)
-    dst, roles, _ = _looked_at(dst, images)
+    # As they are for images of this size.
+    src, dst = _traced(src, src_images), _traced(dst, images)
+    src_roles, roles = roles_of(src), roles_of(dst)
     assert src.channels is not None
-    worth = importance(src, src_roles, src_ranges)
+    worth = importance(src, src_roles, src_images[:LOOKED_AT])
     goals = plan_goals(src_roles, roles, src.channels, worth)
     if not goals:
         raise OptionError(
@@ -136,15 +136,9 @@ def prepare(
     return Prepared(dst, images, roles, aims_of(goals, roles, found), places, settings, key)
 
 
-def _looked_at(
-    network: Network, images: Array
-) -> tuple[Network, dict[str, Role], dict[str, Range]]:
-    """The network as these images make it, what its convs do, and what its layers read."""
-    some = images[:LOOKED_AT]
+def _traced(network: Network, images: Array) -> Network:
     assert network.fn is not None
-    network = trace(network.fn, network.params, some)
-    found = ranges(network, some)
-    return network, roles_of(network, found), found
+    return trace(network.fn, network.params, images[:1])
 
 
 def _checked(images: Any, name: str) -> Array:

@@ -1,4 +1,4 @@
-"""What each conv does in its network, as far as a fit asks. Shapes, and what values are read.
+"""What each conv does in its network, as far as a fit asks. Shapes alone.
 
 A state is what a network carries past its layers: the sum that residual branches add to, or the
 output of a layer that no activation function follows, such as the projection of a bottleneck.
@@ -9,9 +9,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from tlv_jax.fitting.ranges import Range
 from tlv_jax.layers.channels import UNKNOWN
 from tlv_jax.network import Network
 from tlv_jax.types import Layer
@@ -37,7 +34,7 @@ class Role:
       activated: whether an activation function stands before the reader.
       state: whether it writes to a state.
       block: for a state, the number of its block among those that write to it, from 0.
-      end: path of the next conv after it that writes to a state.
+      end: the next conv after it that writes to a state.
     """
 
     layer: Layer
@@ -53,16 +50,11 @@ class Role:
     activated: bool
     state: bool
     block: int = 0
-    end: str | None = None
+    end: "Role | None" = None
 
 
-def roles_of(network: Network, ranges: Mapping[str, Range]) -> dict[str, Role]:
-    """The roles of all convs but the head and those of gates, by path, in order of execution.
-
-    Args:
-      network: traced.
-      ranges: what its layers read, see `tlv_jax.fitting.ranges`.
-    """
+def roles_of(network: Network) -> dict[str, Role]:
+    """The roles of all convs but the head and those of gates, by path, in order of execution."""
     graph = network.channels
     assert graph is not None
     kernels = [layer for layer in network.layers if layer.kind != "norm"]
@@ -77,7 +69,7 @@ def roles_of(network: Network, ranges: Mapping[str, Range]) -> dict[str, Role]:
     for layer in convs:
         space = graph[layer.path].writes
         reader, reads_all = readers.after(layer), readers.after(layer, full=True)
-        activated = reader is None or _is_activated(network, space, reader, ranges)
+        activated = reader is None or graph[reader.path].activated
         depthwise = _is_depthwise(network, layer)
         roles[layer.path] = Role(
             layer=layer,
@@ -110,24 +102,16 @@ def _followed(network: Network, kernels: Sequence[Layer]) -> list[Layer]:
 
 
 def _norm_of(network: Network, conv: Layer) -> Layer | None:
-    """The first norm that reads one conv alone."""
+    """The first norm that reads one conv alone, with no pooling between."""
     norms = (layer for layer in network.layers if layer.kind == "norm")
-    return next((norm for norm in norms if norm.inputs == (conv.path,)), None)
+    alone = (norm for norm in norms if norm.inputs == (conv.path,))
+    return next((norm for norm in alone if norm.size == conv.size), None)
 
 
 def _is_depthwise(network: Network, layer: Layer) -> bool:
     assert network.channels is not None
     labels = network.channels[layer.path]
     return layer.groups > 1 and labels.reads == labels.writes
-
-
-def _is_activated(
-    network: Network, space: Labels, reader: Layer, ranges: Mapping[str, Range]
-) -> bool:
-    assert network.channels is not None
-    reads = np.array(network.channels[reader.path].reads)
-    channels = np.flatnonzero(np.isin(reads, [label for label in space if label != UNKNOWN]))
-    return ranges[reader.path].is_one_sided(channels)
 
 
 class _Readers:
@@ -172,8 +156,8 @@ def _in_blocks(roles: Mapping[str, Role], readers: _Readers) -> dict[str, Role]:
                 blocks[path] = blocks[before.layer.path] + apart
             last[role.space] = role
     ended: dict[str, Role] = {}
-    end: str | None = None
+    end: Role | None = None
     for path, role in reversed(list(roles.items())):
         ended[path] = dataclasses.replace(role, block=blocks.get(path, 0), end=end)
-        end = path if role.state else end
+        end = ended[path] if role.state else end
     return {path: ended[path] for path in roles}

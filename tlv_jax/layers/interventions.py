@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from tlv_jax.apply import put_kernel, take_kernel
 from tlv_jax.errors import OptionError
 from tlv_jax.layers.jaxprs import computing, programs_within
 from tlv_jax.layers.program import Walk, program_of, steps_of, walked
@@ -219,12 +219,13 @@ class _Watch(Walk):
 
 def _call(equation: Any, operands: Sequence[Value], use: Use) -> KernelCall:
     kernel, activation = sorted(operands, key=lambda operand: operand.active)
-    layer = dataclasses.replace(use.layer, weight="kernel")
+    axes, stored = use.layer.axes, kernel.array
 
     def compute(new: Array) -> Array:
-        given = {"kernel": kernel.array}
-        put_kernel(layer, new, given)
-        arrays = [given["kernel"] if each is kernel else each.array for each in operands]
+        turned = new.reshape([stored.shape[axis] for axis in axes]).transpose(np.argsort(axes))
+        arrays = [
+            turned.astype(stored.dtype) if each is kernel else each.array for each in operands
+        ]
         (written,) = computing(equation)(*arrays)
         return written
 
@@ -232,7 +233,7 @@ def _call(equation: Any, operands: Sequence[Value], use: Use) -> KernelCall:
         reads=activation.array,
         read_axes=use.reads,
         written_axes=use.writes,
-        kernel=take_kernel(layer, {"kernel": kernel.array}),
+        kernel=stored.transpose(axes).reshape(use.layer.shape),
         params=equation.params,
         compute=compute,
     )

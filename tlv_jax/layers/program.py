@@ -29,7 +29,7 @@ from tlv_jax.layers.jaxprs import (
 )
 from tlv_jax.layers.paths import array_leaves, split_path
 from tlv_jax.layers.trees import find_layers
-from tlv_jax.layers.values import Value, combine, merge, use_of
+from tlv_jax.layers.values import Value, combine, is_curved, merge, use_of
 from tlv_jax.types import Layer, PyTree
 
 
@@ -131,6 +131,7 @@ class Walk:
         self.inputs: dict[str, dict[str, None]] = defaultdict(dict)
         self.calls: Counter[str] = Counter()
         self.touches: Counter[str] = Counter()  # the operations of each norm, over all calls
+        self.sizes: dict[str, tuple[int, ...]] = {}  # of norms
         self.epsilons: dict[str, float] = {}  # what is added to each parameter
         self.channels = ChannelLabels()
         self.repeats = 1  # how many steps of the loops around are walked as one
@@ -140,8 +141,8 @@ class Walk:
         layers: dict[str, Layer] = {}
         for path, layer in self.layers.items():
             inputs, size = tuple(self.inputs[path]), layer.size
-            if layer.kind == "norm" and inputs and inputs[0] in layers:
-                size = layers[inputs[0]].size  # a norm keeps it
+            if layer.kind == "norm":
+                size = self.sizes.get(path, size)
             # A norm whose scale is not used was still called.
             calls = self.calls[path] or 1
             layers[path] = dataclasses.replace(layer, inputs=inputs, calls=calls, size=size)
@@ -261,6 +262,8 @@ class Walk:
         self.calls[path] += self.repeats
         sizes = equation.invars[1 - sides[0]].aval.shape, equation.outvars[0].aval.shape
         labels = self.channels.written(path, use, activation.labels, *sizes)
+        if activation.curved:
+            self.channels.activated.add(path)
         return Value(active=True, feeds=(path,), labels=labels)
 
     def _bias(self, weight: str, index: Sequence[int], outputs: int) -> list[tuple[str, str]]:
@@ -279,8 +282,9 @@ class Walk:
         for value, other in (operands, reversed(operands)):
             number: Any = other.array
             # Under `jit`, a walk that computes has no numbers.
-            known = not (other.leaves or number is None or isinstance(number, Tracer))
-            if value.view and known and np.size(number) == 1:
+            if value.view is None or other.leaves or number is None or isinstance(number, Tracer):
+                continue
+            if np.size(number) == 1:
                 self.epsilons[value.view[0]] = float(np.reshape(number, ()))
 
     def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
@@ -306,7 +310,16 @@ class Walk:
             met, feeds = inside != feeds, inside
         if met:
             self.touches[feeds[0]] += 1
-        return Value(active=True, feeds=feeds, statistics=statistics)
+            self._note_size(feeds[0], equation.outvars[0].aval.shape)
+        curved = is_curved(equation, around)
+        return Value(active=True, feeds=feeds, curved=curved, statistics=statistics)
+
+    def _note_size(self, path: str, shape: tuple[int, ...]) -> None:
+        """Notes the spatial size of a norm, which is known after its last operation."""
+        channels = self.layers[path].shape[0]
+        axes = [axis for axis, size in enumerate(shape) if axis and size == channels]
+        if axes:
+            self.sizes[path] = (*shape[1 : axes[-1]], *shape[axes[-1] + 1 :])
 
     def _statistics(self, name: str, operands: Sequence[Value]) -> tuple[tuple[str, str], ...]:
         """The parameters that one activation was centred with, and then divided by."""
