@@ -19,8 +19,8 @@ from train.run_folder import flat_settings
 CURVES = {  # by start and seed: on the validation and test images after each epoch
     ("he", 0): ([0.5, 0.6, 0.7, 0.7], [0.50, 0.60, 0.70, 0.90]),
     ("he", 1): ([0.5, 0.6, 0.7, 0.7], [0.50, 0.60, 0.74, 0.90]),
-    ("fit", 0): ([0.6, 0.8, 0.7, 0.7], [0.60, 0.80, 0.70, 0.70]),
-    ("fit", 1): ([0.6, 0.8, 0.7, 0.7], [0.60, 0.86, 0.70, 0.70]),
+    ("fit_trial", 0): ([0.6, 0.8, 0.7, 0.7], [0.60, 0.80, 0.70, 0.70]),
+    ("fit_trial", 1): ([0.6, 0.8, 0.7, 0.7], [0.60, 0.86, 0.70, 0.70]),
     ("distill", 0): ([0.5, 0.5, 0.5, 0.6], [0.50, 0.50, 0.50, 0.60]),
     ("distill", 1): ([0.5, 0.5, 0.5, 0.6], [0.50, 0.50, 0.50, 0.60]),
     ("tlvfc", 0): ([0.5, 0.5, 0.5, 0.6], [0.50, 0.50, 0.50, 0.99]),
@@ -42,13 +42,13 @@ Behind.
 
 
 def save_rows(path, curves, start=None, **changes):
-    """Writes rows of four epochs as a comparison does; `start` is called `fit` instead."""
+    """Writes rows of four epochs as a comparison does; `start` takes the place of `fit_trial`."""
     settings = flat_settings(Settings(dataset="fashion_mnist", epochs=4, image_size=32))
     settings |= {"data_dir": "/somewhere/fashion", "recipe.freeze": ["^a b$"], **changes}
     columns = {**provenance(), "vmap": 2, **{f"settings.{k}": v for k, v in settings.items()}}
     for (name, seed), parts in curves.items():
         rate = None if name == "probe" else 1e-3
-        training = Training(start if start and name == "fit" else name, rate, seed)
+        training = Training(start if start and name == "fit_trial" else name, rate, seed)
         for epoch, (held_out, score) in enumerate(zip(*parts, strict=True), 1):
             metrics = dict.fromkeys(METRICS, 0.25) | {
                 "validation_balanced_accuracy": held_out,
@@ -108,7 +108,7 @@ def test_starts_are_ranked_by_their_test_score_and_compared_in_pairs(written):
         "| start | learning rate | balanced accuracy | minus he | p | epochs to he | seeds |"
     )
     fit, probe, he, distill = lines[header + 2 : header + 6]
-    assert fit == f"| fit | 0.001 | 0.830 ± {margin:.3f} | {difference} | 2 | 2 |"
+    assert fit == f"| fit_trial | 0.001 | 0.830 ± {margin:.3f} | {difference} | 2 | 2 |"
     assert probe.startswith("| probe | - | 0.750 | +0.030 ± ")
     assert probe.endswith(" | - | 2 |")
     assert he.startswith("| he | 0.001 | 0.720 ± ")
@@ -135,7 +135,7 @@ def test_the_command_asks_for_what_the_rows_are_of(written, tmp_path):
     words = shlex.split(command.replace("\\\n", " "))
     settings = tyro.cli(Settings, args=words)
     assert settings.methods == ("he", "distill", "tlvfc", "probe")
-    assert "Trials, which the command does not have: `fit`." in written
+    assert "Trials, which the command does not have: `fit_trial`." in written
     assert (settings.seeds, settings.learning_rates, settings.vmap) == (2, (1e-3,), 2)
     assert (settings.dataset, settings.epochs, settings.recipe.freeze) == (
         "fashion_mnist",
@@ -146,11 +146,11 @@ def test_the_command_asks_for_what_the_rows_are_of(written, tmp_path):
 
 
 def test_trials_alone_have_no_command(tmp_path, page):
-    trials = {(name, seed): parts for (name, seed), parts in CURVES.items() if name == "fit"}
+    trials = {(name, seed): parts for (name, seed), parts in CURVES.items() if name == "fit_trial"}
     save_rows(tmp_path / "small.csv", trials)
     study.main(tmp_path, page)
     assert "python -m train.compare" not in page.read_text()
-    assert "Trials, which no command has: `fit`." in page.read_text()
+    assert "Trials, which no command has: `fit_trial`." in page.read_text()
 
 
 def test_machines_and_days_are_named(written, tmp_path):

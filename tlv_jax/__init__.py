@@ -27,6 +27,7 @@ from tlv_jax.network import Network, trace
 from tlv_jax.plan import TransferPlan
 from tlv_jax.probe import ProbeResult, probe
 from tlv_jax.report import LayerReport, TransferReport, report
+from tlv_jax.ridge_head import ridge_head
 from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.transfer import apply_transfer, plan_transfer, transfer
 from tlv_jax.types import Layer, LayerPair, Untouched
@@ -66,6 +67,7 @@ __all__ = [
     "probe",
     "recompute_statistics",
     "report",
+    "ridge_head",
     "rules",
     "similarity",
     "trace",
