@@ -59,12 +59,11 @@ class Residual(nn.Module):
     """Basic blocks, whose sums go through a ReLU, as in ResNet18."""
 
     width: int = 8
-    strides: tuple[int, ...] = (1, 2)
 
     @nn.compact
     def __call__(self, images, train=False, head=True):
         x = nn.relu(self.unit("stem", images, self.width, 3, train, 2))
-        for number, strides in enumerate(self.strides):
+        for number, strides in enumerate((1, 2)):
             features = x.shape[-1] * strides
             inner = nn.relu(self.unit(f"first{number}", x, features, 3, train, strides))
             inner = self.unit(f"second{number}", inner, features, 3, train)
@@ -80,10 +79,14 @@ class Residual(nn.Module):
 
 
 class Plain(nn.Module):
-    """Convolutions with biases and pools, as in VGG11; or with norms too, as in VGG11-BN."""
+    """Convolutions with biases and pools, as in VGG11; or with norms too, as in VGG11-BN.
+
+    The head reads averages over all places, or all places in a row.
+    """
 
     width: int = 8
     norm: bool = False
+    flat: bool = False
 
     @nn.compact
     def __call__(self, images, train=False, head=True):
@@ -93,7 +96,7 @@ class Plain(nn.Module):
             x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x) if self.norm else x)
             if number % 2:
                 x = nn.max_pool(x, (2, 2), (2, 2))
-        x = x.mean((1, 2))
+        x = x.reshape(len(x), -1) if self.flat else x.mean((1, 2))
         return nn.Dense(len(PICTURES), name="head")(x) if head else x
 
 

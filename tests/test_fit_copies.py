@@ -42,7 +42,7 @@ def traced(model, images, seed):
 
 COPIES = [
     pytest.param(Inverted(), id="inverted"),
-    slow(Residual(strides=(1, 1)), id="residual"),
+    slow(Residual(), id="residual"),
     slow(Plain(), id="plain"),
     slow(Plain(norm=True), id="plain with norms"),
 ]
@@ -78,3 +78,15 @@ def test_a_narrower_network_keeps_more_than_any_transfer_leaves(model, narrower)
     settings = tlv_jax.Fit(enlarge=1)
     fitted = kept(tlv_jax.fit(src, dst, images[0][:128], settings=settings))
     assert fitted > max(transferred)
+
+
+def test_a_source_whose_head_reads_all_places_in_a_row_lends_its_last_conv(images):
+    model, some = Plain(flat=True), images[0][:32]
+    src, dst = traced(model, some, 0), traced(Inverted(), some, 1)
+    settings = tlv_jax.Fit(enlarge=1)
+    params = tlv_jax.fit(src, dst, some, settings=settings)
+    report = tlv_jax.fit_report(src, dst, some, params, settings=settings)
+    (row,) = [row for row in report.rows if row.target == "params/project1"]
+    # One place of the grid stands for no other: of its values less than 0.1 can be computed.
+    assert row.source == "params/conv3"
+    assert row.fitted > 0.25

@@ -17,7 +17,7 @@ SETTINGS = tlv_jax.Fit(rows=2048)
 SOURCE, TARGET = "resnet18", "mobilenet_v2"
 # Their dense layers read 4096 values, which take long to draw.
 HEAVY = ("alexnet", "vgg11_bn")
-TOKENS = ("vit_b_32",)  # patches in a sequence, without a grid
+TOKENS = ("vit_b_32", "swin_t", "swin_v2_t")  # in a sequence or in windows, without a grid
 IN_TESTS = [
     pytest.param(name, marks=() if name == "resnet18" else pytest.mark.slow)
     for name in SMALL_MODELS
@@ -29,7 +29,7 @@ IN_TESTS = [
 def network_of(name, seed):
     """The network with random weights, and eight images that it takes."""
     model = SMALL_MODELS[name]
-    side = getattr(model, "image_size", max(64, model._smallest))
+    side = getattr(model, "image_size", max(48, model._smallest))
     images = normal(0, 8, side, side, 3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images[:1])
     return tlv_jax.trace(model.apply, random_variables(shapes, seed), images[:1]), images
@@ -62,7 +62,10 @@ def test_every_family_can_be_the_source(source):
     check_fitted(source, TARGET)
 
 
-def test_a_source_without_a_grid_is_refused():
-    (src, src_images), (dst, images) = network_of(TOKENS[0], 1), network_of(TARGET, 2)
+@pytest.mark.parametrize(
+    "source", [TOKENS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TOKENS[1:])]
+)
+def test_a_source_without_a_grid_is_refused(source):
+    (src, src_images), (dst, images) = network_of(source, 1), network_of(TARGET, 2)
     with pytest.raises(tlv_jax.OptionError, match="convolutional"):
         tlv_jax.fit(src, dst, images, src_images=src_images)
