@@ -99,8 +99,7 @@ def _offered(
     # At a level without a state, what is handed on stands for one.
     stateless = [role for roles in inner.values() for role in roles if not states[role.level]]
     for role in stateless:
-        if role.reader is not None:
-            states[role.level][role.space][role.block] = role
+        states[role.level][role.space][role.block] = role
     offered = {
         level: [list(blocks.values()) for blocks in spaces.values()]
         for level, spaces in states.items()
@@ -196,11 +195,17 @@ def _response(source: Role, channels: tuple[int, ...]) -> Goal:
 
 
 def _read(source: Role, labels: Sequence[int], graph: ChannelGraph) -> Part | None:
-    """The state after a conv, as it is read."""
-    assert source.reader is not None
+    """The state after a conv, as it is read; None if it is not read as one."""
+    if source.reader is None:
+        return None
     places = {label: place for place, label in enumerate(graph[source.reader].reads)}
     channels = tuple(places[label] for label in labels if label in places)
     return Part(source.reader, True, channels) if channels else None
+
+
+def _all_of(source: Role) -> Part:
+    """All that a conv computes."""
+    return Part(source.layer.path, False, tuple(range(len(source.space))))
 
 
 def _part_of_state(
@@ -216,8 +221,8 @@ def _part_of_state(
     number = block.index(role)
     share = 1 / (len(block) - number)
     if not role.activated:  # the principal components of the source's state
-        part = _read(source, source.space, graph)
-        return part and Goal(source.layer.path, (part,), role.space, share)
+        part = _read(source, source.space, graph) or _all_of(source)
+        return Goal(source.layer.path, (part,), role.space, share)
     if not (source.state and source.activated):
         # A sum under an activation function, where the source has none, gets what the source
         # computes of its state next.
