@@ -27,7 +27,8 @@ class Role:
       space: the channels that it writes. Convs with the same add to the same state.
       norm: the norm that reads this conv alone, if there is one.
       level: how often the size of the images is halved, up to its output.
-      reader: path of the next conv or dense layer that reads any of its channels.
+      reader: path of the next conv or dense layer that reads any of its channels, if what it reads
+        is on a grid, or averaged over one: not tokens, nor all places in a row.
       reader_level: that of the reader, if this is a conv.
       reads_all: path of the next such layer that is not depthwise.
       depthwise: whether it writes the channels that it reads.
@@ -78,7 +79,7 @@ def roles_of(network: Network) -> dict[str, Role]:
             space=space,
             norm=_norm_of(network, layer),
             level=levels[layer.path],
-            reader=reader and reader.path,
+            reader=reader.path if reader and _reads_grid(network, reader, layer) else None,
             reader_level=levels.get(reader.path if reader else "", levels[layer.path]),
             reads_all=reads_all and reads_all.path,
             depthwise=depthwise,
@@ -112,6 +113,18 @@ def _is_depthwise(network: Network, layer: Layer) -> bool:
     assert network.channels is not None
     labels = network.channels[layer.path]
     return layer.groups > 1 and labels.reads == labels.writes
+
+
+def _reads_grid(network: Network, reader: Layer, conv: Layer) -> bool:
+    """Whether what a layer reads of a conv is on its grid, a coarser one, or averaged."""
+    assert network.channels is not None
+    if reader.kind == "conv":
+        return True
+    reads = network.channels[reader.path].reads
+    # Tokens have one axis, or are of windows; a flattened grid has each channel several times.
+    ranks = (0, len(conv.size))
+    finer = any(a > b for a, b in zip(reader.size, conv.size, strict=False))
+    return len(reader.size) in ranks and not finer and len(set(reads)) == len(reads)
 
 
 class _Readers:
