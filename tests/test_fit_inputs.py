@@ -106,6 +106,17 @@ def test_a_target_of_gray_images_needs_the_source_to_see_others():
     check_fitted(tlv_jax.fit(SOURCE, dst, gray, src_images=np.repeat(gray, 3, -1)), dst)
 
 
+def test_a_source_of_one_image_size_is_not_given_larger_ones_in_silence():
+    def fixed(params, images):
+        return small_fn(params, images.reshape(len(images), 192).reshape(-1, 8, 8, 3))
+
+    src = tlv_jax.trace(fixed, SOURCE.params, IMAGES[:1])
+    with pytest.raises(TypeError) as raised:
+        tlv_jax.fit(src, TARGET, IMAGES)
+    assert "src was called with images of shape (16, 16, 16, 3)" in raised.value.__notes__[-1]
+    check_fitted(tlv_jax.fit(src, TARGET, IMAGES, settings=tlv_jax.Fit(enlarge=1)))
+
+
 def with_nan(array):
     return np.where(np.arange(len(array))[:, None, None, None] == 3, np.nan, array)
 
