@@ -20,13 +20,12 @@ class Aim(NamedTuple):
     Attributes:
       source: path of the matched conv.
       values: makes them, float32 `[N, P, O']`, for the first O' outputs.
-      share: as in `Goal`: where they are the values of a state, the share of what it lacks yet that
-        the conv is to write.
+      rest: whether they are the values of a state, of which the conv adds what this lacks yet.
     """
 
     source: str
     values: Callable[[], np.ndarray]
-    share: float | None
+    rest: bool
 
 
 def aims_of(
@@ -47,7 +46,7 @@ def aims_of(
         mean, components = principal_components([each() for each in states.values()], len(space))
         for path in paths:
             values[path] = functools.partial(_mapped, values[path], mean, components)
-    return {path: Aim(goal.source, values[path], goal.share) for path, goal in goals.items()}
+    return {path: Aim(goal.source, values[path], goal.rest) for path, goal in goals.items()}
 
 
 def _sum(found: Mapping[Signal, np.ndarray], size: Size, goal: Goal) -> np.ndarray:

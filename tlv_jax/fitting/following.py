@@ -164,7 +164,7 @@ class Follower:
         goal = aim.values()
         if layer.groups > 1 and goal.shape[-1] < layer.shape[-1]:
             return None  # groups that are fitted in part
-        return goal if aim.share is None else self._lacking(role, goal) * aim.share
+        return self._lacking(role, goal) if aim.rest else goal
 
     def _lacking(self, role: Role, goal: np.ndarray) -> np.ndarray:
         """What a state lacks of a goal: less what it held when it was read, and was added since."""
