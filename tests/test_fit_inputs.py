@@ -200,3 +200,53 @@ def test_it_does_not_run_within_jit(traced):
 
     with pytest.raises(TLVError, match=rf"{traced}: .* outside"):
         fit(given[traced])
+
+
+def conv(x, kernel):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+
+
+def pooled(x):
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, *[(1, 2, 2, 1)] * 2, "VALID") / 4
+
+
+def head(x, kernel):
+    return jax.nn.relu(x).mean((1, 2)) @ kernel
+
+
+def test_gates_are_left_alone_where_no_norm_tells_them_from_other_convs():
+    def fn(params, images):
+        x = jax.nn.relu(conv(images, params["stem"]))
+        gate = jax.nn.relu(conv(x.mean((1, 2), keepdims=True), params["squeeze"]))
+        x = x * jax.nn.sigmoid(conv(gate, params["excite"]))
+        return head(conv(x, params["out"]), params["fc"])
+
+    shapes = {"stem": (3, 3, 3, 8), "squeeze": (1, 1, 8, 4), "excite": (1, 1, 4, 8)}
+    shapes = {**shapes, "out": (3, 3, 8, 12), "fc": (12, 5)}
+    params = {name: normal(n, *shape) for n, (name, shape) in enumerate(shapes.items())}
+    dst = tlv_jax.trace(fn, params, IMAGES[:1])
+    report = tlv_jax.fit_report(SOURCE, dst, IMAGES, tlv_jax.fit(SOURCE, dst, IMAGES))
+    assert [row.target for row in report.rows] == ["stem", "out"]
+
+
+def test_a_state_may_begin_before_a_pooling():
+    def plain(params, images):
+        x = pooled(jax.nn.relu(conv(images, params["a"])))
+        return head(conv(x, params["b"]), params["fc"])
+
+    def residual(params, images):
+        x = pooled(conv(images, params["stem"]))
+        x = x + conv(jax.nn.relu(conv(x, params["expand"])), params["project"])
+        return head(conv(x, params["last"]), params["fc"])
+
+    given = {"a": normal(0, 3, 3, 3, 16), "b": normal(1, 3, 3, 16, 24), "fc": normal(2, 24, 5)}
+    wanted = {"stem": normal(3, 3, 3, 3, 8), "expand": normal(4, 1, 1, 8, 16)}
+    wanted = {**wanted, "project": normal(5, 1, 1, 16, 8), "last": normal(6, 1, 1, 8, 9)}
+    wanted = {**wanted, "fc": normal(7, 9, 5)}
+    src, dst = (
+        tlv_jax.trace(fn, params, IMAGES[:1]) for fn, params in ((plain, given), (residual, wanted))
+    )
+    report = tlv_jax.fit_report(src, dst, IMAGES, tlv_jax.fit(src, dst, IMAGES))
+    found = {row.target: row.source for row in report.rows}
+    assert found == {"stem": "a", "expand": "b", "project": "b", "last": "b"}
