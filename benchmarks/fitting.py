@@ -46,6 +46,8 @@ class Experiment:
     image_size: int = 64
     examples: int = 1500
     """Labelled images that the classifier is fitted to."""
+    held_out: int = 3000
+    """Others that test it, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,16 +117,19 @@ class Study:
         splits = load_dataset(Config(dataset=experiment.dataset, image_size=size, data_dir=data))
         self.model = models.create(experiment.target, num_classes=len(splits.classes))
         self.initialize = jax.jit(self.model.init)
-        self.train = self.normalized(splits.train)
-        parts = self.normalized(splits.validation), self.normalized(splits.test)
-        images, labels = zip(*parts, strict=True)
-        self.held_out = np.concatenate(images), np.concatenate(labels)
+        self.train = self.normalized(splits.train, max(options.images) + experiment.examples)
+        both = [
+            self.normalized(part, experiment.held_out) for part in (splits.validation, splits.test)
+        ]
+        images, labels = (np.concatenate(each) for each in zip(*both, strict=True))
+        self.held_out = images[: experiment.held_out], labels[: experiment.held_out]
 
-    def normalized(self, part: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Images as the source expects them, and their labels."""
-        known = self.source.preprocess
-        images = normalize(jnp.asarray(part.images), known.mean, known.std, jnp.dtype(np.float32))
-        return np.asarray(images), np.asarray(part.labels)
+    def normalized(self, part: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Some images, any of them, as the source expects them, and their labels."""
+        chosen = np.random.default_rng(0).permutation(len(part))[:count]
+        known, pixels = self.source.preprocess, jnp.asarray(part.images[chosen])
+        images = normalize(pixels, known.mean, known.std, jnp.dtype(np.float32))
+        return np.asarray(images), np.asarray(part.labels)[chosen]
 
     def measure(self, treatment: Treatment, draw: int) -> dict[str, float]:
         """Fits, and tells what a classifier makes of the features."""
