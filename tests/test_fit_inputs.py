@@ -43,6 +43,12 @@ def test_every_conv_is_fitted_and_the_head_stays(fitted):
     chex.assert_trees_all_equal(fitted["fc"], TARGET.params["fc"])
 
 
+def test_a_report_refuses_the_parameters_of_another_network():
+    for params in (SOURCE.params, {"stem": TARGET.params["stem"]}):
+        with pytest.raises(ParameterTreeError, match="new_params: expected a tree as fit returned"):
+            tlv_jax.fit_report(SOURCE, TARGET, IMAGES, params)
+
+
 def test_nothing_is_written_into_what_is_given(fitted):
     src, dst, images = copy.deepcopy((SOURCE.params, TARGET.params, IMAGES))
     networks = (
@@ -180,6 +186,11 @@ def test_networks_that_cannot_be_run_are_refused(src, dst, error, message):
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(OptionError, match=rf"{name}={value}"):
         tlv_jax.fit(SOURCE, TARGET, IMAGES, settings=tlv_jax.Fit(**{name: value}))
+
+
+def test_settings_may_be_numbers_of_numpy():
+    settings = tlv_jax.Fit(penalty=np.float32(0.1), rows=np.int64(128))
+    check_fitted(tlv_jax.fit(SOURCE, TARGET, IMAGES, settings=settings))
 
 
 def test_a_key_that_is_none_is_refused():
