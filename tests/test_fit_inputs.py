@@ -13,9 +13,6 @@ from trees import normal, small_fn, small_network
 import tlv_jax
 from tlv_jax.errors import NonFiniteSourceError, OptionError, ParameterTreeError, TLVError
 
-# The networks are small, and so not much alike.
-pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
-
 IMAGES = normal(1, 16, 8, 8, 3)
 SOURCE, TARGET = small_network(0, 16, 24), small_network(50, 8, 12)
 
