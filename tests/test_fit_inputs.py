@@ -258,3 +258,18 @@ def test_a_state_may_begin_before_a_pooling():
     report = tlv_jax.fit_report(src, dst, IMAGES, tlv_jax.fit(src, dst, IMAGES))
     found = {row.target: row.source for row in report.rows}
     assert found == {"stem": "a", "expand": "b", "project": "b", "last": "b"}
+
+
+def test_the_channels_that_matter_are_those_that_a_flat_head_reads_anywhere():
+    def fn(params, images):
+        x = jax.nn.relu(conv(images, params["conv"]))
+        return x.reshape(len(x), -1) @ params["fc"]
+
+    head = np.zeros((8, 8, 16, 5), np.float32)
+    head[0, 0, 12:] = 1  # at the first place alone
+    given = {"conv": normal(0, 3, 3, 3, 16), "fc": head.reshape(-1, 5)}
+    wanted = {"conv": normal(1, 3, 3, 3, 4), "fc": normal(2, 256, 5)}
+    src, dst = (tlv_jax.trace(fn, params, IMAGES[:1]) for params in (given, wanted))
+    settings = tlv_jax.Fit(penalty=1e-9, enlarge=1)
+    params = tlv_jax.fit(src, dst, IMAGES, settings=settings)
+    np.testing.assert_allclose(params["conv"], given["conv"][..., 12:], rtol=1e-3, atol=1e-3)
