@@ -226,3 +226,33 @@ def cross_validated(features, labels, penalty, folds, **options):
     scores = left_out_scores(features, labels, penalty, folds, **options)
     predicted = np.unique(labels)[scores.argmax(1)]
     return np.mean([np.mean(predicted[labels == c] == c) for c in np.unique(labels)])
+
+
+def fitted_conv(reads, goal, prior, convolve, penalty):
+    """The kernel and bias of a ridge regression, filter by filter.
+
+    Args:
+      reads: `[N, *size, C]`, what the conv reads.
+      goal: `[N, *out, O]`, what it is to write.
+      prior: `[*spatial, I, O]`.
+      convolve: `(reads, kernel) -> [N, *out, O]`.
+      penalty: relative to the mean variance of what is read.
+    """
+    *spatial, inputs, outputs = prior.shape
+    kernel, bias = np.empty(prior.shape), np.empty(outputs)
+    for o in range(outputs):
+        columns = []  # what each weight of the filter sees: the conv with that weight alone
+        for place in np.ndindex(*spatial, inputs):
+            alone = np.zeros(prior.shape, np.float32)
+            alone[(*place, o)] = 1
+            columns.append(np.asarray(convolve(reads, alone), np.float64)[..., o].ravel())
+        seen = np.stack(columns, 1)
+        a, z = seen - seen.mean(0), goal[..., o].ravel() - goal[..., o].mean()
+        start = prior[..., o].ravel().astype(np.float64)
+        start = start * ((a @ start) @ z) / ((a @ start) @ (a @ start))
+        weight = penalty * (a**2).mean(0).mean() * len(a)
+        above = np.vstack([a, np.sqrt(weight) * np.eye(a.shape[1])])
+        solved = np.linalg.lstsq(above, np.concatenate([z, np.sqrt(weight) * start]), rcond=None)[0]
+        kernel[..., o] = solved.reshape(*spatial, inputs)
+        bias[o] = goal[..., o].mean() - seen.mean(0) @ solved
+    return kernel, bias

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tlv_jax.errors import (
     NonFiniteSourceError,
@@ -85,9 +86,13 @@ def require_runnable(network: Network | PyTree, name: str) -> Callable[..., Any]
       name: of that argument, for messages.
 
     Raises:
-      OptionError: if it is a bare tree.
-      ParameterTreeError: if its parameters are shapes without values.
+      OptionError: if it is a bare tree, or a list of networks.
+      ParameterTreeError: if its parameters are shapes without values, or traced ones.
     """
+    if is_mixture(network):
+        raise OptionError(
+            f"{name}: expected one network, got a list of {len(network)}. Pass one of them."
+        )
     if not isinstance(network, Network) or network.fn is None:
         raise OptionError(
             f"{name}: expected a traced network, got a bare tree, which computes nothing. Pass "
@@ -98,6 +103,11 @@ def require_runnable(network: Network | PyTree, name: str) -> Callable[..., Any]
             raise ParameterTreeError(
                 f"{name}: expected parameters with values, got a jax.ShapeDtypeStruct as leaf "
                 f"{path!r}. Trace the network with arrays."
+            )
+        if isinstance(leaf, Tracer):
+            raise ParameterTreeError(
+                f"{name}: expected parameters with values, and leaf {path!r} has none inside of "
+                "jax.jit and the like. Call this outside."
             )
     return network.fn
 

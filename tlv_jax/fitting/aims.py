@@ -20,13 +20,12 @@ class Aim(NamedTuple):
     Attributes:
       source: path of the matched conv.
       values: makes them, float32 `[N, P, O']`, for the first O' outputs.
-      share: as in `Goal`: where they are the values of a state, the share of what it lacks yet that
-        the conv is to write.
+      rest: whether they are the values of a state, of which the conv adds what this lacks yet.
     """
 
     source: str
     values: Callable[[], np.ndarray]
-    share: float | None
+    rest: bool
 
 
 def aims_of(
@@ -37,17 +36,17 @@ def aims_of(
         path: functools.partial(_sum, found, roles[path].layer.size, goal)
         for path, goal in goals.items()
     }
-    by_space: dict[Labels, list[str]] = {}
+    mapped: dict[tuple[Labels, int], list[str]] = {}
     for path, goal in goals.items():
-        if goal.space:
-            by_space.setdefault(goal.space, []).append(path)
-    for space, paths in by_space.items():
+        if goal.space:  # one map leads from as many channels, where a state begins at another level
+            mapped.setdefault((goal.space, len(goal.parts[0].channels)), []).append(path)
+    for (space, _), paths in mapped.items():
         # Each state of the source once.
         states = {(goals[path].source, roles[path].layer.size): values[path] for path in paths}
         mean, components = principal_components([each() for each in states.values()], len(space))
         for path in paths:
             values[path] = functools.partial(_mapped, values[path], mean, components)
-    return {path: Aim(goal.source, values[path], goal.share) for path, goal in goals.items()}
+    return {path: Aim(goal.source, values[path], goal.rest) for path, goal in goals.items()}
 
 
 def _sum(found: Mapping[Signal, np.ndarray], size: Size, goal: Goal) -> np.ndarray:

@@ -43,14 +43,14 @@ class Goal:
       parts: whose sum it is, all of as many channels.
       space: where it is mapped, the channels of the target's state. One map leads from the source's
         channels to those of all convs that write to it.
-      share: where it is what a state is to be, the share of what this lacks yet that the conv is to
-        add: less than 1 if other convs of its block follow.
+      rest: whether it is what a state is to be, so that the conv adds what this lacks yet. Of the
+        convs of one block, the first adds all that it can.
     """
 
     source: str
     parts: tuple[Part, ...]
     space: Labels = ()
-    share: float | None = None
+    rest: bool = False
 
 
 def plan_goals(
@@ -99,8 +99,7 @@ def _offered(
     # At a level without a state, what is handed on stands for one.
     stateless = [role for roles in inner.values() for role in roles if not states[role.level]]
     for role in stateless:
-        if role.reader is not None:
-            states[role.level][role.space][role.block] = role
+        states[role.level][role.space][role.block] = role
     offered = {
         level: [list(blocks.values()) for blocks in spaces.values()]
         for level, spaces in states.items()
@@ -196,11 +195,17 @@ def _response(source: Role, channels: tuple[int, ...]) -> Goal:
 
 
 def _read(source: Role, labels: Sequence[int], graph: ChannelGraph) -> Part | None:
-    """The state after a conv, as it is read."""
-    assert source.reader is not None
+    """The state after a conv, as it is read; None if it is not read as one."""
+    if source.reader is None:
+        return None
     places = {label: place for place, label in enumerate(graph[source.reader].reads)}
     channels = tuple(places[label] for label in labels if label in places)
     return Part(source.reader, True, channels) if channels else None
+
+
+def _all_of(source: Role) -> Part:
+    """All that a conv computes."""
+    return Part(source.layer.path, False, tuple(range(len(source.space))))
 
 
 def _part_of_state(
@@ -213,22 +218,20 @@ def _part_of_state(
 ) -> Goal | None:
     """What a conv is to add to a state."""
     block = [each for each in dst.values() if each.state and _share_block(each, role)]
-    number = block.index(role)
-    share = 1 / (len(block) - number)
     if not role.activated:  # the principal components of the source's state
-        part = _read(source, source.space, graph)
-        return part and Goal(source.layer.path, (part,), role.space, share)
+        part = _read(source, source.space, graph) or _all_of(source)
+        return Goal(source.layer.path, (part,), role.space, rest=True)
     if not (source.state and source.activated):
         # A sum under an activation function, where the source has none, gets what the source
         # computes of its state next.
         reader = _next_response(source, src)
         goal = _response(reader, chosen.of(role, reader))
-        return dataclasses.replace(goal, share=share)
+        return dataclasses.replace(goal, rest=True)
     channels = chosen.of(role, source)
     given = [each for each in src.values() if each.state and _share_block(each, source)]
     if len(given) == len(block) > 1:  # a branch and a shortcut each
-        return _response(given[number], channels)
-    return _sum(source, given, channels, src, graph, share)
+        return _response(given[block.index(role)], channels)
+    return _sum(source, given, channels, src, graph)
 
 
 def _sum(
@@ -237,7 +240,6 @@ def _sum(
     channels: tuple[int, ...],
     src: Mapping[str, Role],
     graph: ChannelGraph,
-    share: float,
 ) -> Goal:
     """The sum that the source's block ends with, before its activation function."""
     parts = [Part(role.layer.path, False, channels) for role in given]
@@ -250,7 +252,7 @@ def _sum(
         labels = [source.space[channel] for channel in channels]
         part = _read(before[-1], labels, graph)
         parts += [part] if part is not None and len(part.channels) == len(channels) else []
-    return Goal(source.layer.path, tuple(parts), share=share)
+    return Goal(source.layer.path, tuple(parts), rest=True)
 
 
 def _next_response(source: Role, src: Mapping[str, Role]) -> Role:

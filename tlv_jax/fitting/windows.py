@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-CHUNK = 1 << 24  # numbers at once
+CHUNK = 1 << 22  # numbers at once
 
 
 def windows(

@@ -311,7 +311,7 @@ class Walk:
         if met:
             self.touches[feeds[0]] += 1
             self._note_size(feeds[0], equation.outvars[0].aval.shape)
-        curved = is_curved(equation, around)
+        curved = is_curved(equation, operands)
         return Value(active=True, feeds=feeds, curved=curved, statistics=statistics)
 
     def _note_size(self, path: str, shape: tuple[int, ...]) -> None:

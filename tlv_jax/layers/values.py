@@ -62,15 +62,15 @@ def merge(values: Sequence[Value]) -> Value:
     )
 
 
-def is_curved(equation: Any, operands: Value) -> bool:
+def is_curved(equation: Any, operands: Sequence[Value]) -> bool:
     """Whether an activation function has been applied to the result of an operation.
 
     What is spread over all places is the statistic of a norm or a gate, not what these are for.
     """
-    before, after = equation.invars[0].aval, equation.outvars[0].aval
-    name = equation.primitive.name
-    spread = name == "broadcast_in_dim" and after.size > before.size
-    return not spread and (operands.curved or name in CURVED)
+    after = equation.outvars[0].aval
+    given = zip(equation.invars, operands, strict=True)
+    whole = [value for variable, value in given if variable.aval.size >= after.size]
+    return equation.primitive.name in CURVED or any(value.curved for value in whole)
 
 
 def combine(equation: Any, operands: Sequence[Value]) -> Value:
