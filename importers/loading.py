@@ -202,7 +202,8 @@ def locate(weights: Weights) -> Path:
             weights.url,
             digest=_digest(weights),
             remedy="If this machine cannot reach the server, get the file elsewhere and give its "
-            "path: importers.load(name, path), or --source-weights PATH on the command line.",
+            "path: importers.load(name, path), or on the command line --source-weights PATH "
+            "(train) or --src-weights PATH (transfer, fit, report).",
         )
     folder = _packaged(weights.package)
     if folder is None:
