@@ -10,6 +10,7 @@ import pytest
 from small_network import Net
 
 import tlv_jax
+from importers.nnx_network import NNXNetwork
 from tlv_jax import models
 from tlv_jax.errors import OptionError
 from train.errors import ConfigError
@@ -240,3 +241,14 @@ def test_an_nnx_module_keeps_what_it_was():
     target.train(*target.split(module), IMAGES, KEY, lambda features: 0 * features)
     chex.assert_trees_all_equal(nnx.state(module), before)
     assert type(module.layers.layers[2]) is nnx.Linear
+
+
+def test_an_nnx_module_of_the_zoo_has_features_and_a_head():
+    model = models.create("squeezenet1_1", num_classes=5)
+    images = jax.random.normal(KEY, (2, 32, 32, 3))
+    module = NNXNetwork(model, model.init(KEY, images), nnx.Rngs(0))
+    target = nnx_target(module, images[:1])
+    seen = []
+    logits, _ = target.train(*target.split(module), images, KEY, lambda x: seen.append(x) or 0 * x)
+    assert [features.shape for features in seen] == [(2, 512)]
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-6)
