@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trees
 from small_network import Net
 
 import tlv_jax
 from importers.nnx_network import NNXNetwork
 from tlv_jax import models
 from tlv_jax.errors import OptionError
+from tlv_jax.models.mobilenet_v2 import MobileNetV2Config, StageConfig
 from train.errors import ConfigError
 from train.linen_target import linen_target
 from train.modules import build_module, parse_arguments, target_of
@@ -244,11 +246,12 @@ def test_an_nnx_module_keeps_what_it_was():
 
 
 def test_an_nnx_module_of_the_zoo_has_features_and_a_head():
-    model = models.create("squeezenet1_1", num_classes=5)
-    images = jax.random.normal(KEY, (2, 32, 32, 3))
-    module = NNXNetwork(model, model.init(KEY, images), nnx.Rngs(0))
-    target = nnx_target(module, images[:1])
+    config = MobileNetV2Config((StageConfig(1, 8, repeats=1, stride=1),))
+    model = models.MobileNetV2(config, num_classes=5)
+    variables = trees.random_variables(models.abstract_variables(model), 0)
+    module = NNXNetwork(model, variables, nnx.Rngs(0))
+    target = nnx_target(module, IMAGES[:1])
     seen = []
-    logits, _ = target.train(*target.split(module), images, KEY, lambda x: seen.append(x) or 0 * x)
-    assert [features.shape for features in seen] == [(2, 512)]
+    logits, _ = target.train(*target.split(module), IMAGES, KEY, lambda x: seen.append(x) or 0 * x)
+    assert [features.shape for features in seen] == [(2, 1280)]
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-6)
