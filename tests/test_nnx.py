@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
+import small_inputs
 import trees
 from flax import nnx
 from small_models import SMALL_MODELS
@@ -153,6 +155,22 @@ def test_variables_go_in_from_linen_and_back(linen):
     back = module.variables
     assert jax.tree.structure(back) == jax.tree.structure(own.variables)
     jax.tree.map(np.testing.assert_array_equal, back, own.variables)
+
+
+def test_checkpoints_of_linen_go_in_and_back(tmp_path):
+    path = small_inputs.save_source(tmp_path / "source.safetensors")
+    own = importers.load("squeezenet1_1", path)
+    module = own.to_nnx()
+    importers.write_safetensors(tmp_path / "back", "squeezenet1_1", module.variables["params"], {})
+    again = importers.load("squeezenet1_1", tmp_path / "back")
+    jax.tree.map(np.testing.assert_array_equal, again.variables, own.variables)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "orbax", jax.tree.map(jnp.negative, own.variables))
+        checkpointer.wait_until_finished()
+        module.load(checkpointer.restore(tmp_path / "orbax"))
+    jax.tree.map(
+        np.testing.assert_array_equal, module.variables, jax.tree.map(np.negative, own.variables)
+    )
 
 
 @pytest.mark.parametrize(

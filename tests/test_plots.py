@@ -112,6 +112,42 @@ def test_a_plan_of_resnet152_can_be_read(large, kinds):
     assert lines >= {p.target.path for p in plan.layer_pairs if p.target.kind in kinds}
 
 
+def test_a_plan_can_be_drawn_of_layers_that_get_nothing():
+    plan = tlv_jax.plan_transfer(SOURCE, TARGET, methods.BARE)
+    texts = [text for text, _ in texts_of(plots.plan(plan, SOURCE, TARGET, kinds=("dense",)))]
+    assert "0 of 1 layers of the target get the weights of 0 of 1 layers of the source" in texts
+
+
+def test_long_names_keep_their_ends():
+    long = "network/~/" + 5 * "group_of_blocks_"
+
+    def renamed(network):
+        layers = {
+            f"{long}{name}/kernels_of_conv": kernel for name, kernel in network.params.items()
+        }
+
+        def fn(params, x):
+            return network.fn(
+                {name: params[key] for name, key in zip(network.params, layers, strict=True)}, x
+            )
+
+        return tlv_jax.trace(fn, layers, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
+
+    source, target = renamed(SOURCE), renamed(TARGET)
+    plan = tlv_jax.plan_transfer(source, target, VARIANCE)
+    new = tlv_jax.apply_transfer(plan, KEY, source, target)
+    path = f"{long}conv1/kernels_of_conv"
+    figures = [
+        plots.plan(plan, source, target),
+        plots.variances(plan, path, source, target),
+        plots.first_kernels(plan, source, target, new),
+        plots.deviations(tlv_jax.report(plan, source, target, new)),
+    ]
+    for figure in figures:
+        assert_readable(figure)
+        assert any("…" in text and "conv" in text for text, _ in texts_of(figure))
+
+
 def test_a_plan_of_a_mixture_is_drawn():
     sources = [SOURCE, network((4, 4, 12, 32), 20)]
     plan = tlv_jax.plan_transfer(sources, TARGET, methods.BARE)

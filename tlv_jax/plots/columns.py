@@ -150,7 +150,7 @@ def _draw_panel(
     heights = {path: pitch * (place + 0.5) - 0.5 for place, path in enumerate(sources)}
     most = int(MARGIN * width / CHARACTER) - 2
     names = short_labels(sources, most), short_labels([row.path for row in rows], most)
-    longest = max(len(label) for labels in names for label in labels)
+    longest = max(map(len, (*names[0], *names[1])))
     left = max(0.2, CHARACTER * (longest + 2) / width)
     right = 1 - left
     axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -1.5))

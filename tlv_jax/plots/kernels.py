@@ -11,7 +11,7 @@ from tlv_jax.errors import OptionError, PlanMismatchError
 from tlv_jax.layers.paths import array_leaves
 from tlv_jax.network import Network, is_mixture, params_of
 from tlv_jax.plan import TransferPlan
-from tlv_jax.plots.looks import FONT, bare, new_figure, panels_of
+from tlv_jax.plots.looks import FONT, bare, new_figure, panels_of, tail
 from tlv_jax.rules import Variance
 from tlv_jax.rules.axes import change_axes
 from tlv_jax.types import Array, Layer, LayerPair, PyTree
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FILTERS = 256  # of one panel
 SHOWN = 64  # kernels of one grid
+LETTERS = 32  # of a layer's path
 
 
 def variances(
@@ -63,7 +64,7 @@ def variances(
     of, word = ("target", "replaced") if replaces else ("source", "kept")
     name = pair.target.path if replaces else pair.source.path
     figure = _ranked(values, chosen, word)
-    title = f"filters of {name} ({of}): {chosen.sum()} of {len(values)} are {word}"
+    title = f"filters of {tail(name, LETTERS)} ({of}): {chosen.sum()} of {len(values)} are {word}"
     figure.suptitle(title, fontsize=FONT + 3, x=0.01, ha="left")
     return figure
 
@@ -145,9 +146,9 @@ def first_kernels(
         )
     source, target = pairs[0].source, pairs[0].target
     grids = {
-        f"source: {source.path}": _kernel(source, src, "src"),
-        f"target before: {target.path}": _kernel(target, dst, "dst"),
-        f"target after: {target.path}": _kernel(target, new_params, "new_params"),
+        f"source: {tail(source.path, LETTERS)}": _kernel(source, src, "src"),
+        f"target before: {tail(target.path, LETTERS)}": _kernel(target, dst, "dst"),
+        f"target after: {tail(target.path, LETTERS)}": _kernel(target, new_params, "new_params"),
     }
     figure = new_figure(3.9, layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]

@@ -62,10 +62,16 @@ def short_labels(paths: Sequence[str], most: int) -> list[str]:
     """The paths without the names that all begin with, and at most so many last characters."""
     split = [path.split("/") for path in paths]
     shared = 0
-    while all(len(names) > shared + 1 and names[shared] == split[0][shared] for names in split):
+    while split and all(
+        names[:-1][shared:] and names[shared] == split[0][shared] for names in split
+    ):
         shared += 1
-    labels = ["/".join(names[shared:]) for names in split]
-    return [label if len(label) <= most else f"…{label[1 - most :]}" for label in labels]
+    return [tail("/".join(names[shared:]), most) for names in split]
+
+
+def tail(label: str, most: int) -> str:
+    """The last characters of a label that is too long: they differ more than the first."""
+    return label if len(label) <= most else f"…{label[1 - most :]}"
 
 
 def bare(axes: "Axes") -> None:
