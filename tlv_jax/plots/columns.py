@@ -71,8 +71,7 @@ def plan(
     rows = _rows(plan, [layer for layer in target.layers if layer.kind in kinds])
     _check(plan, given, rows, kinds)
     panels = panels_of(len(rows), ROWS)
-    tallest = PITCH * (panels[0].stop + 1)
-    height = max(tallest, 1.0) + ABOVE + BELOW
+    height = max(PITCH * (panels[0].stop + 1), 1.0) + ABOVE + BELOW
     width = max(WIDTH, NARROWEST * len(panels))
     figure = new_figure(height, width)
     colors = _colors()
@@ -80,17 +79,8 @@ def plan(
         place = (number / len(panels), BELOW / height, 1 / len(panels))
         axes = figure.add_axes((*place, 1 - (ABOVE + BELOW) / height))
         _draw_panel(axes, rows[part], given, colors, width / len(panels))
-    used = {row.source for row in rows if row.role == "paired"}
-    paired = sum(row.role == "paired" for row in rows)
-    figure.text(
-        0.5,
-        1 - 0.12 / height,
-        f"{paired} of {len(rows)} layers of the target get the weights of "
-        f"{len(used)} of {len(given)} layers of the source",
-        ha="center",
-        va="top",
-        fontsize=FONT + 3,
-    )
+    looks = {"ha": "center", "va": "top", "fontsize": FONT + 3}
+    figure.text(0.5, 1 - 0.12 / height, _summary(rows, given), **looks)
     _draw_key(figure, colors, {row.role for row in rows}, height, width)
     return figure
 
@@ -107,6 +97,14 @@ def _rows(plan: TransferPlan, layers: Sequence[Layer]) -> list[_Row]:
         else:
             rows.append(_Row(layer.path, roles.get(layer.path, "kept")))
     return rows
+
+
+def _summary(rows: Sequence[_Row], given: Sequence[str]) -> str:
+    used = [row.source for row in rows if row.role == "paired"]
+    return (
+        f"{len(used)} of {len(rows)} layers of the target get the weights of {len(set(used))} of "
+        f"{len(given)} layers of the source"
+    )
 
 
 def _check(
