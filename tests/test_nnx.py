@@ -130,7 +130,7 @@ def test_split_and_merge_keep_the_network_and_its_mode(linen):
     np.testing.assert_allclose(forward(merged, IMAGES), trained, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not hasattr(nnx, "view"), reason="nnx.view came with flax 0.12.3")
+@pytest.mark.skipif(not hasattr(nnx, "view"), reason="an older flax, without nnx.view")
 def test_a_view_evaluates_while_the_module_trains(linen):
     own, logits, _ = linen
     module = own.to_nnx()

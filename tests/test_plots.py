@@ -99,7 +99,14 @@ def test_a_plan_marks_what_becomes_of_layers_without_a_source():
     assert words in [text for text, _ in texts_of(kept)]
 
 
-@pytest.mark.parametrize("kinds", [("conv", "dense"), ("conv", "dense", "norm")])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("conv", "dense"),
+        pytest.param(("conv", "dense", "norm"), marks=pytest.mark.slow),
+    ],
+    ids=["kernels", "all"],
+)
 def test_a_plan_of_resnet152_can_be_read(large, kinds):
     plan, source, target = large
     figure = plots.plan(plan, source, target, kinds)
