@@ -55,7 +55,7 @@ def _trainings(folder: Path) -> list[str]:
         rows = [result_cells(run) for run in results]
         sections.append(section("Test images", table(RESULT_COLUMNS, rows)))
     if epochs := {name: records for name, records in read_metrics(folder).items() if records}:
-        drawn = picture(lambda: curves.draw_curves(epochs), "learning curves")
+        drawn = picture(lambda: curves.draw_curves(epochs), "Learning curves")
         sections.append(section("Epochs", drawn, _epochs(epochs)))
     return sections
 

@@ -76,13 +76,13 @@ def picture(draw: "Callable[[], Figure]", caption: str) -> str:
 
     Args:
       draw: returns the figure, or raises PackageError.
-      caption: what the figure shows.
+      caption: what the figure shows, without a full stop.
     """
     try:
         drawn = svg(draw())
     except PackageError:
         install = "pip install 'tlv-jax[plots]'"
-        missing = f"Not drawn: {caption}. Pictures need matplotlib: {install}"
+        missing = f"{caption}: not drawn, as matplotlib is not installed. Run {install}"
         return f'<p class="note">{escape(missing)}</p>'
     # As an image: names within one SVG cannot meet those of another.
     data = base64.b64encode(drawn.encode()).decode()

@@ -94,7 +94,7 @@ def _plan_parts(
     parts = [facts(plan_facts(plan))]
     # A plan of norms alone has nothing to draw.
     if src is not None and any(pair.target.kind != "norm" for pair in plan.layer_pairs):
-        caption = "which layer of the source each layer of the target takes"
+        caption = "Which layer of the source each layer of the target takes"
         parts.append(picture(lambda: draw_plan(plan, src, dst), caption))
     return [*parts, details("The whole plan as text", str(plan))]
 
@@ -102,14 +102,14 @@ def _plan_parts(
 def _layers(report: TransferReport) -> str:
     parts = []
     if any(len(row.target_shape) > 1 for row in report.rows):
-        caption = "standard deviation of each kernel before and after the transfer"
+        caption = "Standard deviation of each kernel before and after the transfer"
         parts.append(picture(lambda: deviations(report), caption))
-    return section("Layers", filtered(table(*report_cells(report)), "layers"), *parts)
+    return section("Layers", *parts, filtered(table(*report_cells(report)), "layers"))
 
 
 def _fitted_layers(report: FitReport) -> str:
     parts = []
     if report.rows:
-        caption = "how well each conv computes what it was fitted to, 1 at best"
+        caption = "How well each conv computes what it was fitted to, 1 at best"
         parts.append(picture(lambda: fitted(report), caption))
-    return section("Layers", filtered(table(*fit_cells(report)), "layers"), *parts)
+    return section("Layers", *parts, filtered(table(*fit_cells(report)), "layers"))
