@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-VOID = {"br", "img", "input", "link", "meta"}
+VOID = {"br", "img", "input", "link", "meta", "wbr"}
 LINKS = {"action", "data", "href", "poster", "src", "srcset"}
 
 

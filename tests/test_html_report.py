@@ -13,7 +13,7 @@ import tlv_jax
 from tlv_jax import methods
 from tlv_jax.errors import OptionError, PlanMismatchError
 
-HOSTILE = ("<script>alert(1)", '"><img src=x onerror=alert(1)>', "&amp; $title")
+HOSTILE = ("<script>alert(1)", '"><img src=x onerror=alert(1)>', r"&amp; $title \frac$")
 
 
 def network(names, width, seed):

@@ -36,7 +36,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     lines = [
         "".join(
-            f'<td data-name="{escape(name)}">{escape(cell)}</td>'
+            f'<td data-name="{escape(name)}">{_breakable(cell)}</td>'
             for name, cell in zip(header, row, strict=True)
         )
         for row in rows
@@ -46,6 +46,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody>\n</table></div>"
     )
+
+
+def _breakable(path: str) -> str:
+    """Text that may be broken behind each slash."""
+    return escape(path).replace("/", "/<wbr>")
 
 
 def filtered(table: str, what: str) -> str:
