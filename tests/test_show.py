@@ -15,6 +15,7 @@ from rich.console import Console
 
 import tlv_jax
 import train
+from train.commands.__main__ import main as commands
 from train.datasets import load_dataset
 from train.errors import ConfigError, DivergedError
 from train.resolve import resolve
@@ -103,6 +104,7 @@ def test_the_page_of_a_run_has_all_that_is_shown(finished):
     assert page.texts["h2"] == ["Run", *headings, "Images", "Settings", "Machines"]
     assert page.facts()["state"] == "finished"
     assert page.facts()["batch_size"] == "8"
+    assert page.facts()["normalized by std"] == "(0.229, 0.224, 0.225)"
     results, epochs, layers, _, images = page.tables
     assert [row[0] for row in results[1:]] == ["transferred"]
     assert [row[:2] for row in epochs[1:]] == [["transferred", "1"], ["transferred", "2"]]
@@ -134,7 +136,8 @@ def test_a_fit_on_the_page_of_a_run(finished, tmp_path):
     assert "Plan" not in page.texts["h2"]
 
 
-def test_the_command_writes_the_page_of_a_run(finished, tmp_path, capsys):
+@pytest.mark.parametrize("main", [main, lambda arguments: commands(["show", *arguments])])
+def test_the_command_writes_the_page_of_a_run(finished, tmp_path, capsys, main):
     html = tmp_path / "run.html"
     assert main([str(finished), "--html", str(html)]) == 0
     captured = capsys.readouterr()

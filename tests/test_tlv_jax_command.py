@@ -20,7 +20,6 @@ import small_inputs
 import small_network
 import torch
 from helpers import import_torchvision
-from pages import Page
 from parity import random_network
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_for_torch
@@ -208,27 +207,6 @@ def test_report_says_what_the_target_receives(capsys, pair):
     assert "std before" in capsys.readouterr().out
 
 
-def test_a_report_is_written_as_a_page_too(capsys, pair, tmp_path):
-    html = tmp_path / "report.html"
-    assert main(["report", *pair, "--json", "--html", str(html)]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == f"{html}: a page to open in a browser\n"
-    page = Page(html.read_text(encoding="utf-8"))
-    assert page.texts["h1"] == ["squeezenet1_1 into squeezenet1_0"]
-    assert page.facts()["seed"] == "0"
-    rows = json.loads(captured.out)["rows"]
-    assert [row[0] for row in page.tables[0][1:]] == [row["target"] for row in rows]
-    assert page.tags.count("img") == 2
-
-
-def test_a_page_that_cannot_be_written_is_one_error(capsys, pair, tmp_path):
-    for html, message in ((tmp_path, "is a folder"), (tmp_path / "none/x.html", "is no folder")):
-        assert main(["report", *pair, "--html", str(html)]) == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""  # found before the transfer is made
-        assert message in captured.err
-
-
 def test_a_fit_sees_pictures_as_the_source_expects_them(capsys, own, inputs, tmp_path):
     (inputs / "pictures" / "damaged.png").write_bytes(b"no picture")
     out, pictures = tmp_path / "net.safetensors", inputs / "pictures"
@@ -367,11 +345,6 @@ def test_a_run_is_trained_and_shown(capsys, training, tmp_path):
     assert "net: finished" in capsys.readouterr().out
     assert main(["show", str(tmp_path / "runs" / "other")]) == 2
     assert "There is no run in" in capsys.readouterr().err
-    html = tmp_path / "run.html"
-    assert main(["show", str(tmp_path / "runs" / "net"), "--html", str(html)]) == 0
-    assert "Learning curves" in html.read_text(encoding="utf-8")
-    assert main(["show", "squeezenet1_1", "--html", str(html)]) == 2
-    assert "There is no run in squeezenet1_1" in capsys.readouterr().err
 
 
 def test_a_comparison_and_a_ranking_are_handed_on(capsys, training):

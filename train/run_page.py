@@ -70,8 +70,9 @@ def _images(folder: Path) -> str:
     classes = list(dict.fromkeys(name for part in counts.values() for name in part))
     rows = [(name, *(str(part.get(name, 0)) for part in counts.values())) for name in classes]
     normalization = read_normalization(folder)
-    how = [facts({"normalized by": str(normalization)})] if normalization else []
-    return section("Images", *how, table(("class", *counts), rows))
+    given = normalization._asdict() if normalization else {}
+    how = facts({f"normalized by {name}": str(numbers) for name, numbers in given.items()})
+    return section("Images", how, table(("class", *counts), rows))
 
 
 def _texts(entries: Mapping[str, Any]) -> dict[str, str]:
