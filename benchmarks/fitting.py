@@ -92,6 +92,7 @@ def main() -> None:
     for draw in range(options.draws):
         for treatment in treatments(options):
             row = {**dataclasses.asdict(options.experiment), **dataclasses.asdict(treatment)}
+            row = {name: str(value) for name, value in row.items()}  # written as they are compared
             if identity({**row, "draw": draw}) not in done:
                 found = study.measure(treatment, draw)
                 append_rows(options.results, [{**provenance(), **row, "draw": draw, **found}])
