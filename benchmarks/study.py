@@ -42,6 +42,8 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "by_names": "as `default`, but with blocks by module names instead of the traced graph's",
         "fit_trial": "a closed-form ridge regression of each kernel on the source's activations "
         "for 256 images, pulled towards the kernels of `by_names`",
+        "fit": "kernels solved for, so that the target computes what the source computes of 256 "
+        "training images",
         "fit_random": "as `fit`, but from a source with random weights",
         "random_matching": "as `default`, but each layer gets any source layer of its kind",
         "random_source": "as `default`, but from a source with random weights",

@@ -178,35 +178,81 @@ def convolution(inputs, kernel, result_gradient, settings):
     return result, read_gradient[(slice(None), *kept)][elements], kernel_gradient
 
 
-def standardized(features, others, weights):
-    """Both by the weighted mean and deviation of the first; zero where nothing varies."""
-    mean = np.average(features, axis=0, weights=weights)
+def standardized(features, others, weights, alike=False, centred=True):
+    """Both by the weighted mean and deviation of the first; zero where nothing varies.
+
+    `alike`: all are divided by the same number, which makes the mean variance 1.
+    """
+    mean = np.average(features, axis=0, weights=weights) * centred
     deviation = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights))
-    deviation[features.max(0) == features.min(0)] = np.inf
+    constant = features.max(0) == features.min(0)
+    if alike:
+        deviation[:] = np.sqrt(np.mean(deviation[~constant] ** 2))
+    deviation[constant] = np.inf
     return (features - mean) / deviation, (others - mean) / deviation
 
 
-def ridge_scores(features, labels, penalty, others):
+def ridge_scores(features, labels, penalty, others, alike=False, intercept=True):
     """Class-balanced ridge regression: normal equations with a column of ones for the intercept.
 
     `[N, D], [N], [M, D] -> [M, K]`.
     """
     classes = np.unique(labels)
     weights = np.array([1 / (len(classes) * np.sum(labels == label)) for label in labels])
-    features, others = standardized(features, others, weights)
-    design = np.hstack([features, np.ones((len(features), 1))])
+    features, others = standardized(features, others, weights, alike, intercept)
     targets = (labels[:, None] == classes).astype(float)
+    if not intercept:
+        weighted, targets = features.T @ np.diag(weights), targets - 1 / len(classes)
+        free = penalty * np.eye(features.shape[1])
+        return others @ np.linalg.solve(weighted @ features + free, weighted @ targets)
+    design = np.hstack([features, np.ones((len(features), 1))])
     free = np.diag([penalty] * features.shape[1] + [0])  # the intercept is
     weighted = design.T @ np.diag(weights)
     solution = np.linalg.solve(weighted @ design + free, weighted @ targets)
     return np.hstack([others, np.ones((len(others), 1))]) @ solution
 
 
-def cross_validated(features, labels, penalty, folds):
-    """Balanced accuracy of the examples of each fold by a classifier of the others."""
-    predicted = np.empty_like(labels)
+def left_out_scores(features, labels, penalty, folds, **options):
+    """The scores of the examples of each fold by a classifier of the others, `[N, K]`."""
+    scores = np.empty((len(labels), len(np.unique(labels))))
     for fold in set(folds):
         out = folds == fold
-        scores = ridge_scores(features[~out], labels[~out], penalty, features[out])
-        predicted[out] = np.unique(labels)[scores.argmax(1)]
+        scores[out] = ridge_scores(features[~out], labels[~out], penalty, features[out], **options)
+    return scores
+
+
+def cross_validated(features, labels, penalty, folds, **options):
+    """Balanced accuracy of the examples of each fold by a classifier of the others."""
+    scores = left_out_scores(features, labels, penalty, folds, **options)
+    predicted = np.unique(labels)[scores.argmax(1)]
     return np.mean([np.mean(predicted[labels == c] == c) for c in np.unique(labels)])
+
+
+def fitted_conv(reads, goal, prior, convolve, penalty):
+    """The kernel and bias of a ridge regression, filter by filter.
+
+    Args:
+      reads: `[N, *size, C]`, what the conv reads.
+      goal: `[N, *out, O]`, what it is to write.
+      prior: `[*spatial, I, O]`.
+      convolve: `(reads, kernel) -> [N, *out, O]`.
+      penalty: relative to the mean variance of what is read.
+    """
+    *spatial, inputs, outputs = prior.shape
+    kernel, bias = np.empty(prior.shape), np.empty(outputs)
+    for o in range(outputs):
+        columns = []  # what each weight of the filter sees: the conv with that weight alone
+        for place in np.ndindex(*spatial, inputs):
+            alone = np.zeros(prior.shape, np.float32)
+            alone[(*place, o)] = 1
+            columns.append(np.asarray(convolve(reads, alone), np.float64)[..., o].ravel())
+        seen = np.stack(columns, 1)
+        a, z = seen - seen.mean(0), goal[..., o].ravel() - goal[..., o].mean()
+        start = prior[..., o].ravel().astype(np.float64)
+        start = start * ((a @ start) @ z) / ((a @ start) @ (a @ start))
+        weight = penalty * (a**2).mean(0).mean() * len(a)
+        above = np.vstack([a, np.sqrt(weight) * np.eye(a.shape[1])])
+        solved = np.linalg.lstsq(above, np.concatenate([z, np.sqrt(weight) * start]), rcond=None)[0]
+        kernel[..., o] = solved.reshape(*spatial, inputs)
+        bias[o] = goal[..., o].mean() - seen.mean(0) @ solved
+    return kernel, bias

@@ -27,6 +27,7 @@ ROOMS = {  # of the core, and what else of it each may import
     "rules": {"arrays", "rules"},
     "consistent": {"arrays", "consistent", "layers", "rules"},
     "convolutions": {"convolutions"},
+    "fitting": {"apply", "arrays", "cpu_convolutions", "fitting", "layers", "methods", "network"},
     "models": {"models"},
 }
 LOADED = """

@@ -134,9 +134,8 @@ def test_networks_without_a_function_or_values_are_refused():
     shapes = jax.eval_shape(lambda: network.params)
     with pytest.raises(ParameterTreeError, match="ShapeDtypeStruct"):
         tlv_jax.lsuv(tlv_jax.trace(small_fn, shapes, images), images)
-    bare = tlv_jax.Network(None, network.params, network.layers, None)
-    with pytest.raises(OptionError, match="network: expected one that is traced"):
-        tlv_jax.lsuv(bare, images)
+    with pytest.raises(OptionError, match="network: expected a traced network, got a bare tree"):
+        tlv_jax.lsuv(network.params, images)
 
 
 # The others have dense layers of 4096 units, which take minutes to make orthonormal.

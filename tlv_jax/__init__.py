@@ -19,18 +19,24 @@ from tlv_jax.errors import (
     TLVError,
     UnknownOrderWarning,
 )
+from tlv_jax.fit import FitReport, FittedLayer, fit, fit_report
+from tlv_jax.fitting.settings import Fit
 from tlv_jax.lsuv import lsuv
 from tlv_jax.methods import Method
 from tlv_jax.network import Network, trace
 from tlv_jax.plan import TransferPlan
 from tlv_jax.probe import ProbeResult, probe
 from tlv_jax.report import LayerReport, TransferReport, report
+from tlv_jax.ridge_head import ridge_head
 from tlv_jax.similarity import SimilarityWarning, similarity
 from tlv_jax.transfer import apply_transfer, plan_transfer, transfer
 from tlv_jax.types import Layer, LayerPair, Untouched
 
 __all__ = [
     "ConsistentChannels",
+    "Fit",
+    "FitReport",
+    "FittedLayer",
     "Layer",
     "LayerPair",
     "LayerReport",
@@ -51,6 +57,8 @@ __all__ = [
     "apply_transfer",
     "cpu_convolutions",
     "crossover",
+    "fit",
+    "fit_report",
     "layers",
     "lsuv",
     "matching",
@@ -59,6 +67,7 @@ __all__ = [
     "probe",
     "recompute_statistics",
     "report",
+    "ridge_head",
     "rules",
     "similarity",
     "trace",

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax.cpu_convolutions import cpu_convolutions
-from tlv_jax.errors import NonFiniteSourceError, OptionError, ParameterTreeError
+from tlv_jax.errors import OptionError
 from tlv_jax.layers.activations import activations
 from tlv_jax.layers.jaxprs import split_arrays
-from tlv_jax.layers.paths import array_leaves
-from tlv_jax.network import Network
+from tlv_jax.network import Network, require_finite, require_runnable
 from tlv_jax.types import Layer
 
 __all__ = ["feature_reader", "last_layer"]
@@ -28,15 +27,7 @@ def last_layer(network: Network) -> Layer:
       OptionError: if the network is a bare tree.
       ParameterTreeError: if its parameters are shapes without arrays.
     """
-    if not isinstance(network, Network) or network.fn is None:
-        raise OptionError(
-            "network: expected a traced network, got a bare tree, which computes nothing. Pass "
-            "tlv_jax.trace(fn, params, images)."
-        )
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(network.params)):
-        raise ParameterTreeError(
-            "network: expected parameters with values, got shapes. Trace the network with arrays."
-        )
+    require_runnable(network, "network")
     return [layer for layer in network.layers if layer.kind != "norm"][-1]
 
 
@@ -53,10 +44,10 @@ def feature_reader(network: Network, layer: Layer, batch: int) -> Callable[[Any]
     Raises:
       NonFiniteSourceError: if a parameter of another layer is NaN or infinite.
     """
-    _check_finite(network, layer)
+    fn = require_runnable(network, "network")
+    require_finite(network, "network", unread=[layer])  # the head itself is not applied
     arrays, put = split_arrays(network.params)
-    arrays, fn = jax.device_put(arrays), network.fn
-    assert fn is not None  # checked before
+    arrays = jax.device_put(arrays)
 
     @jax.jit
     @cpu_convolutions
@@ -73,18 +64,6 @@ def feature_reader(network: Network, layer: Layer, batch: int) -> Callable[[Any]
         return np.concatenate(found)[: len(images)]
 
     return read
-
-
-def _check_finite(network: Network, last: Layer) -> None:
-    """Raises if features could come from NaN. Those of a head may be: it is not applied."""
-    unread = (last.weight, *dict(last.vectors).values())
-    for path, leaf in array_leaves(network.params, name="network").items():
-        number = path not in unread and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if number and not np.isfinite(leaf).all():
-            raise NonFiniteSourceError(
-                f"network: leaf {path!r} has values that are NaN or infinite, so features may be "
-                "wrong. Load the checkpoint again."
-            )
 
 
 def _finite(images: Any, start: int) -> Any:

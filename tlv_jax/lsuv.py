@@ -5,7 +5,7 @@ Source: Mishkin and Matas (ICLR 2016), "All you need is a good init", arXiv 1511
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +16,10 @@ from tlv_jax.apply import Leaves, put_kernel, take_kernel
 from tlv_jax.arrays import check_key, layer_key, noise, placed
 from tlv_jax.cpu_convolutions import cpu_convolutions
 from tlv_jax.errors import OptionError, ParameterTreeError
-from tlv_jax.layers.activations import LayerCall, intervene
+from tlv_jax.layers.interventions import KernelCall, intervene
 from tlv_jax.layers.jaxprs import split_arrays
 from tlv_jax.layers.paths import array_leaves, with_leaves
-from tlv_jax.network import Network
+from tlv_jax.network import Network, require_runnable
 from tlv_jax.types import Array, Layer, PyTree
 
 ROUNDS = 10  # at most, as published
@@ -63,14 +63,10 @@ def lsuv(network: Network, *inputs: Any, key: Array | None = None) -> PyTree:
     key = jax.random.key(0) if key is None else key
     check_key(key)
     arrays, put = split_arrays(inputs)
-    fn, own = network.fn, array_leaves(network.params, name="network")
+    fn = require_runnable(network, "network")
+    own = array_leaves(network.params, name="network")
     layers = {layer.path: layer for layer in network.layers if layer.kind != "norm"}
-    if fn is None:
-        raise OptionError(
-            "network: expected one that is traced, got a bare tree, which cannot be run. Pass "
-            "tlv_jax.trace(fn, params, images)."
-        )
-    _check_arrays(own.values(), arrays)
+    _check_inputs(arrays)
 
     @jax.jit
     @cpu_convolutions
@@ -96,12 +92,12 @@ def lsuv(network: Network, *inputs: Any, key: Array | None = None) -> PyTree:
     )
 
 
-def _check_arrays(params: Iterable[Any], inputs: Iterable[Any]) -> None:
+def _check_inputs(inputs: Sequence[Any]) -> None:
     """Refuses what cannot be computed with, and inputs that say nothing."""
-    if any(isinstance(array, jax.ShapeDtypeStruct) for array in (*params, *inputs)):
+    if any(isinstance(array, jax.ShapeDtypeStruct) for array in inputs):
         raise ParameterTreeError(
-            "lsuv: a parameter or an input is a jax.ShapeDtypeStruct, which has no values. Tracing "
-            "works on shapes; initialize the network before, and pass arrays of images."
+            "inputs: expected arrays, got a jax.ShapeDtypeStruct, which has no values. Tracing "
+            "works on shapes; pass arrays of images here."
         )
     numbers = [array for array in inputs if jnp.issubdtype(array.dtype, jnp.number)]
     if not any(float(jnp.ptp(array)) > 0 for array in numbers if array.size):
@@ -163,10 +159,11 @@ def _scaled(
     """
     deviations: dict[str, Array] = {}
 
-    def see(path: str, call: LayerCall) -> Array:
+    def see(path: str, call: KernelCall) -> Array:
+        written = call.writes
         if path not in deviations:
-            deviations[path] = jnp.std(call.writes.astype(jnp.float32))
-        return (call.writes / deviations[path]).astype(call.writes.dtype)
+            deviations[path] = jnp.std(written.astype(jnp.float32))
+        return (written / deviations[path]).astype(written.dtype)
 
     run(paths=layers, see=see)
     scaled = {layer.weight: leaves[layer.weight] for layer in layers.values()}

@@ -2,10 +2,20 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
-from tlv_jax.errors import ParameterTreeError, UnknownOrderWarning
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from tlv_jax.errors import (
+    NonFiniteSourceError,
+    OptionError,
+    ParameterTreeError,
+    UnknownOrderWarning,
+)
 from tlv_jax.layers.channels import ChannelGraph
 from tlv_jax.layers.optimizers import refuse_optimizer_state, without_averages
 from tlv_jax.layers.paths import array_leaves
@@ -66,6 +76,61 @@ def trace(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Network:
     """
     layers, channels = walk_program(fn, params, *inputs)
     return Network(fn, params, layers, channels)
+
+
+def require_runnable(network: Network | PyTree, name: str) -> Callable[..., Any]:
+    """Returns the function of a network, if it can be run with the network's parameters.
+
+    Args:
+      network: as a user passed it.
+      name: of that argument, for messages.
+
+    Raises:
+      OptionError: if it is a bare tree, or a list of networks.
+      ParameterTreeError: if its parameters are shapes without values, or traced ones.
+    """
+    if is_mixture(network):
+        raise OptionError(
+            f"{name}: expected one network, got a list of {len(network)}. Pass one of them."
+        )
+    if not isinstance(network, Network) or network.fn is None:
+        raise OptionError(
+            f"{name}: expected a traced network, got a bare tree, which computes nothing. Pass "
+            "tlv_jax.trace(fn, params, images)."
+        )
+    for path, leaf in array_leaves(network.params, name=name).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ParameterTreeError(
+                f"{name}: expected parameters with values, got a jax.ShapeDtypeStruct as leaf "
+                f"{path!r}. Trace the network with arrays."
+            )
+        if isinstance(leaf, Tracer):
+            raise ParameterTreeError(
+                f"{name}: expected parameters with values, and leaf {path!r} has none inside of "
+                "jax.jit and the like. Call this outside."
+            )
+    return network.fn
+
+
+def require_finite(network: Network, name: str, *, unread: Iterable[Layer] = ()) -> None:
+    """Checks the numbers that a network computes with.
+
+    Args:
+      network: that can be run.
+      name: of that argument, for messages.
+      unread: layers whose kernels and biases do not matter, so that they may be NaN.
+
+    Raises:
+      NonFiniteSourceError: if a number is NaN or infinite.
+    """
+    left_out = {path for each in unread for path in (each.weight, *dict(each.vectors).values())}
+    for path, leaf in array_leaves(network.params, name=name).items():
+        number = path not in left_out and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if number and not np.isfinite(leaf).all():
+            raise NonFiniteSourceError(
+                f"{name}: leaf {path!r} has values that are NaN or infinite, so what the network "
+                "computes may be wrong. Load the checkpoint again."
+            )
 
 
 def params_of(network: Network | PyTree) -> PyTree:

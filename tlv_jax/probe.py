@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 
 from tlv_jax.errors import OptionError
+from tlv_jax.examples import (
+    check_images,
+    check_varying,
+    checked_classes,
+    checked_features,
+    checked_labels,
+)
 from tlv_jax.features import feature_reader, last_layer
 from tlv_jax.network import Network
-from tlv_jax.ridge import balanced_accuracy, fit_ridge, varying
+from tlv_jax.ridge import balanced_accuracy, fit_ridge
 
 __all__ = ["ProbeResult", "probe", "probe_features"]
 
@@ -91,16 +98,8 @@ def probe(
     """
     others, other_labels = held_out
     labels, other_labels = _checked_labels(labels, other_labels)
-    if batch_size < 1:
-        raise OptionError(f"batch_size={batch_size}, expected at least 1.")
-    for name, given, wanted in (
-        ("images", images, labels),
-        ("held_out images", others, other_labels),
-    ):
-        if len(given) != len(wanted):
-            raise OptionError(
-                f"{name}: got {len(given)}, and {len(wanted)} labels. Pass one label for each."
-            )
+    check_images("images", images, labels, batch_size)
+    check_images("held_out images", others, other_labels, batch_size)
     layer = last_layer(network)
     read = feature_reader(network, layer, min(batch_size, len(images)))
     result = probe_features(read(images), labels, (read(others), other_labels))
@@ -127,18 +126,14 @@ def probe_features(
     """
     others, other_labels = held_out
     labels, other_labels = _checked_labels(labels, other_labels)
-    features = _checked_features("features", features, len(labels))
-    others = _checked_features("held_out features", others, len(other_labels))
+    features = checked_features("features", features, len(labels))
+    others = checked_features("held_out features", others, len(other_labels))
     if features.shape[1] != others.shape[1]:
         raise OptionError(
             f"held_out features: expected {features.shape[1]} of each example, as in features, got "
             f"{others.shape[1]}. Compute both by the same network."
         )
-    if not varying(features).any():
-        raise OptionError(
-            f"features: expected some that vary, got the same {features.shape[1]} of all "
-            f"{len(features)} examples. Pass images that differ, normalized as the network expects."
-        )
+    check_varying(features)
     classes, members = np.unique(labels, return_inverse=True)
     fit = fit_ridge(features, members)
     predicted = classes[(others @ fit.weights + fit.bias).argmax(1)]
@@ -161,21 +156,9 @@ def _checked_labels(labels: Any, held_out: Any) -> tuple[np.ndarray, np.ndarray]
     Raises:
       OptionError: as `probe_features`.
     """
-    labels, held_out = np.asarray(labels), np.asarray(held_out)
-    for name, given in (("labels", labels), ("held_out labels", held_out)):
-        if given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
-            raise OptionError(
-                f"{name}: expected integers of shape [N], got {given.dtype} of shape "
-                f"{given.shape}. Number the classes, and pass the number of each example's class."
-            )
-    classes, counts = np.unique(labels, return_counts=True)
-    if len(classes) < 2:
-        raise OptionError(f"labels: expected two classes or more, got only {classes[0]}.")
-    if counts.min() < 2:
-        raise OptionError(
-            f"labels: expected two examples of each class or more, got one of class "
-            f"{classes[counts.argmin()]}. Add some, or leave the class out."
-        )
+    labels = checked_labels("labels", labels)
+    held_out = checked_labels("held_out labels", held_out)
+    classes = checked_classes(labels)
     if len(unknown := np.setdiff1d(held_out, classes)):
         raise OptionError(
             f"held_out labels: {unknown[0]} is not among labels, whose classes are "
@@ -183,18 +166,3 @@ def _checked_labels(labels: Any, held_out: Any) -> tuple[np.ndarray, np.ndarray]
             "there, or leave it out here."
         )
     return labels, held_out
-
-
-def _checked_features(name: str, features: Any, count: int) -> np.ndarray:
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or len(features) != count:
-        raise OptionError(
-            f"{name}: expected the shape [{count}, D], one row for each label, got "
-            f"{features.shape}."
-        )
-    if strange := int((~np.isfinite(features)).any(1).sum()):
-        raise OptionError(
-            f"{name}: {strange} of {count} examples have NaN or infinite ones. Check the network's "
-            "weights and the values of the images."
-        )
-    return features

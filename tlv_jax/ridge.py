@@ -6,7 +6,9 @@ Means and deviations of the features are weighted in the same way.
 Shapes: features `[N, D]` float64; members `[N]`, the class of each example from 0 to `K - 1`.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,12 +40,14 @@ class Fit(NamedTuple):
       bias: `[K]`.
       penalty: of the squared weights.
       score: balanced accuracy of the cross-validation with this penalty.
+      left_out: `[N, K]`, the scores of each example by a classifier that has not seen it.
     """
 
     weights: np.ndarray
     bias: np.ndarray
     penalty: float
     score: float
+    left_out: np.ndarray
 
 
 class _Solutions(NamedTuple):
@@ -61,7 +65,13 @@ class _Solutions(NamedTuple):
         return self.basis @ (self.coordinates / (self.values + penalty)[:, None])
 
 
-def fit_ridge(features: np.ndarray, members: np.ndarray) -> Fit:
+def fit_ridge(
+    features: np.ndarray,
+    members: np.ndarray,
+    *,
+    standardize: bool = True,
+    intercept: bool = True,
+) -> Fit:
     """Chooses a penalty by stratified cross-validation, and fits the classifier to all examples.
 
     The penalty is that of the best balanced accuracy over the examples that were left out in turn;
@@ -70,14 +80,19 @@ def fit_ridge(features: np.ndarray, members: np.ndarray) -> Fit:
     Args:
       features: `[N, D]`, finite.
       members: `[N]`; each class has at least two examples.
+      standardize: divide each feature by its own deviation; else all by the root of their mean
+        variance, so that a feature which hardly varies gets no large weight.
+      intercept: whether the bias may differ between classes. Else features are not centred, and
+        every class has the bias `1 / K`.
     """
-    left_out = _cross_validate(features, members)
-    scores = [balanced_accuracy(predicted, members) for predicted in left_out]
+    solve = functools.partial(_solve, standardize=standardize, intercept=intercept)
+    left_out = _cross_validate(features, members, solve)
+    scores = [balanced_accuracy(left_out(each).argmax(1), members) for each in PENALTIES]
     score, penalty = max(zip(scores, PENALTIES, strict=True))
-    solutions = _solve(features, members)
+    solutions = solve(features, members)
     weights = solutions.weights(penalty)
     bias = 1 / len(np.unique(members)) - solutions.mean @ weights
-    return Fit(weights, bias, penalty, score)
+    return Fit(weights, bias, penalty, score, left_out(penalty))
 
 
 def balanced_accuracy(predicted: np.ndarray, members: np.ndarray) -> float:
@@ -92,19 +107,26 @@ def varying(features: np.ndarray) -> np.ndarray:
     return np.ptp(features, axis=0) > ROUNDING * np.abs(features).max(0)
 
 
-def _cross_validate(features: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """The class of each example by classifiers that have not seen it, `[penalties, N]`."""
-    predicted = np.empty((len(PENALTIES), len(members)), np.int64)
-    folds = stratified_folds(members)
+def _cross_validate(
+    features: np.ndarray, members: np.ndarray, solve: Callable[..., _Solutions]
+) -> Callable[[float], np.ndarray]:
+    """The scores `[N, K]` of all examples by classifiers that have not seen them, by penalty."""
+    folds, parts = stratified_folds(members), []
     for fold in range(folds.max() + 1):
         out = folds == fold
-        solutions = _solve(features[~out], members[~out])
-        projected = (features[out] - solutions.mean) @ solutions.basis
-        for row, penalty in zip(predicted, PENALTIES, strict=True):
-            shares = (solutions.values + penalty)[:, None]
-            # The bias is the same for all classes where the features have the mean.
-            row[out] = (projected @ (solutions.coordinates / shares)).argmax(1)
-    return predicted
+        solutions = solve(features[~out], members[~out])
+        read = (features[out] - solutions.mean) @ solutions.basis
+        parts.append((out, solutions._replace(basis=read)))
+
+    def left_out(penalty: float) -> np.ndarray:
+        classes = len(np.unique(members))
+        # The bias is the same for all classes where the features have the mean.
+        scores = np.full((len(members), classes), 1 / classes)
+        for out, read in parts:
+            scores[out] += read.weights(penalty)
+        return scores
+
+    return left_out
 
 
 def stratified_folds(members: np.ndarray) -> np.ndarray:
@@ -118,12 +140,14 @@ def stratified_folds(members: np.ndarray) -> np.ndarray:
     return folds
 
 
-def _solve(features: np.ndarray, members: np.ndarray) -> _Solutions:
+def _solve(
+    features: np.ndarray, members: np.ndarray, *, standardize: bool, intercept: bool
+) -> _Solutions:
     """Decomposes the normal equations, in the dual form where there are fewer examples."""
     counts = np.bincount(members)
     shares = 1 / (len(counts) * counts[members])  # they add up to 1, as those of each class to 1/K
-    mean = shares @ features
-    scale = _scale(features, mean, shares)
+    mean = shares @ features if intercept else np.zeros(features.shape[1])
+    scale = _scale(features, mean, shares, standardize)
     root = np.sqrt(shares)[:, None]
     read = root * (features - mean) * scale
     wanted = root * (np.eye(len(counts))[members] - 1 / len(counts))
@@ -137,7 +161,12 @@ def _solve(features: np.ndarray, members: np.ndarray) -> _Solutions:
     return _Solutions(np.maximum(values, 0), scale[:, None] * basis, coordinates, mean)
 
 
-def _scale(features: np.ndarray, mean: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """One over the deviation of each feature `[D]`; 0 for one that never varies."""
-    deviation = np.sqrt(shares @ np.square(features - mean))
-    return np.divide(1, deviation, out=np.zeros_like(deviation), where=varying(features))
+def _scale(
+    features: np.ndarray, mean: np.ndarray, shares: np.ndarray, standardize: bool
+) -> np.ndarray:
+    """What each feature is multiplied by `[D]`; 0 for one that never varies."""
+    varies, variance = varying(features), shares @ np.square(features - mean)
+    if not standardize:
+        variance = np.full_like(variance, variance[varies].mean() if varies.any() else 1.0)
+    deviation = np.sqrt(variance)
+    return np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)

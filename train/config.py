@@ -103,9 +103,10 @@ class ChannelOptions:
 class MethodOptions:
     """How to transfer: a method, and changes to it. None leaves a part as the method has it."""
 
-    name: Annotated[Literal["auto", MethodName, "none"], GROUP] = "auto"
-    """The method, see tlv_jax.methods. none: no transfer. auto: default; with --target-weights you
-    have to choose, as a transfer goes over these weights."""
+    name: Annotated[Literal["auto", MethodName, "fit", "none"], GROUP] = "auto"
+    """The method, see tlv_jax.methods. fit: solve for the target's kernels, so that it computes
+    what the source computes of training images (tlv_jax.fit). none: no transfer. auto: default;
+    with --target-weights you have to choose, as a transfer goes over these weights."""
     standardize: Literal["flat", "blocks", "graph"] | None = None
     """What is matched: single layers, or blocks, by module names or by the traced graph."""
     match: MatchOptions = dataclasses.field(default_factory=MatchOptions)

@@ -169,6 +169,25 @@ def ask_first(make: Callable[[], str]) -> str:
     return _texts_of_all(text)[0]
 
 
+def of_first_process(tree: Any) -> Any:
+    """Returns, on all processes, the numbers that the first one has. Waits for all of them.
+
+    Hosts may round differently. Leaves that are no arrays of floating point stay as they are.
+    """
+    if jax.process_count() == 1:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    floating = [
+        number
+        for number, leaf in enumerate(leaves)
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    received = multihost_utils.broadcast_one_to_all([leaves[number] for number in floating])
+    for number, leaf in zip(floating, received, strict=True):
+        leaves[number] = leaf
+    return structure.unflatten(leaves)
+
+
 def same_everywhere(text: str) -> bool:
     """Whether all processes have the same text."""
     return len(set(_texts_of_all(text))) == 1

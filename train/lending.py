@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
 import importers
@@ -14,6 +13,7 @@ import tlv_jax
 from train.adapter import draw_adapter, fit_projection, widths_to_adapt
 from train.config import Config
 from train.data import Splits
+from train.devices import of_first_process
 from train.distillation import distillation_of
 from train.errors import ConfigError
 from train.hints import choose_hints, draw_maps, paired_convolutions
@@ -136,7 +136,7 @@ def as_first_process_has_it(lending: Lending | None) -> Lending | None:
     """Returns, on all processes, what the first one computed. Waits for all of them."""
     if lending is None:
         return None
-    computed = multihost_utils.broadcast_one_to_all(lending.lent[1:])
+    computed = of_first_process(lending.lent[1:])
     return lending._replace(lent=Lent(lending.lent.variables, *computed))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import flax.nnx as nnx
 import jax
 from rich.console import Console
 
+import importers
 import tlv_jax
 from train.config import Config
 from train.contents import check_hosts, check_weights, known_files, show_contents
@@ -21,9 +23,11 @@ from train.devices import (
     find_devices,
     is_first_process,
     join_hosts,
+    of_first_process,
 )
 from train.distillation import distillation_of
 from train.errors import name_some
+from train.fitting import first_images
 from train.interruptions import watch
 from train.lending import as_first_process_has_it, hints_of, lending_of
 from train.machine import note_machine
@@ -44,7 +48,7 @@ from train.results import (
 )
 from train.run_folder import open_run_folder
 from train.setup import prepare
-from train.starts import Transferred, starts_of, transfer
+from train.starts import Transferred, fit, starts_of, transfer
 from train.statistics import Statistics
 from train.step import Task
 from train.target_weights import load_target_weights, with_weights
@@ -60,14 +64,14 @@ class Result:
 
     Attributes:
       folder: the run folder, which holds all of this on disk as well.
-      plan: of the transfer; None if there is none, by `--method none`.
-      report: of the transfer, layer by layer; None if there is none.
+      plan: of the transfer; None if there is none, by `--method none` or `fit`.
+      report: of the transfer or fit, layer by layer; None if there is none.
       runs: the training that was asked for, then that of its twin, if it has one.
     """
 
     folder: Path
     plan: tlv_jax.TransferPlan | None
-    report: tlv_jax.TransferReport | None
+    report: tlv_jax.TransferReport | tlv_jax.FitReport | None
     runs: tuple[RunResult, ...]
 
 
@@ -121,8 +125,10 @@ def run(
         task = _task(config, devices, splits, keys, model, console)
         if frozen := check_patterns(recipe, task.target.split(task.target.network.params)[0]):
             console.print(f"frozen: {name_some(frozen)}", highlight=False, soft_wrap=True)
-        made = transfer(method, keys.transfer, sources, task.target) if method else None
+        made = _transferred(config, method, sources, task, splits, keys, console)
     check_hosts(splits, ([source.variables for source in sources], task.target.network.params))
+    if made is not None:
+        made = made._replace(variables=of_first_process(made.variables))
     with fail_together():  # what cannot be trained is refused before there is a folder
         setup = prepare(config, recipe, devices, task, splits, keys)
         hints = hints_of(config, sources, task.target, made and made.plan)
@@ -174,6 +180,27 @@ def _task(
     return Task(target, *chosen, devices.dtype, seen, devices.gathered)
 
 
+def _transferred(
+    config: Config,
+    method: tlv_jax.Method | tlv_jax.Fit | None,
+    sources: Sequence[importers.Pretrained],
+    task: Task,
+    splits: Splits,
+    keys: Keys,
+    console: Console,
+) -> Transferred | None:
+    """What the target gets of the sources; None if that is nothing."""
+    if method is None:
+        return None
+    if isinstance(method, tlv_jax.Method):
+        return transfer(method, keys.transfer, sources, task.target)
+    statistics = Statistics(task.mean, task.std)
+    images = first_images(splits.train, keys.order, config.batch_size, statistics, task.dtype)
+    line = f"fit: {config.target} to {config.sources[0]}, by {len(images)} training images"
+    console.print(line, highlight=False, soft_wrap=True)
+    return fit(method, keys.transfer, sources[0], task, images)
+
+
 def _tell_start(
     config: Config, task: Task, made: Transferred | None, folder: Path, console: Console
 ) -> None:
@@ -182,7 +209,8 @@ def _tell_start(
         note_machine(folder)
         write_normalization(folder, Statistics(task.mean, task.std))
     if made is not None:
-        console.print(str(made.plan), highlight=False, soft_wrap=True)
+        told = made.report if made.plan is None else made.plan
+        console.print(str(told), highlight=False, soft_wrap=True)
         if is_first_process():
             write_transfer(folder, made.plan, made.report)
     elif not config.sees_images:

@@ -54,22 +54,24 @@ RULES: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 
 
-def method_of(options: MethodOptions) -> tlv_jax.Method | None:
+def method_of(options: MethodOptions) -> tlv_jax.Method | tlv_jax.Fit | None:
     """The method that is named, changed where the options say so; None for no transfer.
 
     Raises:
-      ConfigError: for a setting that the chosen matcher or rule does not have, or of no transfer.
+      ConfigError: for a setting that the chosen matcher or rule does not have, or of no transfer or
+        a fit, which have none.
       OptionError: for choices that contradict each other.
     """
-    if options.name == "none":
+    if options.name in ("none", "fit"):
         named = named_settings(dataclasses.asdict(options), "method.")
         parts = [f"{part}={value}" for part, value in named.items() if value is not None]
         if parts[1:]:  # the first is the method itself
+            does = "transfers nothing" if options.name == "none" else "solves for all kernels"
             raise ConfigError(
-                f"{', '.join(parts[1:])} with method=none, which transfers nothing. Leave it out, "
+                f"{', '.join(parts[1:])} with method={options.name}, which {does}. Leave it out, "
                 "or name another method."
             )
-        return None
+        return tlv_jax.Fit() if options.name == "fit" else None
     base = METHODS["default" if options.name == "auto" else options.name]
     changes = {
         name: value

@@ -5,6 +5,7 @@ import importlib.util
 
 from train.config import DATASETS, Config, HostOptions
 from train.errors import ConfigError
+from train.fitting import check_source
 from train.normalization import parse_normalization
 
 __all__ = ["resolve"]
@@ -117,7 +118,14 @@ def _check_sources(config: Config) -> None:
             f"source={names} with method=none: the first could lend features, the others would do "
             "nothing. Give one source."
         )
-    if config.distill.name == "plan" and (count > 1 or config.method.name == "none"):
+    if count == 1 and config.method.name == "fit":
+        check_source(config.sources[0])
+    elif config.method.name == "fit":
+        raise ConfigError(
+            f"source={names} with method=fit: the target is made to compute what one source "
+            "computes. Give one source, or another method."
+        )
+    if config.distill.name == "plan" and (count > 1 or config.method.name in ("none", "fit")):
         raise ConfigError(
             f"distill=plan with source={names} and method={config.method.name}: expected one "
             "source and a transfer, whose plan pairs the layers. Set distill=logits."

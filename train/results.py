@@ -60,15 +60,18 @@ class RunResult:
 
 
 def write_transfer(
-    folder: Path, plan: tlv_jax.TransferPlan, report: tlv_jax.TransferReport
+    folder: Path,
+    plan: tlv_jax.TransferPlan | None,
+    report: tlv_jax.TransferReport | tlv_jax.FitReport,
 ) -> None:
-    """Writes the plan and the report of a transfer, each as JSON and as a table.
+    """Writes the plan of a transfer, if it has one, and its report, as JSON and as a table.
 
     Raises:
       SaveError: if they cannot be written, as in the functions below.
     """
-    write_whole(folder / "plan.json", plan.to_json())
-    write_whole(folder / "plan.txt", f"{plan}\n")
+    if plan is not None:
+        write_whole(folder / "plan.json", plan.to_json())
+        write_whole(folder / "plan.txt", f"{plan}\n")
     write_whole(folder / "report.json", report.to_json())
     write_whole(folder / "report.txt", f"{report}\n")
 

@@ -8,9 +8,11 @@ import jax
 import importers
 import tlv_jax
 from train.config import Config
+from train.fitting import source_of_fit
+from train.step import Task
 from train.target import Target
 
-__all__ = ["TRAININGS", "Start", "Transferred", "starts_of", "transfer"]
+__all__ = ["TRAININGS", "Start", "Transferred", "fit", "starts_of", "transfer"]
 
 TRAININGS = (
     "transferred",
@@ -25,13 +27,13 @@ class Transferred(NamedTuple):
     """A transfer that was made.
 
     Attributes:
-      plan: of the transfer.
-      report: of the transfer, layer by layer.
+      plan: of the transfer; None for a fit.
+      report: of the transfer or the fit, layer by layer.
       variables: of the target, as its network's `params`.
     """
 
-    plan: tlv_jax.TransferPlan
-    report: tlv_jax.TransferReport
+    plan: tlv_jax.TransferPlan | None
+    report: tlv_jax.TransferReport | tlv_jax.FitReport
     variables: Any
 
 
@@ -72,6 +74,31 @@ def transfer(
     variables = tlv_jax.transfer(networks, target.network, key=key, method=method)
     report = tlv_jax.report(plan, networks, target.network, variables)
     return Transferred(plan, report, variables)
+
+
+def fit(
+    settings: tlv_jax.Fit,
+    key: jax.Array,
+    source: importers.Pretrained,
+    task: Task,
+    images: jax.Array,
+) -> Transferred:
+    """Solves for the target's kernels, so that it computes what the source does.
+
+    Args:
+      settings: how.
+      key: consumed.
+      source: the pretrained network.
+      task: the target, with the weights that the fit goes over, and how its images are normalized.
+      images: of the training, normalized, `[N, H, W, 3]`.
+
+    Raises:
+      TLVError: if the networks cannot be fitted to each other.
+    """
+    networks = source_of_fit(source, task.seen_by_source), task.target.network
+    variables = tlv_jax.fit(*networks, images, settings=settings, key=key)
+    report = tlv_jax.fit_report(*networks, images, variables, settings=settings, key=key)
+    return Transferred(None, report, variables)
 
 
 def starts_of(config: Config, target: Target, made: Transferred | None) -> tuple[Start, ...]:

@@ -1,32 +1,19 @@
-"""Compute what chosen layers of a function read and write.
-
-The walk that finds the layers is taken once more, with the arrays: each operation of the program is
-computed as it is met, so the layers are those that `tlv_jax.trace` names.
-"""
+"""Compute what chosen layers of a function read, write and hand on."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 
-from tlv_jax.errors import OptionError
-from tlv_jax.layers.jaxprs import computing, programs_within
-from tlv_jax.layers.program import Walk, program_of, steps_of, walked
-from tlv_jax.layers.values import Value, use_of
+from tlv_jax.layers.interventions import KernelCall, intervene
 from tlv_jax.types import Array, PyTree
-
-# They run their program once, on their own operands.
-CALLS = frozenset(
-    {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
-    | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-)
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("reads", "writes"),
+    data_fields=("reads", "writes", "normed", "hands_on"),
     meta_fields=("read_axes", "written_axes"),
 )
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +23,17 @@ class LayerCall:
     Attributes:
       reads: what the kernel is applied to, in the layout that the program has for it.
       writes: the convolution or product itself: before a bias, a norm or an activation function.
+      normed: `writes` after a bias or norm that follows.
+      hands_on: the last value of this shape that the layer alone feeds: after its bias, norm and
+        activation function, before a pooling or a sum.
       read_axes: the axes of `reads` that hold channels: one, or those that a product sums over.
-      written_axes: the axes of `writes` that hold channels, likewise.
+      written_axes: the axes of the three others that hold channels, likewise.
     """
 
     reads: Array
     writes: Array
+    normed: Array
+    hands_on: Array
     read_axes: tuple[int, ...]
     written_axes: tuple[int, ...]
 
@@ -76,104 +68,16 @@ def activations(
     """
     seen: dict[str, list[LayerCall]] = {path: [] for path in paths}
 
-    def see(path: str, call: LayerCall) -> Array:
-        seen[path].append(call)
-        return call.writes
+    def see(path: str, call: KernelCall) -> Array:
+        written = call.writes
+        axes = call.read_axes, call.written_axes
+        seen[path].append(LayerCall(call.reads, written, written, written, *axes))
+        return written
 
-    intervene(fn, params, *inputs, paths=paths, see=see)
+    def handed_on(path: str, value: Array, normed: bool) -> None:
+        last = seen[path][-1]
+        before = value if normed else last.normed
+        seen[path][-1] = dataclasses.replace(last, normed=before, hands_on=value)
+
+    intervene(fn, params, *inputs, paths=paths, see=see, handed_on=handed_on)
     return {path: tuple(calls) for path, calls in seen.items()}
-
-
-def intervene(
-    fn: Callable[..., Any],
-    params: PyTree,
-    *inputs: Any,
-    paths: Collection[str],
-    see: Callable[[str, LayerCall], Array],
-) -> None:
-    """Calls the function, and lets what layers write be replaced on the way.
-
-    Args:
-      fn: the function that was traced.
-      params: as it was traced with, with arrays in it.
-      *inputs: the function's other arguments.
-      paths: of convs and dense layers.
-      see: is called with each call of these layers and the layer's path, in order of execution.
-        What it returns takes the place of `writes`, in all but results of loops that are not the
-        values that a loop carries: these are computed as the function has them.
-
-    Raises:
-      TLVError: as `activations`.
-    """
-    program = program_of(fn, params, *inputs)
-    found = walked(program)
-    kernels = [layer.path for layer in found.found() if layer.kind != "norm"]
-    for path in paths:
-        if path not in kernels:
-            raise OptionError(
-                f"paths: the function uses no conv or dense layer {path!r}. Its layers are "
-                f"{', '.join(kernels[:3])}, ...: pass paths of tlv_jax.trace(...).layers."
-            )
-    _Watch(found, paths, see).run(program.jaxpr, program.arguments)
-
-
-class _Watch(Walk):
-    """A walk that computes what it meets, but for programs that are walked and not run so.
-
-    One step of a loop stands for all, and of branches only one is run. The operation around them is
-    computed as a whole.
-    """
-
-    def __init__(
-        self, found: Walk, paths: Collection[str], see: Callable[[str, LayerCall], Array]
-    ) -> None:
-        super().__init__(found.leaves, found.known.values(), found.stacked)
-        self.paths, self.see = paths, see
-        self.inside: str | None = None  # the outermost operation whose program is not run so
-
-    def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
-        if self.inside is not None:
-            return super()._equation(equation, operands)
-        entered = _runs_as_walked(equation, operands)
-        self.inside = None if entered else equation.primitive.name
-        results = super()._equation(equation, operands)
-        self.inside = None
-        if entered and all(value.array is not None for value in results):
-            return results
-        arrays = computing(equation)(*(value.array for value in operands))
-        return [
-            value
-            if entered and value.array is not None
-            else dataclasses.replace(value, array=array)
-            for value, array in zip(results, arrays, strict=True)
-        ]
-
-    def _take_step(self, value: Value, step: int) -> Value:
-        taken = super()._take_step(value, step)
-        return taken if value.array is None else dataclasses.replace(taken, array=value.array[step])
-
-    def _kernel(self, equation: Any, operands: list[Value]) -> Value | None:
-        used = super()._kernel(equation, operands)
-        if used is None or used.feeds[0] not in self.paths:
-            return used
-        (path,) = used.feeds
-        kernel, activation = sorted(range(2), key=lambda side: operands[side].active)
-        if self.inside is not None:
-            raise OptionError(
-                f"Layer {path!r} runs inside `{self.inside}`, and what it reads there cannot be "
-                "had outside. Only a scan over stacked parameters is taken apart: loop over "
-                "those, or leave this layer out."
-            )
-        (written,) = computing(equation)(*(value.array for value in operands))
-        use = use_of(equation, kernel)
-        assert use is not None  # the layer was found by it
-        call = LayerCall(operands[activation].array, written, use.reads, use.writes)
-        return dataclasses.replace(used, array=self.see(path, call))
-
-
-def _runs_as_walked(equation: Any, operands: Sequence[Value]) -> bool:
-    """Whether the program within an operation, if there is one, runs as it is walked."""
-    name, params = equation.primitive.name, equation.params
-    if name == "scan":
-        return steps_of(params, operands) == params["length"]
-    return name in CALLS or not programs_within(params)

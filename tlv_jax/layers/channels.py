@@ -33,12 +33,15 @@ class LayerLabels:
       stays: whether each output stands where the middle of its window does: stride 1, odd windows,
         and equal padding on both sides that keeps the size.
       gated: whether its output is multiplied with that of another layer.
+      activated: of a layer with a kernel: whether an activation function has been applied to what
+        it reads.
     """
 
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     stays: bool = False
     gated: bool = False
+    activated: bool = False
 
 
 ChannelGraph = Mapping[str, LayerLabels]
@@ -53,6 +56,7 @@ class ChannelLabels:
         self.parents: list[int] = []
         self.found: dict[str, tuple[np.ndarray, np.ndarray, bool]] = {}  # reads, writes, stays
         self.gated: set[str] = set()
+        self.activated: set[str] = set()
 
     def graph(self, layers: Iterable[Layer]) -> ChannelGraph:
         """The labels found for each of these layers."""
@@ -64,7 +68,8 @@ class ChannelLabels:
             nowhere = np.full(layer.shape[-1], UNKNOWN)
             reads, writes, stays = self.found.get(layer.path, (nowhere, nowhere, False))
             read, written = (tuple(roots[labels].tolist()) for labels in (reads, writes))
-            graph[layer.path] = LayerLabels(read, written, stays, layer.path in self.gated)
+            flags = layer.path in self.gated, layer.path in self.activated
+            graph[layer.path] = LayerLabels(read, written, stays, *flags)
         return graph
 
     def written(

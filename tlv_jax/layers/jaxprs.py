@@ -59,6 +59,19 @@ def computing(equation: Any) -> Callable[..., list[Any]]:
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))
 
 
+def last_uses(jaxpr: core.Jaxpr) -> list[list[Any]]:
+    """The variables that each equation is the last to use; results of the program are none."""
+    ends: list[list[Any]] = [[] for _ in jaxpr.eqns]
+    met = {atom for atom in jaxpr.outvars if isinstance(atom, core.Var)}
+    for number in reversed(range(len(jaxpr.eqns))):
+        equation = jaxpr.eqns[number]
+        for atom in (*equation.invars, *equation.outvars):
+            if isinstance(atom, core.Var) and atom not in met:
+                met.add(atom)
+                ends[number].append(atom)
+    return ends
+
+
 def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
     """How many constants a `scan` has, and how many values it carries."""
     if "ft_in" in params:  # since JAX 0.11

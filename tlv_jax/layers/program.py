@@ -13,14 +13,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
 from tlv_jax.errors import ParameterTreeError
 from tlv_jax.layers.channels import ChannelGraph, ChannelLabels
-from tlv_jax.layers.jaxprs import Program, opened, programs_within, scan_sizes, split_arrays
+from tlv_jax.layers.jaxprs import (
+    Program,
+    last_uses,
+    opened,
+    programs_within,
+    scan_sizes,
+    split_arrays,
+)
 from tlv_jax.layers.paths import array_leaves, split_path
 from tlv_jax.layers.trees import find_layers
-from tlv_jax.layers.values import Value, combine, merge, use_of
+from tlv_jax.layers.values import Value, combine, is_curved, merge, use_of
 from tlv_jax.types import Layer, PyTree
 
 
@@ -121,6 +130,9 @@ class Walk:
         # What later uses add to the layers. The keys of a dict are a set that keeps its order.
         self.inputs: dict[str, dict[str, None]] = defaultdict(dict)
         self.calls: Counter[str] = Counter()
+        self.touches: Counter[str] = Counter()  # the operations of each norm, over all calls
+        self.sizes: dict[str, tuple[int, ...]] = {}  # of norms
+        self.epsilons: dict[str, float] = {}  # what is added to each parameter
         self.channels = ChannelLabels()
         self.repeats = 1  # how many steps of the loops around are walked as one
 
@@ -129,8 +141,8 @@ class Walk:
         layers: dict[str, Layer] = {}
         for path, layer in self.layers.items():
             inputs, size = tuple(self.inputs[path]), layer.size
-            if layer.kind == "norm" and inputs and inputs[0] in layers:
-                size = layers[inputs[0]].size  # a norm keeps it
+            if layer.kind == "norm":
+                size = self.sizes.get(path, size)
             # A norm whose scale is not used was still called.
             calls = self.calls[path] or 1
             layers[path] = dataclasses.replace(layer, inputs=inputs, calls=calls, size=size)
@@ -149,9 +161,12 @@ class Walk:
                 return Value(array=atom.val)
             return environment.get(atom, Value())
 
-        for equation in jaxpr.eqns:
+        ends = last_uses(jaxpr)
+        for number, equation in enumerate(jaxpr.eqns):
             results = self._equation(equation, [read(atom) for atom in equation.invars])
             environment.update(zip(equation.outvars, results, strict=True))
+            for variable in ends[number]:  # in a walk that computes, they hold arrays
+                environment.pop(variable, None)
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
@@ -180,6 +195,7 @@ class Walk:
             touched = self._touch(equation, operands)
             labels = self.channels.after(equation, operands)
             return [dataclasses.replace(touched, labels=each) for each in labels]
+        self._note_epsilon(equation, operands)
         return [combine(equation, operands)] * len(equation.outvars)
 
     def _scan(self, params: Mapping[str, Any], operands: list[Value]) -> list[Value]:
@@ -246,6 +262,8 @@ class Walk:
         self.calls[path] += self.repeats
         sizes = equation.invars[1 - sides[0]].aval.shape, equation.outvars[0].aval.shape
         labels = self.channels.written(path, use, activation.labels, *sizes)
+        if activation.curved:
+            self.channels.activated.add(path)
         return Value(active=True, feeds=(path,), labels=labels)
 
     def _bias(self, weight: str, index: Sequence[int], outputs: int) -> list[tuple[str, str]]:
@@ -256,6 +274,18 @@ class Walk:
         if name != "kernel" or path not in self.leaves:
             return []
         return [("bias", path)] * (math.prod(self.leaves[path].shape[len(index) :]) == outputs)
+
+    def _note_epsilon(self, equation: Any, operands: Sequence[Value]) -> None:
+        """Notes a number that is added to a parameter."""
+        if equation.primitive.name != "add":
+            return
+        for value, other in (operands, reversed(operands)):
+            number: Any = other.array
+            # Under `jit`, a walk that computes has no numbers.
+            if value.view is None or other.leaves or number is None or isinstance(number, Tracer):
+                continue
+            if np.size(number) == 1:
+                self.epsilons[value.view[0]] = float(np.reshape(number, ()))
 
     def _touch(self, equation: Any, operands: Sequence[Value]) -> Value:
         """Arithmetic on an activation. With a norm's parameters it makes that norm a layer."""
@@ -276,8 +306,20 @@ class Walk:
             self.channels.normed(path, norm.shape[0], operands)
             feeds = (path,)
         if not met and name in ("mul", "div"):
-            feeds = self._inside_norm(operands, feeds)
-        return Value(active=True, feeds=feeds, statistics=statistics)
+            inside = self._inside_norm(operands, feeds)
+            met, feeds = inside != feeds, inside
+        if met:
+            self.touches[feeds[0]] += 1
+            self._note_size(feeds[0], equation.outvars[0].aval.shape)
+        curved = is_curved(equation, operands)
+        return Value(active=True, feeds=feeds, curved=curved, statistics=statistics)
+
+    def _note_size(self, path: str, shape: tuple[int, ...]) -> None:
+        """Notes the spatial size of a norm, which is known after its last operation."""
+        channels = self.layers[path].shape[0]
+        axes = [axis for axis, size in enumerate(shape) if axis and size == channels]
+        if axes:
+            self.sizes[path] = (*shape[1 : axes[-1]], *shape[axes[-1] + 1 :])
 
     def _statistics(self, name: str, operands: Sequence[Value]) -> tuple[tuple[str, str], ...]:
         """The parameters that one activation was centred with, and then divided by."""

@@ -13,6 +13,11 @@ ELEMENTWISE = frozenset(
     | {"optimization_barrier", "reduce_precision", "sharding_constraint", "sqrt", "sub", "tanh"}
 )
 
+# Activation functions are made of these.
+CURVED = frozenset(
+    {"abs", "clamp", "erf", "exp", "expm1", "log1p", "logistic", "max", "min", "select_n", "tanh"}
+)
+
 Leaf = tuple[str, tuple[int, ...]]
 """A parameter's path, and the steps along its leading axes that `scan` has taken."""
 
@@ -28,6 +33,7 @@ class Value:
       axes: of a view: for each axis that of the parameter at one step; None for one of size 1 that
         the parameter does not have.
       feeds: paths of the layers whose outputs reach it with no other layer between.
+      curved: whether an activation function has been applied since the last layer with a kernel.
       labels: the channel of each element, see `tlv_jax.layers.channels`.
       statistics: what it was centred and then divided with, as `(name, leaf path)`. They belong to
         a norm if its scale follows.
@@ -39,6 +45,7 @@ class Value:
     view: Leaf | None = None
     axes: tuple[int | None, ...] = ()
     feeds: tuple[str, ...] = ()
+    curved: bool = False
     labels: Any = None
     statistics: tuple[tuple[str, str], ...] = ()
     array: Any = None
@@ -51,7 +58,19 @@ def merge(values: Sequence[Value]) -> Value:
         # A dict, unlike a set, keeps the order.
         leaves=tuple(dict.fromkeys(leaf for value in values for leaf in value.leaves)),
         feeds=tuple(dict.fromkeys(path for value in values for path in value.feeds)),
+        curved=any(value.curved for value in values),
     )
+
+
+def is_curved(equation: Any, operands: Sequence[Value]) -> bool:
+    """Whether an activation function has been applied to the result of an operation.
+
+    What is spread over all places is the statistic of a norm or a gate, not what these are for.
+    """
+    after = equation.outvars[0].aval
+    given = zip(equation.invars, operands, strict=True)
+    whole = [value for variable, value in given if variable.aval.size >= after.size]
+    return equation.primitive.name in CURVED or any(value.curved for value in whole)
 
 
 def combine(equation: Any, operands: Sequence[Value]) -> Value:

@@ -14,6 +14,7 @@ __all__ = [
     "CROSSOVER",
     "DISTILL",
     "EXTENT",
+    "FITS",
     "REPLACED",
     "STARTS",
     "Settings",
@@ -24,9 +25,10 @@ __all__ = [
 CROSSOVER, DISTILL = "crossover", "distill"
 ADDITIONS = (CROSSOVER, DISTILL)
 TRANSFERS = (*get_args(MethodName), "random_matching", "random_source")
+FITS = ("fit", "fit_random")
 # Linear classifiers, which are fitted: nothing in them is random, and they have no learning rate.
 CLASSIFIERS = ("probe", "pixels")
-STARTS = ("he", *TRANSFERS, "lsuv", "finetune", *CLASSIFIERS, DISTILL)
+STARTS = ("he", *TRANSFERS, *FITS, "lsuv", "finetune", *CLASSIFIERS, DISTILL)
 # How much is compared, not what: a comparison may be continued with others of these.
 EXTENT = ("methods", "seeds", "learning_rates", "part", "vmap")
 # Settings of a single run, which a comparison replaces.
@@ -53,11 +55,13 @@ class Settings(Config):
         *("he", "default", "tlvfc", "dpiat", "weight_selection", "random_matching"),
     )
     """Starts: he (no transfer), default, bare (as default, but convs alone and each by itself),
-    tlvfc, dpiat, weight_selection, net2net, random_matching, random_source, lsuv (no transfer:
-    kernels scaled by what they write on training images), finetune (the target's own pretrained
-    weights), probe (a linear classifier on the source's features), pixels (the same on the images
-    themselves), distill (he, taught by probe). With +crossover behind a start the source lends
-    features in training, with +distill it teaches."""
+    tlvfc, dpiat, weight_selection, net2net, random_matching, random_source, fit (kernels solved
+    for, so that the target computes what the source computes of training images), fit_random (the
+    same, but the source has random weights), lsuv (no transfer: kernels scaled by what they write
+    on training images), finetune (the target's own pretrained weights), probe (a linear classifier
+    on the source's features), pixels (the same on the images themselves), distill (he, taught by
+    probe). With +crossover behind a start the source lends features in training, with +distill it
+    teaches."""
     seeds: int = 5
     """Trainings of every start with every learning rate; their seeds count from --seed."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import importers
 import tlv_jax
 from tlv_jax import matching, methods
-from train.augment import normalize
-from train.compare.settings import CROSSOVER, distills
+from train.compare.settings import CROSSOVER, FITS, distills
 from train.compare.study import Study
-from train.data import LabelledImages, train_order
 from train.errors import ConfigError
+from train.fitting import check_source, first_images, source_of_fit
 from train.method import METHODS
 from train.networks import fixed_size, keys_of
+from train.normalization import seen_by_source
 from train.statistics import Statistics
 
 __all__ = ["Start", "start_of"]
 
-LSUV_IMAGES = 256
+OF_IMAGES = ("lsuv", *FITS)
 
 
 class Start(NamedTuple):
@@ -54,25 +54,31 @@ def start_of(study: Study, name: str, seed: int) -> Start:
     preprocess = study.source.preprocess
     if base == "finetune":
         variables, preprocess = _pretrained(study, seed)
-    elif base in ("he", "lsuv", "distill"):
+    elif base in ("he", "distill", *OF_IMAGES):
         variables = study.target(seed).network.params
     else:
         variables = _transferred(study, base, seed)
     statistics = study.statistics(Statistics(preprocess.mean, preprocess.std))
-    if base == "lsuv":
-        variables = _scaled(study, seed, statistics)
+    if base in OF_IMAGES:
+        variables = _made_of_images(study, base, seed, statistics)
     return Start(variables, statistics, CROSSOVER in additions, distills(name))
 
 
-def _scaled(study: Study, seed: int, statistics: Statistics) -> Any:
-    """Kernels scaled by what they write on the images that the training sees first."""
-    images, keys = study.splits.train, keys_of(seed)
-    assert isinstance(images, LabelledImages)  # a comparison does not stream
-    # The files of a folder are in the order of their classes.
-    order = train_order(keys.order, 1, len(images), study.settings.batch_size).reshape(-1)
-    pixels = images.images[order[:LSUV_IMAGES]]
-    seen = normalize(pixels, statistics.mean, statistics.std, study.dtype)
-    return tlv_jax.lsuv(study.target(seed).network, seen, key=keys.transfer)
+def _made_of_images(study: Study, name: str, seed: int, statistics: Statistics) -> Any:
+    """What `lsuv` and the fits make of the images that the training sees first."""
+    target, keys, settings = study.target(seed).network, keys_of(seed), study.settings
+    images = first_images(
+        study.splits.train, keys.order, settings.batch_size, statistics, study.dtype
+    )
+    if name == "lsuv":
+        return tlv_jax.lsuv(target, images, key=keys.transfer)
+    check_source(settings.source)
+    expected = study.source.preprocess
+    seen = seen_by_source(statistics, Statistics(expected.mean, expected.std))
+    source = source_of_fit(study.source, seen)
+    if name == "fit_random":
+        source = dataclasses.replace(source, params=_random_weights(study, keys.transfer))
+    return tlv_jax.fit(source, target, images, key=keys.transfer)
 
 
 def _transferred(study: Study, name: str, seed: int) -> Any:
@@ -82,13 +88,17 @@ def _transferred(study: Study, name: str, seed: int) -> Any:
     if name == "random_matching":
         method = dataclasses.replace(method, match=matching.Random(seed))
     elif name == "random_source":
-        # Another key than that of the transfer, of which it is independent.
-        params = study.draw_source(jax.random.fold_in(key, 1))
-        source = dataclasses.replace(source, params=params)
+        source = dataclasses.replace(source, params=_random_weights(study, key))
     else:
         method = METHODS[name]
     plan = tlv_jax.plan_transfer(source, target, method)
     return tlv_jax.apply_transfer(plan, key, source, target)
+
+
+def _random_weights(study: Study, key: jax.Array) -> Any:
+    """The source's own initialization."""
+    # Another key than that of the transfer, of which it is independent.
+    return study.draw_source(jax.random.fold_in(key, 1))
 
 
 def _pretrained(study: Study, seed: int) -> tuple[Any, importers.Preprocess]:

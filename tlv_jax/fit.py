@@ -1,0 +1,156 @@
+"""Solve for a target's kernels so that it computes what a source computes.
+
+    new_params = tlv_jax.fit(src, dst, images)
+    print(tlv_jax.fit_report(src, dst, images, new_params))
+
+No published method does this. FitNets (ICLR 2015, arXiv 1412.6550) train a student on a teacher's
+features; here each layer is solved for, in closed form and without labels.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from tlv_jax.fitting.preparation import prepare
+from tlv_jax.fitting.settings import DEFAULT, Fit
+from tlv_jax.network import Network
+from tlv_jax.tables import format_table
+from tlv_jax.transfer import transfer
+from tlv_jax.types import Array, PyTree
+
+
+def fit(
+    src: Network,
+    dst: Network,
+    images: Any,
+    src_images: Any = None,
+    settings: Fit = DEFAULT,
+    key: Array | None = None,
+) -> PyTree:
+    """Solves for the kernels of a target from what a source computes of some unlabelled images.
+
+        src = importers.load("efficientnet_lite0").network
+        dst = tlv_jax.trace(model.apply, variables, images[:1])
+        variables = tlv_jax.fit(src, dst, images)
+
+    The target is transferred to, then walked once in order of execution. At each conv, the images'
+    activations are there as the new kernels before it made them. A ridge regression on them gives
+    the kernel that best computes what the matched layer of the source computes:
+
+        W = (C_AA + l s I)^-1 (C_AZ + l s W0)
+
+    with the windows A, the goal Z, both centred, the transferred kernel W0, the penalty l and the
+    mean variance s of the windows. The norm behind it gets the statistics of the images, and scale
+    and bias by regression. What a conv is to compute: the activations of a matched conv, most
+    important channels first; or, where it writes to a state that blocks add to, the principal
+    components of the source's state, less what the target's holds already.
+
+    A few hundred images are enough. All of the target's layers keep their activations for these
+    until they are read, so memory grows with their number. Dense layers, gates and heads are not
+    fitted; see `ridge_head` for a head.
+
+    Args:
+      src: the source: from `trace`, with arrays, of a function `fn(params, images)`.
+      dst: the target, likewise.
+      images: `[N, ...]` as the target takes them, normalized as in training.
+      src_images: the same images as the source takes them, `[N, ...]`; by default `images`,
+        enlarged. They may be larger: the source's activations are averaged onto the target's grids.
+      settings: see `Fit`.
+      key: random key of the transfer and of the places that are used; `jax.random.key(0)` if None.
+
+    Returns:
+      A new tree of the type, structure, shapes and dtypes of the target's parameters.
+
+    Raises:
+      OptionError: if a network is a bare tree or a list of several, images are not as above, hold
+        one value only, NaN or infinity, or no conv of the target can follow one of the source.
+      ParameterTreeError: if a parameter is a `jax.ShapeDtypeStruct`.
+      NonFiniteSourceError: if a parameter of the source is NaN or infinite.
+    """
+    prepared = prepare(src, dst, images, src_images, settings, key)
+    start = transfer(src, dst, key=prepared.key, method=settings.method)
+    new, _ = prepared.follow(start, solve=True)
+    return new
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedLayer:
+    """What a fit did to one conv of the target.
+
+    Attributes:
+      target: path of the conv.
+      source: path of the matched conv of the source; None if the conv has no goal. Then its kernel
+        is as transferred, and the norm behind it has the statistics of the images.
+      fitted: R^2, the part of the goal's variance that the conv computes with its norm; None
+        without a goal. It is measured on the images of the fit, so one near 1 on a grid of a few
+        places can be overfitting.
+      std_before: standard deviation of what the conv writes with its norm, in the target as given.
+      std_after: the same after the fit.
+    """
+
+    target: str
+    source: str | None
+    fitted: float | None
+    std_before: float
+    std_after: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FitReport:
+    """One row for each conv, in order of execution. Prints as a table."""
+
+    rows: tuple[FittedLayer, ...]
+
+    def __str__(self) -> str:
+        cells = [
+            (
+                row.target,
+                row.source or "(no goal)",
+                "" if row.fitted is None else f"{row.fitted:.2f}",
+                f"{row.std_before:.3g}",
+                f"{row.std_after:.3g}",
+            )
+            for row in self.rows
+        ]
+        table = format_table(("target", "source", "R^2", "std before", "std after"), cells)
+        fitted = [row.fitted for row in self.rows if row.fitted is not None]
+        mean = f", mean R^2 {sum(fitted) / len(fitted):.2f}" if fitted else ""
+        return f"{table}\n\n{len(fitted)} of {len(self.rows)} convs fitted{mean}"
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def fit_report(
+    src: Network,
+    dst: Network,
+    images: Any,
+    new_params: PyTree,
+    src_images: Any = None,
+    settings: Fit = DEFAULT,
+    key: Array | None = None,
+) -> FitReport:
+    """Measures what a fit did, layer by layer.
+
+    Args:
+      src: as it was given to `fit`.
+      dst: the target before the fit.
+      images: of the fit. What a conv is to compute is found again from these.
+      new_params: what `fit` returned.
+      src_images: as they were given to `fit`.
+      settings: of the fit.
+      key: of the fit.
+
+    Raises:
+      TLVError: as `fit`.
+    """
+    prepared = prepare(src, dst, images, src_images, settings, key)
+    _, before = prepared.follow(dst.params, solve=False)
+    _, after = prepared.follow(new_params, solve=False)
+    return FitReport(
+        tuple(
+            FittedLayer(path, met.source, met.fitted, before[path].deviation, met.deviation)
+            for path, met in after.items()
+        )
+    )
