@@ -213,3 +213,46 @@ def test_a_half_precision_network_stays_one():
     exact = tlv_jax.fit(src, dst, images, src_images=images)
     wanted, got = deep(exact, images), deep(new, jnp.asarray(images, jnp.bfloat16))
     np.testing.assert_allclose(got.astype(np.float32), wanted, atol=0.1 * np.abs(wanted).max())
+
+
+def standardized(params, images):
+    """Two convs, of which the first divides its kernel by its deviation, and a head."""
+    same = {"padding": ((1, 1), (1, 1)), "dilation": (1, 1)}
+    conv = Conv((3, 3, 3, 8), (), (1, 1), **same)
+    first = params["first"]["kernel"]
+    x = jax.nn.relu(conv(images, first / jnp.std(first)))
+    x = jax.nn.relu(conv(x, params["second"]["kernel"]))
+    return x.mean((1, 2)) @ params["head"]["kernel"]
+
+
+def test_a_kernel_that_the_network_changes_itself_is_not_solved_for():
+    images = normal(np.random.default_rng(1), (16, 6, 6, 3))
+    shapes = {"first": (3, 3, 3, 8), "second": (3, 3, 8, 8), "head": (8, 3)}
+    src, dst = (
+        tlv_jax.trace(
+            standardized,
+            {name: {"kernel": normal(generator, shape)} for name, shape in shapes.items()},
+            images[:1],
+        )
+        for generator in map(np.random.default_rng, range(2))
+    )
+    settings = tlv_jax.Fit(enlarge=1)
+    new = tlv_jax.fit(src, dst, images, settings=settings)
+    transferred = np.asarray(tlv_jax.transfer(src, dst)["first"]["kernel"])
+    np.testing.assert_array_equal(np.asarray(new["first"]["kernel"]), transferred)
+    first, second = tlv_jax.fit_report(src, dst, images, new, settings=settings).rows
+    assert (first.source, second.source) == (None, "second")
+    # The second conv was solved for what the first one writes in the network.
+    kernel = np.asarray(new["first"]["kernel"])
+    conv = Conv((3, 3, 3, 8), (), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    written = np.asarray(conv(images, kernel / kernel.std()))
+    assert first.std_after == pytest.approx(written.std(), rel=1e-3)
+
+
+def test_unlike_networks_are_fitted_without_a_warning():
+    images = normal(np.random.default_rng(1), (16, 6, 6, 3))
+    src, _ = networks(images)
+    _, dst = networks(images, widths=(8, 40))
+    with pytest.warns(tlv_jax.SimilarityWarning):
+        tlv_jax.transfer(src, dst)
+    tlv_jax.fit(src, dst, images)  # warnings are errors here

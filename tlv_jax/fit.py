@@ -15,7 +15,7 @@ from tlv_jax.fitting.preparation import prepare
 from tlv_jax.fitting.settings import DEFAULT, Fit
 from tlv_jax.network import Network
 from tlv_jax.tables import format_table
-from tlv_jax.transfer import transfer
+from tlv_jax.transfer import apply_transfer, plan_transfer
 from tlv_jax.types import Array, PyTree
 
 
@@ -68,7 +68,9 @@ def fit(
       NonFiniteSourceError: if a parameter of the source is NaN or infinite.
     """
     prepared = prepare(src, dst, images, src_images, settings, key)
-    start = transfer(src, dst, key=prepared.key, method=settings.method)
+    # Without the warning of `transfer` for unlike networks, between which a fit does well.
+    plan = plan_transfer(src, dst, settings.method)
+    start = apply_transfer(plan, prepared.key, src, dst)
     new, _ = prepared.follow(start, solve=True)
     return new
 

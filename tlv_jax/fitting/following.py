@@ -77,6 +77,7 @@ class Follower:
         self.pending: dict[str, _Pending] = {}  # by the norm
         self.followed: dict[str, Followed] = {}
         self.normed: set[str] = set()
+        self.solved: set[str] = set()
 
     def neutral(self) -> Leaves:
         """The leaves for the walk: norms and biases, which change nothing there, are added here."""
@@ -100,7 +101,9 @@ class Follower:
         goal = None if again else self._goal(role, call)
         if goal is not None and self.solve:
             self._solve(role, call, goal)
-        written = call.compute(jnp.asarray(take_kernel(role.layer, self.leaves)))
+        # A function that changes its kernels gets its own: one that is not solved for.
+        own = take_kernel(role.layer, self.leaves) if path in self.solved else call.kernel
+        written = call.compute(jnp.asarray(own))
         if role.norm is not None:
             self.pending[role.norm.path] = _Pending(path, goal)
             return written
@@ -193,6 +196,7 @@ class Follower:
         if role.norm is not None and "var" in dict(role.norm.vectors):
             kernel = kernel * (self.deviation / kernel.std())
         put_kernel(layer, kernel, self.leaves)
+        self.solved.add(layer.path)
 
     def _set_statistics(self, norm: Layer, values: np.ndarray, axis: int) -> None:
         flat = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])

@@ -81,6 +81,12 @@ class Prepared:
             see=follower.see,
             see_norm=follower.see_norm,
         )
+        if follower.pending:
+            norm, (conv, _) = next(iter(follower.pending.items()))
+            raise OptionError(
+                f"dst: norm {norm!r} behind {conv!r} runs in a loop or a branch, where it cannot "
+                "be set. Take the norm out of it."
+            )
         new = {path: placed(leaf, own[path]) for path, leaf in leaves.items()}
         return with_leaves(params, own, new), follower.followed
 
