@@ -5,10 +5,11 @@ FLOORS_PYTHON ?= python3.13
 FLOORS := .venv-floors
 # What needs neither torch nor real weights.
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
-  alignment any_convolution apply arrays axes blocks channels consistent cpu_convolutions \
-  crossover each_once insert matchers methods mixture network network_libraries network_loops \
-  network_modules network_probe optimizers paths plan planning recipes report ridge rules_copying \
-  rules_library similarity transfer trees variance zoo_order))
+  activations alignment any_convolution apply arrays axes blocks channels consistent \
+  cpu_convolutions crossover each_once fit_inputs fit_solving insert interventions lsuv matchers \
+  methods mixture network network_libraries network_loops network_modules network_probe nnx \
+  optimizers paths plan planning recipes report ridge ridge_head rules_copying rules_library similarity \
+  transfer trees variance zoo_order))
 
 .PHONY: help demo test test-all test-floors parity fuzz lint types format clean
 

@@ -1,23 +1,29 @@
 """`python -m importers`: inspect, convert and verify checkpoints from the command line."""
 
 import dataclasses
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-__all__ = ["main"]
+from importers.exits import exit_status
+
+__all__ = ["Convert", "List", "Show", "Verify", "execute", "main"]
 
 File = Annotated[Path, tyro.conf.Positional]
 
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """List every architecture with its published weights."""
+    """List every architecture with its published weights.
+
+    Attributes:
+      json: print JSON in place of a table.
+    """
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,42 +73,34 @@ class Verify:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 for a failed check, 2 for bad input."""
-    command = tyro.cli(
-        List | Show | Convert | Verify,  # type: ignore[arg-type]
-        prog="python -m importers",
-        description="Inspect, convert and verify checkpoints of torchvision's networks.",
-        args=arguments,
+    return execute(
+        tyro.cli(
+            List | Show | Convert | Verify,  # type: ignore[arg-type]
+            prog="python -m importers",
+            description="Inspect, convert and verify checkpoints of torchvision's networks.",
+            args=arguments,
+        )
     )
+
+
+def execute(command: List | Show | Convert | Verify) -> int:
+    """Runs one command, once its arguments are read; returns the exit status, as `main`."""
+    return exit_status(lambda: _run(command))
+
+
+def _run(command: List | Show | Convert | Verify) -> int:
     # Imported only now: it brings JAX and Flax, which --help need not wait for.
-    from importers import CheckpointError, commands
-    from tlv_jax.errors import TLVError
+    from importers import commands
 
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
-            match command:
-                case List():
-                    return commands.list_weights()
-                case Show(name):
-                    return commands.show(name)
-                case Convert(file, arch, out, prefix):
-                    return commands.convert_file(file, arch, out, prefix)
-                case Verify(file, arch, prefix):
-                    return commands.verify(file, arch, prefix)
-    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
-        # Python flushes what is left when it exits, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (TLVError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-    return 2
-
-
-def _print_warning(message: Warning | str, *_: object) -> None:
-    """One readable line, without the line of code that warned."""
-    print(f"warning: {message}", file=sys.stderr)
+    match command:
+        case List(json):
+            return commands.list_weights(as_json=json)
+        case Show(name):
+            return commands.show(name)
+        case Convert(file, arch, out, prefix):
+            return commands.convert_file(file, arch, out, prefix)
+        case Verify(file, arch, prefix):
+            return commands.verify(file, arch, prefix)
 
 
 if __name__ == "__main__":

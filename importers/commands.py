@@ -1,5 +1,6 @@
 """What the commands of `python -m importers` do. Each returns its exit status."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from importers.exporting import export, write_safetensors
 from importers.families import FAMILIES
 from importers.loading import available
 from importers.sources import state_dict_of
-from importers.weights import WEIGHTS, choose
+from importers.weights import WEIGHTS, Weights, choose
 from tlv_jax.tables import format_table
 
 __all__ = ["convert_file", "list_weights", "show", "verify"]
@@ -26,8 +27,11 @@ Real weights differ by a few 1e-6; a wrong layout or a forgotten norm by far mor
 """
 
 
-def list_weights() -> int:
-    """Prints one line for each set of weights."""
+def list_weights(*, as_json: bool = False) -> int:
+    """Prints one line for each set of weights, or JSON with one object for each."""
+    if as_json:
+        print(json.dumps([_row(name, each) for name in available() for each in WEIGHTS[name]]))
+        return 0
     rows = [
         (
             name,
@@ -42,6 +46,19 @@ def list_weights() -> int:
     ]
     print(format_table(("name", "parameters", "weights", "acc@1", "MiB", "license"), rows))
     return 0
+
+
+def _row(name: str, weights: Weights) -> dict[str, Any]:
+    return {
+        "architecture": name,
+        "weights": weights.tag,
+        "default": weights.default,
+        "parameters": weights.parameters,
+        "acc_at_1": weights.acc_at_1,
+        "acc_at_5": weights.acc_at_5,
+        "megabytes": weights.megabytes,
+        "license": weights.license,
+    }
 
 
 def show(name: str) -> int:

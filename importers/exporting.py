@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from tlv_jax import models
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["arrays_for_torch", "export", "write_safetensors"]
+__all__ = ["arrays_for_torch", "export", "write_arrays", "write_safetensors", "write_torch"]
 
 
 def export(
@@ -78,12 +78,65 @@ def write_safetensors(
         most.
       OSError: if the file cannot be written.
     """
-    arrays = arrays_for_torch(name, params, batch_stats)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    write_arrays(path, arrays_for_torch(name, params, batch_stats), {"format": "pt"})
+
+
+def write_arrays(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes arrays by their names as a `.safetensors` file, which appears when it is complete.
+
+    Args:
+      path: of the file; an existing one is replaced.
+      arrays: of numbers.
+      metadata: of the file.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
     tensors = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+    described = None if metadata is None else dict(metadata)
+    _write(Path(path), lambda partial: save_file(tensors, partial, metadata=described))
+
+
+def write_torch(
+    path: str | os.PathLike[str],
+    name: str,
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the same state dict as `torch.save` does; needs torch.
+
+    Args:
+      path: of the file; an existing one is replaced.
+      name: see `export`.
+      params: see `export`.
+      batch_stats: see `export`.
+
+    Raises:
+      OptionError: if the name is unknown.
+      StateDictError: if the parameters are not those of this architecture.
+      ImportError: if torch is not installed.
+      OSError: if the file cannot be written.
+    """
+    import torch
+
+    state_dict = export(name, params, batch_stats)
+
+    def save(partial: Path) -> None:
+        with partial.open("wb") as file:  # of a path, torch would raise a RuntimeError
+            torch.save(state_dict, file)
+
+    _write(Path(path), save)
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    """Lets `save` write a file of another name first, which then gets its own in one step."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={"format": "pt"})
+        save(partial)
         partial.replace(path)
     except (SafetensorError, OSError) as error:
         # safetensors reports a full disk as its own error, and either would name `partial`.

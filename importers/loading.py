@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,11 @@ from importers.sources import Source, state_dict_of
 from importers.weights import WEIGHTS, Weights, choose
 from tlv_jax import Network, models, trace
 from tlv_jax.errors import OptionError
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from importers.nnx_network import NNXNetwork
 
 __all__ = ["MissingPackageError", "Pretrained", "at_hand", "available", "load", "locate"]
 
@@ -74,6 +79,22 @@ class Pretrained:
         channels = self.model.in_channels  # type: ignore[attr-defined]
         images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
         return trace(self.model.apply, self.variables, images)
+
+    def to_nnx(self, rngs: "nnx.Rngs | None" = None) -> "NNXNetwork":
+        """Returns a Flax NNX module that computes the same; see `importers.nnx_network`.
+
+        It begins in evaluation; `module.train()` switches to training.
+
+        Args:
+          rngs: gives the dropout its keys: its stream "dropout", or the default one. `Rngs(0)` if
+            None.
+        """
+        # Flax takes a while to import NNX, which users of Linen do without.
+        from flax import nnx
+
+        from importers.nnx_network import NNXNetwork
+
+        return NNXNetwork(self.model, self.variables, rngs or nnx.Rngs(0))
 
 
 def load(
@@ -202,7 +223,8 @@ def locate(weights: Weights) -> Path:
             weights.url,
             digest=_digest(weights),
             remedy="If this machine cannot reach the server, get the file elsewhere and give its "
-            "path: importers.load(name, path), or --source-weights PATH on the command line.",
+            "path: importers.load(name, path), or on the command line --source-weights PATH "
+            "(train) or --src-weights PATH (transfer, fit, report).",
         )
     folder = _packaged(weights.package)
     if folder is None:

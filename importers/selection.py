@@ -120,7 +120,8 @@ def _choose(name: str, flat: Mapping[str, Any], search: _Search, prefix: str | N
         raise StateDictError(
             f"The checkpoint holds {name!r} {len(chosen)} times, under the prefixes "
             f"{_listed(chosen)}. Choose one of them by prefix={_shown(chosen[0])} (for python -m "
-            "importers by --prefix, for python -m train by --source-prefix)."
+            "importers by --prefix, for python -m train by --source-prefix, for tlv-jax transfer "
+            "by --src-prefix)."
         )
     return chosen[0] if chosen else _closest(flat, search, prefix)
 

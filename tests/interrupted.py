@@ -33,7 +33,7 @@ def arguments(inputs, out, *more):
     ]
 
 
-def start(arguments, devices=2):
+def start(arguments, devices=2, module="train"):
     """Starts the command with the flags of the tests and their cache of compiled programs."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {
@@ -44,7 +44,7 @@ def start(arguments, devices=2):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "train", *arguments],
+        [sys.executable, "-m", module, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -5,15 +5,23 @@ from pathlib import Path
 
 import pytest
 
+from docs.pictures import EXAMPLE
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {
     page: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
     for page in sorted(DOCS.glob("*.md"))
 }
+SLOW = {"pictures"}  # it fits a network
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if PAGES[page]], ids=lambda page: page.stem
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in SLOW else ())
+        for page in PAGES
+        if PAGES[page]
+    ],
 )
 def test_the_examples_run(page):
     names = {}
@@ -27,6 +35,15 @@ def test_links_between_pages_lead_somewhere():
             other = page.parent / target if target else page
             assert other.exists(), f"{page.name}: {target}"
             assert not part or part in anchors(other), f"{page.name}: #{part}"
+
+
+def test_each_picture_of_the_page_is_there_and_made_of_the_lines_above_it():
+    page = DOCS / "pictures.md"
+    shown = re.findall(r"!\[.*\]\((\S+)\)", page.read_text())
+    assert [picture for _, picture in EXAMPLE.findall(page.read_text())] == shown
+    assert len(PAGES[page]) == len(shown)
+    for picture in shown:
+        assert (DOCS / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def anchors(page):

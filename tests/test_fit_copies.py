@@ -80,6 +80,7 @@ def test_a_narrower_network_keeps_more_than_any_transfer_leaves(model, narrower)
     assert fitted > max(transferred)
 
 
+@pytest.mark.slow
 def test_a_source_whose_head_reads_all_places_in_a_row_lends_its_last_conv(images):
     model, some = Plain(flat=True), images[0][:32]
     src, dst = traced(model, some, 0), traced(Inverted(), some, 1)

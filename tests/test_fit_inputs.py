@@ -13,9 +13,6 @@ from trees import normal, small_fn, small_network
 import tlv_jax
 from tlv_jax.errors import NonFiniteSourceError, OptionError, ParameterTreeError, TLVError
 
-# The networks are small, and so not much alike.
-pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
-
 IMAGES = normal(1, 16, 8, 8, 3)
 SOURCE, TARGET = small_network(0, 16, 24), small_network(50, 8, 12)
 
@@ -41,6 +38,12 @@ def fitted():
 def test_every_conv_is_fitted_and_the_head_stays(fitted):
     check_fitted(fitted)
     chex.assert_trees_all_equal(fitted["fc"], TARGET.params["fc"])
+
+
+def test_a_report_refuses_the_parameters_of_another_network():
+    for params in (SOURCE.params, {"stem": TARGET.params["stem"]}):
+        with pytest.raises(ParameterTreeError, match="new_params: expected a tree as fit returned"):
+            tlv_jax.fit_report(SOURCE, TARGET, IMAGES, params)
 
 
 def test_nothing_is_written_into_what_is_given(fitted):
@@ -104,6 +107,17 @@ def test_a_target_of_gray_images_needs_the_source_to_see_others():
     with pytest.raises(TLVError, match="src_images"):
         tlv_jax.fit(SOURCE, dst, gray)
     check_fitted(tlv_jax.fit(SOURCE, dst, gray, src_images=np.repeat(gray, 3, -1)), dst)
+
+
+def test_a_source_of_one_image_size_is_not_given_larger_ones_in_silence():
+    def fixed(params, images):
+        return small_fn(params, images.reshape(len(images), 192).reshape(-1, 8, 8, 3))
+
+    src = tlv_jax.trace(fixed, SOURCE.params, IMAGES[:1])
+    with pytest.raises(TypeError) as raised:
+        tlv_jax.fit(src, TARGET, IMAGES)
+    assert "src was called with images of shape (16, 16, 16, 3)" in raised.value.__notes__[-1]
+    check_fitted(tlv_jax.fit(src, TARGET, IMAGES, settings=tlv_jax.Fit(enlarge=1)))
 
 
 def with_nan(array):
@@ -171,6 +185,11 @@ def test_settings_out_of_range_are_refused(name, value):
         tlv_jax.fit(SOURCE, TARGET, IMAGES, settings=tlv_jax.Fit(**{name: value}))
 
 
+def test_settings_may_be_numbers_of_numpy():
+    settings = tlv_jax.Fit(penalty=np.float32(0.1), rows=np.int64(128))
+    check_fitted(tlv_jax.fit(SOURCE, TARGET, IMAGES, settings=settings))
+
+
 def test_a_key_that_is_none_is_refused():
     with pytest.raises(OptionError, match="key: expected one random key"):
         tlv_jax.fit(SOURCE, TARGET, IMAGES, key=0)
@@ -189,3 +208,68 @@ def test_it_does_not_run_within_jit(traced):
 
     with pytest.raises(TLVError, match=rf"{traced}: .* outside"):
         fit(given[traced])
+
+
+def conv(x, kernel):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+
+
+def pooled(x):
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, *[(1, 2, 2, 1)] * 2, "VALID") / 4
+
+
+def head(x, kernel):
+    return jax.nn.relu(x).mean((1, 2)) @ kernel
+
+
+def test_gates_are_left_alone_where_no_norm_tells_them_from_other_convs():
+    def fn(params, images):
+        x = jax.nn.relu(conv(images, params["stem"]))
+        gate = jax.nn.relu(conv(x.mean((1, 2), keepdims=True), params["squeeze"]))
+        x = x * jax.nn.sigmoid(conv(gate, params["excite"]))
+        return head(conv(x, params["out"]), params["fc"])
+
+    shapes = {"stem": (3, 3, 3, 8), "squeeze": (1, 1, 8, 4), "excite": (1, 1, 4, 8)}
+    shapes = {**shapes, "out": (3, 3, 8, 12), "fc": (12, 5)}
+    params = {name: normal(n, *shape) for n, (name, shape) in enumerate(shapes.items())}
+    dst = tlv_jax.trace(fn, params, IMAGES[:1])
+    report = tlv_jax.fit_report(SOURCE, dst, IMAGES, tlv_jax.fit(SOURCE, dst, IMAGES))
+    assert [row.target for row in report.rows] == ["stem", "out"]
+
+
+def test_a_state_may_begin_before_a_pooling():
+    def plain(params, images):
+        x = pooled(jax.nn.relu(conv(images, params["a"])))
+        return head(conv(x, params["b"]), params["fc"])
+
+    def residual(params, images):
+        x = pooled(conv(images, params["stem"]))
+        x = x + conv(jax.nn.relu(conv(x, params["expand"])), params["project"])
+        return head(conv(x, params["last"]), params["fc"])
+
+    given = {"a": normal(0, 3, 3, 3, 16), "b": normal(1, 3, 3, 16, 24), "fc": normal(2, 24, 5)}
+    wanted = {"stem": normal(3, 3, 3, 3, 8), "expand": normal(4, 1, 1, 8, 16)}
+    wanted = {**wanted, "project": normal(5, 1, 1, 16, 8), "last": normal(6, 1, 1, 8, 9)}
+    wanted = {**wanted, "fc": normal(7, 9, 5)}
+    src, dst = (
+        tlv_jax.trace(fn, params, IMAGES[:1]) for fn, params in ((plain, given), (residual, wanted))
+    )
+    report = tlv_jax.fit_report(src, dst, IMAGES, tlv_jax.fit(src, dst, IMAGES))
+    found = {row.target: row.source for row in report.rows}
+    assert found == {"stem": "a", "expand": "b", "project": "b", "last": "b"}
+
+
+def test_the_channels_that_matter_are_those_that_a_flat_head_reads_anywhere():
+    def fn(params, images):
+        x = jax.nn.relu(conv(images, params["conv"]))
+        return x.reshape(len(x), -1) @ params["fc"]
+
+    head = np.zeros((8, 8, 16, 5), np.float32)
+    head[0, 0, 12:] = 1  # at the first place alone
+    given = {"conv": normal(0, 3, 3, 3, 16), "fc": head.reshape(-1, 5)}
+    wanted = {"conv": normal(1, 3, 3, 3, 4), "fc": normal(2, 256, 5)}
+    src, dst = (tlv_jax.trace(fn, params, IMAGES[:1]) for params in (given, wanted))
+    settings = tlv_jax.Fit(penalty=1e-9, enlarge=1)
+    params = tlv_jax.fit(src, dst, IMAGES, settings=settings)
+    np.testing.assert_allclose(params["conv"], given["conv"][..., 12:], rtol=1e-3, atol=1e-3)

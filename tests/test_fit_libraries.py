@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from libraries import LIBRARIES, NNX, Equinox, Linen, drawn
+from libraries import LIBRARIES, Equinox, Linen, drawn
 from trees import leaves, normal, random_variables
 
 import tlv_jax
@@ -84,8 +84,7 @@ def numbers_of(network, params):
 
 
 IN_TESTS = [
-    pytest.param(each, marks=() if each in (NNX, Equinox) else pytest.mark.slow)
-    for each in LIBRARIES
+    pytest.param(each, marks=() if each is Equinox else pytest.mark.slow) for each in LIBRARIES
 ]
 
 

@@ -11,8 +11,6 @@ from trees import normal, random_variables
 
 import tlv_jax
 
-pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
-
 SETTINGS = tlv_jax.Fit(rows=2048)
 SOURCE, TARGET = "resnet18", "mobilenet_v2"
 # Their dense layers read 4096 values, which take long to draw.

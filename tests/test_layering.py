@@ -20,6 +20,7 @@ ABOVE = {  # what each package must not import
     "train": {"torch", "torchvision"},
 }
 CORE = {"jax", "numpy", "scipy", "tlv_jax"}
+OF_PLOTS = {"matplotlib"}  # optional, and imported late: see the list of what is not loaded
 PLAIN = {"types", "errors"}  # of the core, which any room may import
 ROOMS = {  # of the core, and what else of it each may import
     "layers": {"layers"},
@@ -28,6 +29,10 @@ ROOMS = {  # of the core, and what else of it each may import
     "consistent": {"arrays", "consistent", "layers", "rules"},
     "convolutions": {"convolutions"},
     "fitting": {"apply", "arrays", "cpu_convolutions", "fitting", "layers", "methods", "network"},
+    "plots": {
+        *("apply", "arrays", "fit", "layers", "matching", "network", "plan", "planning"),
+        *("plots", "report", "rules"),
+    },
     "models": {"models"},
 }
 LOADED = """
@@ -64,7 +69,8 @@ def roots_of(path):
 
 def test_the_core_imports_jax_numpy_and_scipy_alone():
     for path in files_of("tlv_jax"):
-        assert roots_of(path) <= CORE | sys.stdlib_module_names, path
+        optional = OF_PLOTS if path.parent.name == "plots" else set()
+        assert roots_of(path) <= CORE | optional | sys.stdlib_module_names, path
         assert "tlv_jax.models" not in set(imported(path)), path
 
 

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trees
 from small_network import Net
 
 import tlv_jax
+from importers.nnx_network import NNXNetwork
 from tlv_jax import models
 from tlv_jax.errors import OptionError
+from tlv_jax.models.mobilenet_v2 import MobileNetV2Config, StageConfig
 from train.errors import ConfigError
 from train.linen_target import linen_target
 from train.modules import build_module, parse_arguments, target_of
@@ -240,3 +243,20 @@ def test_an_nnx_module_keeps_what_it_was():
     target.train(*target.split(module), IMAGES, KEY, lambda features: 0 * features)
     chex.assert_trees_all_equal(nnx.state(module), before)
     assert type(module.layers.layers[2]) is nnx.Linear
+
+
+def test_an_nnx_module_of_the_zoo_has_features_and_a_head():
+    config = MobileNetV2Config((StageConfig(1, 8, repeats=1, stride=1),))
+    model = models.MobileNetV2(config, num_classes=5)
+    variables = trees.random_variables(models.abstract_variables(model), 0)
+    module = NNXNetwork(model, variables, nnx.Rngs(0))
+    target = nnx_target(module, IMAGES[:1])
+    seen = []
+
+    @jax.jit
+    def train(params, state):
+        return target.train(params, state, IMAGES, KEY, lambda x: seen.append(x.shape) or 0 * x)
+
+    logits, _ = train(*target.split(module))
+    assert seen == [(2, 1280)]
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-6)

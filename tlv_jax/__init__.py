@@ -5,7 +5,7 @@
 The core: pure functions over parameter pytrees, on jax, numpy and scipy only.
 """
 
-from tlv_jax import layers, matching, methods, rules
+from tlv_jax import layers, matching, methods, plots, rules
 from tlv_jax.batch_stats import recompute_statistics
 from tlv_jax.consistent.plan import ConsistentChannels
 from tlv_jax.cpu_convolutions import cpu_convolutions
@@ -14,6 +14,7 @@ from tlv_jax.errors import (
     NonFiniteSourceError,
     NoSourceLayerError,
     OptionError,
+    PackageError,
     ParameterTreeError,
     PlanMismatchError,
     TLVError,
@@ -45,6 +46,7 @@ __all__ = [
     "NoSourceLayerError",
     "NonFiniteSourceError",
     "OptionError",
+    "PackageError",
     "ParameterTreeError",
     "PlanMismatchError",
     "ProbeResult",
@@ -64,6 +66,7 @@ __all__ = [
     "matching",
     "methods",
     "plan_transfer",
+    "plots",
     "probe",
     "recompute_statistics",
     "report",

@@ -26,6 +26,10 @@ class OptionError(TLVError, ValueError):
     """An option has a value that is not allowed."""
 
 
+class PackageError(TLVError, ImportError):
+    """An optional package is not installed."""
+
+
 class PlanMismatchError(TLVError, ValueError):
     """A plan does not fit the trees that it is applied to."""
 

@@ -11,8 +11,10 @@ import dataclasses
 import json
 from typing import Any
 
+from tlv_jax.errors import ParameterTreeError
 from tlv_jax.fitting.preparation import prepare
 from tlv_jax.fitting.settings import DEFAULT, Fit
+from tlv_jax.layers.paths import array_leaves
 from tlv_jax.network import Network
 from tlv_jax.tables import format_table
 from tlv_jax.transfer import apply_transfer, plan_transfer
@@ -145,9 +147,19 @@ def fit_report(
       key: of the fit.
 
     Raises:
+      ParameterTreeError: if the new parameters have other leaves or shapes than the target's.
       TLVError: as `fit`.
     """
     prepared = prepare(src, dst, images, src_images, settings, key)
+    new, own = (
+        {path: leaf.shape for path, leaf in array_leaves(tree, name=name).items()}
+        for tree, name in ((new_params, "new_params"), (dst.params, "dst"))
+    )
+    if new != own:
+        raise ParameterTreeError(
+            "new_params: expected a tree as fit returned it, got one whose leaves or shapes are "
+            "not those of dst. Pass the target that was given to fit."
+        )
     _, before = prepared.follow(dst.params, solve=False)
     _, after = prepared.follow(new_params, solve=False)
     return FitReport(

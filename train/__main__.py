@@ -1,18 +1,18 @@
-"""`python -m train`, also installed as `tlv-jax`."""
+"""`python -m train`."""
 
 import contextlib
 import logging
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 
 import tyro
 
+from importers.exits import plain_warnings
 from train.config import Config
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "execute", "main"]
 
 DESCRIPTION = (
     "Transfer the pretrained weights of one network into another and train it with feature "
@@ -28,6 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
       has because of Ctrl-C; 1 after an error.
     """
     config = tyro.cli(Config, prog="python -m train", description=DESCRIPTION, args=arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    return execute(config, ["python", "-m", "train", *given])
+
+
+def execute(config: Config, command: Sequence[str]) -> int:
+    """Runs one experiment, once its settings are read.
+
+    Args:
+      config: the settings.
+      command: the words by which the run was started, to tell how it is resumed.
+
+    Returns:
+      The exit status, as `main`.
+    """
     # Imported late: --help does not wait for JAX, Flax and Orbax.
     from tlv_jax.errors import TLVError
     from train.errors import Stopped
@@ -40,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        command = _resuming(sys.argv[1:] if arguments is None else arguments, stop.folder.name)
-        line = f"stopped after step {stop.step} of {stop.training!r}; continue with: {command}"
+        again = _resuming(command, stop.folder.name)
+        line = f"stopped after step {stop.step} of {stop.training!r}; continue with: {again}"
         print(line, file=sys.stderr)
         return 130 if stop.signal == signal.SIGINT else 0
     except KeyboardInterrupt:
@@ -50,12 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _resuming(arguments: Sequence[str], name: str) -> str:
+def _resuming(command: Sequence[str], name: str) -> str:
     """The command that resumes the run. Of an option that is given twice, the last counts."""
     more = ["--name", name, "--resume"]
-    if list(arguments[-3:]) == more:  # it was resumed by this command before
+    if list(command[-3:]) == more:  # it was resumed by this command before
         more = []
-    return shlex.join(["python", "-m", "train", *arguments, *more])
+    return shlex.join([*command, *more])
 
 
 @contextlib.contextmanager
@@ -69,16 +83,10 @@ def _plain_messages() -> Iterator[None]:
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
+        with plain_warnings():
             yield
     finally:
         sys.unraisablehook = hook
-
-
-def _print_warning(message: Warning | str, *_: object) -> None:
-    """One readable line, without the line of code that warned."""
-    print(f"warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from train.errors import DataError, name_some
 from train.pictures import Found, Members, Notes
 
-__all__ = ["class_folders", "find_folder"]
+__all__ = ["class_folders", "find_folder", "visible_files"]
 
 SPLIT_NAMES: Mapping[str, str] = MappingProxyType(  # in any case
     {
@@ -121,14 +121,20 @@ def class_folders(folder: Path, notes: Notes) -> Members:
     for path in sorted(path for path in folder.iterdir() if _is_visible(path.name)):
         if not path.is_dir():
             notes["files beside the class folders, not used"].append(path)
-        elif files := _files(path):
+        elif files := visible_files(path):
             found[path.name] = files
         else:
             notes["empty folders, passed over"].append(path)
     return found
 
 
-def _files(folder: Path) -> list[Path]:
+def visible_files(folder: Path) -> list[Path]:
+    """Returns the visible files anywhere below a folder, in order.
+
+    Raises:
+      OSError: if a folder cannot be read.
+    """
+
     def stop(error: OSError) -> None:
         raise error  # os.walk passes over a folder that it cannot read
 

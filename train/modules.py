@@ -64,7 +64,7 @@ def build_module(
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"target={name!r}: cannot be imported ({error}). Give package.module:Name, and start "
-            "`python -m train` in the folder that holds the package."
+            "in the folder that holds the package."
         ) from error
     try:
         offered = {"num_classes": num_classes, "image_size": image_size, "dtype": dtype}
@@ -76,7 +76,8 @@ def build_module(
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"target={name!r}: cannot be built ({error}). Give the arguments that it needs beside "
-            "num_classes, image_size, dtype and rngs: --target-args NAME=VALUE."
+            "num_classes, image_size, dtype and rngs: --target-args NAME=VALUE, or --dst-args for "
+            "tlv-jax transfer."
         ) from error
     if not isinstance(module, nn.Module | nnx.Module):
         raise ConfigError(

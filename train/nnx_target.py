@@ -15,7 +15,8 @@ __all__ = ["nnx_target"]
 def nnx_target(module: nnx.Module, images: jax.Array) -> Target:
     """Traces a module, and takes it apart.
 
-    Its penultimate features are what its last dense layer is called on.
+    Its penultimate features are what its method `features` gives to its method `head`, as in the
+    zoo. Without these methods they are what its last dense layer is called on.
 
     Args:
       module: called as `module(images)`. Its methods `train` and `eval` tell it and its parts
@@ -30,6 +31,8 @@ def nnx_target(module: nnx.Module, images: jax.Array) -> Target:
     network = tlv_jax.trace(lambda module, images: module(images, **mode(False)), module, images)
     streams = {variable.tag for _, variable in nnx.to_flat_state(random)}
     dense = [layer.path for layer in network.layers if layer.kind == "dense"]
+    # Methods alone: of attributes of these names it is not known that one follows the other.
+    parts = all(callable(getattr(type(module), name, None)) for name in ("features", "head"))
 
     def merged(graph: Any, params: Any, state: Any) -> Any:
         # The boxes are copied: they hold what the module changes in place.
@@ -42,6 +45,9 @@ def nnx_target(module: nnx.Module, images: jax.Array) -> Target:
         module = merged(training, params, state)
         keys = jax.random.split(key, len(streams))
         nnx.reseed(module, policy="match_shape", **dict(zip(sorted(streams), keys, strict=True)))
+        if change and parts:
+            logits = module.head(change(module.features(images)))  # type: ignore[attr-defined]
+            return logits, _parts(module)[3]
         head = _found(module, dense[-1]) if change and dense else None
         own = type(head)
         if head is not None:

@@ -36,11 +36,11 @@ def aims_of(
         path: functools.partial(_sum, found, roles[path].layer.size, goal)
         for path, goal in goals.items()
     }
-    by_space: dict[Labels, list[str]] = {}
+    mapped: dict[tuple[Labels, int], list[str]] = {}
     for path, goal in goals.items():
-        if goal.space:
-            by_space.setdefault(goal.space, []).append(path)
-    for space, paths in by_space.items():
+        if goal.space:  # one map leads from as many channels, where a state begins at another level
+            mapped.setdefault((goal.space, len(goal.parts[0].channels)), []).append(path)
+    for (space, _), paths in mapped.items():
         # Each state of the source once.
         states = {(goals[path].source, roles[path].layer.size): values[path] for path in paths}
         mean, components = principal_components([each() for each in states.values()], len(space))

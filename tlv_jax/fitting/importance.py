@@ -37,7 +37,9 @@ def importance(network: Network, roles: Mapping[str, Role], images: Array) -> di
             inputs = np.sqrt((kernel**2).sum(tuple(range(kernel.ndim - 2))))  # [I, G O]
             norms = np.linalg.norm(inputs.reshape(len(inputs), reader.groups, -1), axis=2).T
             each = deviations[reader.path] * norms.reshape(-1)
-            worth.update(zip(network.channels[reader.path].reads, each.tolist(), strict=True))
+            # A dense layer reads each channel of a grid at all places.
+            for label, value in zip(network.channels[reader.path].reads, each, strict=True):
+                worth[label] = worth.get(label, 0.0) + float(value)
         found[path] = np.array([worth[label] for label in role.space])
     return found
 

@@ -119,7 +119,7 @@ def prepare(
             f"{len(src_images)}. Pass them in the same order."
         )
     # As they are for images of this size.
-    src, dst = _traced(src, src_images), _traced(dst, images)
+    src, dst = _traced_source(src, src_images), _traced(dst, images)
     src_roles, roles = roles_of(src), roles_of(dst)
     assert src.channels is not None
     worth = importance(src, src_roles, src_images[:LOOKED_AT])
@@ -145,6 +145,17 @@ def prepare(
 def _traced(network: Network, images: Array) -> Network:
     assert network.fn is not None
     return trace(network.fn, network.params, images[:1])
+
+
+def _traced_source(src: Network, images: Array) -> Network:
+    try:
+        return _traced(src, images)
+    except Exception as error:
+        error.add_note(
+            f"src was called with images of shape {images.shape}. If it takes others, pass them as "
+            "src_images, or Fit(enlarge=1) if it takes the target's own."
+        )
+        raise
 
 
 def _checked(images: Any, name: str) -> Array:

@@ -70,6 +70,8 @@ def roles_of(network: Network) -> dict[str, Role]:
     for layer in convs:
         space = graph[layer.path].writes
         reader, reads_all = readers.after(layer), readers.after(layer, full=True)
+        if reader is not None and _is_flattened(graph[reader.path].reads):
+            reader = None
         activated = reader is None or graph[reader.path].activated
         depthwise = _is_depthwise(network, layer)
         roles[layer.path] = Role(
@@ -79,7 +81,7 @@ def roles_of(network: Network) -> dict[str, Role]:
             space=space,
             norm=_norm_of(network, layer),
             level=levels[layer.path],
-            reader=reader.path if reader and _reads_grid(network, reader, layer) else None,
+            reader=reader.path if reader and _reads_grid(reader, layer) else None,
             reader_level=levels.get(reader.path if reader else "", levels[layer.path]),
             reads_all=reads_all and reads_all.path,
             depthwise=depthwise,
@@ -90,15 +92,17 @@ def roles_of(network: Network) -> dict[str, Role]:
 
 
 def _followed(network: Network, kernels: Sequence[Layer]) -> list[Layer]:
-    """The convs that a fit may follow: of a grid, and not the head."""
+    """The convs that a fit may follow: of a grid, and neither the head nor gates."""
     convs = [layer for layer in kernels[:-1] if layer.kind == "conv" and layer.size]
     normed = [_norm_of(network, layer) is not None for layer in convs]
-    # Among normed convs those without a norm, on a grid of one place, are of gates or heads.
-    gates = sum(normed) * 2 >= len(convs)
+    last = max((n for n, layer in enumerate(convs) if math.prod(layer.size) > 1), default=0)
+    # Among normed convs those without a norm, on a grid of one place, are of gates or heads; before
+    # a larger grid, all are of gates.
+    most = sum(normed) * 2 >= len(convs)
     return [
         layer
-        for layer, has_norm in zip(convs, normed, strict=True)
-        if has_norm or not (gates and math.prod(layer.size) == 1)
+        for number, (layer, has_norm) in enumerate(zip(convs, normed, strict=True))
+        if has_norm or not (math.prod(layer.size) == 1 and (most or number < last))
     ]
 
 
@@ -115,16 +119,17 @@ def _is_depthwise(network: Network, layer: Layer) -> bool:
     return layer.groups > 1 and labels.reads == labels.writes
 
 
-def _reads_grid(network: Network, reader: Layer, conv: Layer) -> bool:
+def _is_flattened(reads: Labels) -> bool:
+    """Whether a layer reads all places of a grid in a row, and so each channel several times."""
+    return len(set(reads) - {UNKNOWN}) < len(reads) - reads.count(UNKNOWN)
+
+
+def _reads_grid(reader: Layer, conv: Layer) -> bool:
     """Whether what a layer reads of a conv is on its grid, a coarser one, or averaged."""
-    assert network.channels is not None
-    if reader.kind == "conv":
-        return True
-    reads = network.channels[reader.path].reads
-    # Tokens have one axis, or are of windows; a flattened grid has each channel several times.
+    # Tokens have one axis, or are of windows.
     ranks = (0, len(conv.size))
     finer = any(a > b for a, b in zip(reader.size, conv.size, strict=False))
-    return len(reader.size) in ranks and not finer and len(set(reads)) == len(reads)
+    return reader.kind == "conv" or (len(reader.size) in ranks and not finer)
 
 
 class _Readers:

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import numpy as np
+
 from tlv_jax.errors import OptionError
 from tlv_jax.methods import Method
 
@@ -34,11 +36,11 @@ class Fit:
         """Raises an `OptionError` for values that are not allowed."""
         for name, lowest in (("enlarge", 1), ("rows", 1), ("batch_size", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < lowest:
+            if not isinstance(value, int | np.integer) or value < lowest:
                 raise OptionError(f"{name}={value!r}: expected a whole number from {lowest} on.")
         for name in ("penalty", "deviation"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
+            if not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
                 raise OptionError(f"{name}={value!r}: expected a finite number above 0.")
 
 

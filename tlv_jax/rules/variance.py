@@ -94,22 +94,10 @@ class Variance:
         xp = namespace(key, source, target)
         target = xp.asarray(target)
         *spatial, inputs, outputs = target.shape
-        kernel = source.astype(xp.promote_types(source.dtype, np.float32), copy=False)
-        kernel = pool(kernel, spatial, self.pool, xp)
+        kernel, border = _resized(source, spatial, self.pool, xp)
         given_inputs, given_outputs = kernel.shape[-2:]
-        # In the middle of zeros; an odd extra row comes last.
-        border = paste(np.zeros(kernel.shape[:-2], bool), np.ones(spatial, bool))
-        if border.any():
-            kernel = paste(kernel, xp.zeros((*spatial, *kernel.shape[-2:]), kernel.dtype))
-
         # Words and variances are computed only where the settings ask for them.
-        filters = self._places(
-            given_outputs,
-            outputs,
-            lambda size: noise(fold_in(key, 0), (1, size), xp),
-            lambda: filter_variance(kernel if given_outputs > outputs else target, xp),
-            xp,
-        )[0]
+        filters = self._filters(key, kernel, target, xp)
         source_filters = xp.maximum(filters, 0)
         # Each filter ranks its own inputs: those that it has in the source.
         narrows = given_inputs > inputs
@@ -132,6 +120,37 @@ class Variance:
         taken = xp.take(pixels, places.reshape(-1), axis=1).reshape(target.shape)
         given = (chosen != NONE) & (filters != NONE)[None, :]
         return xp.where(given, taken.astype(target.dtype), target)
+
+    def ranked_filters(
+        self, key: Array, source: np.ndarray, target: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The variances that choose filters, and which of them are chosen, for plots and tests.
+
+        Args:
+          key: as for a call.
+          source: as for a call, `[*spatial, I, O]`.
+          target: as for a call, `[*spatial', I', O']`.
+
+        Returns:
+          `[O]` of the source's filters and whether each is kept, if O >= O'; else `[O']` of the
+          target's filters and whether each is replaced.
+        """
+        kernel, _ = _resized(source, target.shape[:-2], self.pool, np)
+        filters = self._filters(key, kernel, target, np)
+        if source.shape[-1] < target.shape[-1]:
+            return filter_variance(target, np)[0], filters != NONE
+        return filter_variance(kernel, np)[0], np.isin(np.arange(source.shape[-1]), filters)
+
+    def _filters(self, key: Array, kernel: Any, target: Any, xp: ModuleType) -> Any:
+        """Which filter of the resized source each one of the target gets, NONE for none. `[O']`."""
+        given, outputs = kernel.shape[-1], target.shape[-1]
+        return self._places(
+            given,
+            outputs,
+            lambda size: noise(fold_in(key, 0), (1, size), xp),
+            lambda: filter_variance(kernel if given > outputs else target, xp),
+            xp,
+        )[0]
 
     def _places(
         self,
@@ -165,6 +184,19 @@ class Variance:
             return channels
         empty = xp.full((max(len(chosen), len(channels)), m), NONE, np.int32)
         return replace(empty, (np.arange(len(empty))[:, None], chosen), channels)
+
+
+def _resized(
+    source: Any, spatial: Sequence[int], how: str, xp: ModuleType
+) -> tuple[Any, np.ndarray]:
+    """The source at the target's spatial size, in float32 at least, and where it is padded."""
+    kernel = source.astype(xp.promote_types(source.dtype, np.float32), copy=False)
+    kernel = pool(kernel, spatial, how, xp)
+    # In the middle of zeros; an odd extra row comes last.
+    border = paste(np.zeros(kernel.shape[:-2], bool), np.ones(spatial, bool))
+    if border.any():
+        kernel = paste(kernel, xp.zeros((*spatial, *kernel.shape[-2:]), kernel.dtype))
+    return kernel, border
 
 
 def pool(kernel: Any, spatial: Sequence[int], how: str, xp: ModuleType) -> Any:

@@ -7,7 +7,7 @@ import tyro
 
 from train.compare.settings import Settings
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "execute", "main"]
 
 DESCRIPTION = (
     "Train one network from several starts, on the same images and under one budget, and report "
@@ -17,9 +17,13 @@ DESCRIPTION = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a comparison from the command line; returns the exit status."""
-    settings = tyro.cli(
-        Settings, prog="python -m train.compare", description=DESCRIPTION, args=arguments
+    return execute(
+        tyro.cli(Settings, prog="python -m train.compare", description=DESCRIPTION, args=arguments)
     )
+
+
+def execute(settings: Settings) -> int:
+    """Runs a comparison, once its settings are read; returns the exit status."""
     # Imported late: --help does not wait for JAX and Flax.
     from tlv_jax.errors import TLVError
     from train.compare.comparison import compare

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tlv_jax.plots.looks import bare, line_style, new_figure
 from train.compare.table import Line
 
 __all__ = ["save_bands"]
@@ -19,28 +20,25 @@ def save_bands(lines: Sequence[Line], label: str, path: Path) -> None:
       path: of the image; its suffix is the format.
 
     Raises:
-      ImportError: if matplotlib is not installed.
+      PackageError: if matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure = new_figure(4.5, 8, layout="constrained")
     from matplotlib.ticker import MaxNLocator
 
-    # Without pyplot, which would keep the figure alive and may need a display.
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, line in enumerate(lines):
-        epochs, color = list(line.curve), f"C{number}"
+        epochs, looks = list(line.curve), line_style(number)
+        color = looks["color"]
         means = np.array([each.mean for each in line.curve.values()])
         margins = np.nan_to_num([each.margin for each in line.curve.values()])
         if epochs == [0]:
             axes.axhline(means[0], color=color, linestyle="--", label=line.start)
             continue
-        axes.plot(epochs, means, color=color, marker="o", markersize=3, label=line.start)
+        axes.plot(epochs, means, label=line.start, **looks)
         axes.fill_between(epochs, means - margins, means + margins, color=color, alpha=0.15)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
+    bare(axes)
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)

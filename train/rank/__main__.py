@@ -7,7 +7,7 @@ import tyro
 
 from train.rank.settings import Settings
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "execute", "main"]
 
 DESCRIPTION = (
     "Rank pretrained networks on your images: a linear classifier on the features of each, frozen, "
@@ -16,14 +16,18 @@ DESCRIPTION = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ranks from the command line.
+    """Ranks from the command line; returns the exit status, as `execute`."""
+    return execute(
+        tyro.cli(Settings, prog="python -m train.rank", description=DESCRIPTION, args=arguments)
+    )
+
+
+def execute(settings: Settings) -> int:
+    """Ranks, once the settings are read.
 
     Returns:
       The exit status: 0; 1 after an error, or if no source could be ranked; 130 after Ctrl-C.
     """
-    settings = tyro.cli(
-        Settings, prog="python -m train.rank", description=DESCRIPTION, args=arguments
-    )
     # Imported late: --help does not wait for JAX and Flax.
     from tlv_jax.errors import TLVError
     from train.rank.running import rank
