@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import importers
+import tlv_jax
+import train.compare
+import train.rank
 from docs.pictures import EXAMPLE
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -44,6 +48,25 @@ def test_each_picture_of_the_page_is_there_and_made_of_the_lines_above_it():
     assert len(PAGES[page]) == len(shown)
     for picture in shown:
         assert (DOCS / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_page_stands_once_in_the_navigation():
+    trees = re.findall(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.S)
+    lines = [line for tree in trees for line in tree.splitlines() if line and line[0] != ":"]
+    entries = [re.sub(r".*<(.*)>", r"\1", line) for line in lines]
+    pages = {page.stem for suffix in ("md", "rst", "ipynb") for page in DOCS.rglob(f"*.{suffix}")}
+    assert sorted(entries) == sorted(pages - {"index"})
+
+
+@pytest.mark.parametrize("package", [tlv_jax, importers, train, train.compare, train.rank])
+def test_the_reference_has_each_public_name(package):
+    page = DOCS / f"api_{package.__name__.partition('.')[0]}.rst"
+    described = re.findall(r"^\.\. auto\w+:: (\S+)$", page.read_text(), re.M)
+    assert {f"{package.__name__}.{name}" for name in package.__all__} <= set(described)
+
+
+def test_the_start_page_is_the_readme():
+    assert (DOCS / "index.md").read_text().startswith("```{include} ../README.md\n```")
 
 
 def anchors(page):
