@@ -85,13 +85,14 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__.split("\n")[0])
     if options.table:
-        print_tables(options.results)
+        print(tables_of(options.results))
         return
     study = Study(options)
     done = {identity(row) for row in read_rows(options.results)}
     for draw in range(options.draws):
         for treatment in treatments(options):
             row = {**dataclasses.asdict(options.experiment), **dataclasses.asdict(treatment)}
+            row = {name: str(value) for name, value in row.items()}  # written as they are compared
             if identity({**row, "draw": draw}) not in done:
                 found = study.measure(treatment, draw)
                 append_rows(options.results, [{**provenance(), **row, "draw": draw, **found}])
@@ -183,22 +184,26 @@ def identity(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in (*SETTINGS, "draw"))
 
 
-def print_tables(path: Path) -> None:
+def tables_of(path: Path) -> str:
     """One table an experiment: the mean over draws, and their standard deviation."""
-    tables: dict[tuple[str, ...], dict[tuple[str, ...], list[float]]] = defaultdict(dict)
+    tables: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(dict)
+    usual = {name: str(value) for name, value in dataclasses.asdict(Treatment()).items()}
     for row in read_rows(path):
         experiment = tuple(row[field.name] for field in dataclasses.fields(Experiment))
-        treatment = tuple(row[field.name] for field in dataclasses.fields(Treatment))
-        found = tables[experiment].setdefault(treatment, [])
-        found.append(float(row["balanced_accuracy"]))
-    names = [field.name for field in dataclasses.fields(Treatment)]
-    for experiment, table in tables.items():
-        print(f"\n{', '.join(experiment)}\n\n| {' | '.join(names)} | balanced accuracy | draws |")
-        print("|---" * (len(names) + 2) + "|")
-        for treatment, found in table.items():
+        changed = [
+            f"{name} {row[name]}" for name in usual if name != "start" and row[name] != usual[name]
+        ]
+        name = ", ".join([row["start"], *changed])
+        tables[experiment].setdefault(name, []).append(float(row["balanced_accuracy"]))
+    lines = []
+    for (source, target, dataset, size, *_), table in tables.items():
+        lines += [f"{source} into {target}, {dataset} at {size} pixels:", ""]
+        lines += ["| start | balanced accuracy | draws |", "| --- | --- | --- |"]
+        for name, found in table.items():
             spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
-            cells = [*treatment, f"{statistics.mean(found):.3f}{spread}", f"{len(found)}"]
-            print(f"| {' | '.join(cells)} |")
+            lines.append(f"| {name} | {statistics.mean(found):.3f}{spread} | {len(found)} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         "distill": "as `he`; `probe` teaches it in training",
         "+crossover": "as before the plus; the source lends features in training",
         "+distill": "as before the plus; `probe` teaches it in training",
+        "+head": "as before the plus; its last layer is solved for by the labels first",
     }
 )
 

@@ -1,10 +1,11 @@
 """What the ablation rests on: treatments, rows that are kept, and the same convolution."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from benchmarks import ablation
+from benchmarks import ablation, fitting
 from tlv_jax import ConsistentChannels, Method, layers, matching, methods, rules
 
 
@@ -62,3 +63,19 @@ def test_rows_are_found_again(tmp_path):
     ]
     assert ablation.typed(ablation.Treatment, rows[0]) == ablation.HE
     assert rows[0]["balanced_accuracy"] == "0.1235"
+
+
+def test_the_page_of_fits_has_the_table_of_the_rows():
+    page = Path(__file__).parent.parent / "docs" / "fit.md"
+    table = fitting.tables_of(fitting.RESULTS)
+    assert "| fit |" in table
+    assert table.strip() in page.read_text()
+
+
+def test_each_setting_of_a_fit_is_varied_alone():
+    usual = dataclasses.asdict(fitting.Treatment())
+    for treatment in fitting.treatments(fitting.Options()):
+        changed = [
+            name for name, value in dataclasses.asdict(treatment).items() if value != usual[name]
+        ]
+        assert len(changed) <= 1

@@ -289,7 +289,7 @@ def test_other_settings_and_other_folders_are_refused(finished, settings):
         ({"target_weights": Path("weights.pth")}, "a comparison has no such setting"),
         ({"source": ("vgg11", "vgg13")}, "expected one source, as a comparison has no mixtures"),
         ({"methods": ("he+crossover",), "crossover_rate": 0.0}, "expected a probability above 0"),
-        ({"methods": ("distill+distill",)}, "or both in this order"),
+        ({"methods": ("distill+distill",)}, "distill, .head in this order"),
         ({"distill": DistillOptions("logits")}, "put distill or default.distill among methods"),
         ({"distill": DistillOptions(weight=0.0)}, r"distill\.weight=0\.0, expected a number above"),
         (

@@ -1,11 +1,21 @@
 """Every example of the documentation runs, from the top of its page to the bottom."""
 
+import dataclasses
+import functools
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import tyro
 
+import importers
+import tlv_jax
+import train.compare
+import train.rank
 from docs.pictures import EXAMPLE
+from tlv_jax import methods, rules
+from train.method import method_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {
@@ -44,6 +54,54 @@ def test_each_picture_of_the_page_is_there_and_made_of_the_lines_above_it():
     assert len(PAGES[page]) == len(shown)
     for picture in shown:
         assert (DOCS / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_page_stands_once_in_the_navigation():
+    trees = re.findall(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.S)
+    lines = [line for tree in trees for line in tree.splitlines() if line and line[0] != ":"]
+    entries = [re.sub(r".*<(.*)>", r"\1", line) for line in lines]
+    pages = {page.stem for suffix in ("md", "rst", "ipynb") for page in DOCS.rglob(f"*.{suffix}")}
+    assert sorted(entries) == sorted(pages - {"index"})
+
+
+@pytest.mark.parametrize("package", [tlv_jax, importers, train, train.compare, train.rank])
+def test_the_reference_has_each_public_name(package):
+    page = DOCS / f"api_{package.__name__.partition('.')[0]}.rst"
+    described = re.findall(r"^\.\. auto\w+:: (\S+)$", page.read_text(), re.M)
+    assert {f"{package.__name__}.{name}" for name in package.__all__} <= set(described)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [("Both", "tlvfc"), ("Both", "dpiat"), ("TLVFC", "tlvfc"), ("iatransfer", "dpiat")],
+)
+def test_published_names_have_counterparts_in_python_and_as_options(section, name):
+    page = (DOCS / "published_code.md").read_text()
+    text = page.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    method = getattr(methods, name.upper())
+    rows = [row.split("|")[1:] for row in re.findall(r"^\|(.*`.*)\|$", text, re.M)]
+    assert rows
+    for *ours, options in rows:
+        parts = [part_of_a_method(code) for code in re.findall(r"`(.*?)`", "".join(ours))]
+        expected = dataclasses.replace(method, **functools.reduce(dict.__or__, parts, {}))
+        for option in re.findall(r"`(--.*?)`", options):
+            arguments = ["--method", name, *shlex.split(option)]
+            given = method_of(tyro.cli(train.Config, args=arguments).method)
+            assert not ours or given == expected
+
+
+def part_of_a_method(code):
+    """What a cell of the table says of a method's fields: by name, or a rule alone."""
+    names = {**vars(tlv_jax), "tlv_jax": tlv_jax}
+    field, _, value = code.partition("=")
+    if field in {field.name for field in dataclasses.fields(tlv_jax.Method)}:
+        return {field: eval(value, names)}
+    value = eval(code, names)
+    return {"rule": value} if isinstance(value, rules.LIBRARY) else {}
+
+
+def test_the_start_page_is_the_readme():
+    assert (DOCS / "index.md").read_text().startswith("```{include} ../README.md\n```")
 
 
 def anchors(page):

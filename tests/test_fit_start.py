@@ -172,6 +172,19 @@ def test_a_comparison_starts_from_the_same_fit_and_from_one_to_another_source(st
     assert not np.allclose(*kernels, atol=0.1)
 
 
+def test_a_comparison_solves_for_a_head_by_the_labels_of_the_images_that_are_seen_first(study):
+    plain, solved = (start_of(study, name, 0) for name in ("he", "he+head"))
+    images, key = study.splits.train, keys_of(0).order
+    order = train_order(key, 1, len(images), study.settings.batch_size).reshape(-1)
+    seen = (images.images[order] / np.float32(255) - 0.5) / 0.25
+    network = dataclasses.replace(study.target(0).network, params=plain.variables)
+    expected = tlv_jax.ridge_head(network, seen, np.asarray(images.labels[order]))
+    assert_alike(solved.variables, expected)
+    layer = network.layers[-1]
+    given, before = (leaves(each.variables)[layer.weight] for each in (solved, plain))
+    assert not np.allclose(given, before, atol=0.01)
+
+
 @pytest.mark.slow
 def test_the_other_source_has_random_weights(study):
     key = keys_of(0).transfer

@@ -1,7 +1,9 @@
 """All choices of a transfer in one record, and the published methods.
 
-plan = tlv_jax.plan_transfer(src, dst, methods.DPIAT)
-method = dataclasses.replace(methods.DPIAT, rule=rules.Variance(shuffle=False))
+A method goes where a transfer is planned; `dataclasses.replace` changes a part of it:
+
+    plan = tlv_jax.plan_transfer(src, dst, methods.DPIAT)
+    method = dataclasses.replace(methods.DPIAT, rule=rules.Variance(shuffle=False))
 """
 
 import dataclasses

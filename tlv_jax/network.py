@@ -58,7 +58,7 @@ def trace(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Network:
         network = tlv_jax.trace(lambda m, x: m(x), model, images)        # Flax NNX
         network = tlv_jax.trace(lambda m, x: jax.vmap(m)(x), model, images)  # Equinox
 
-    Nothing is computed: arguments may be `jax.ShapeDtypeStruct`s, and one small image is enough.
+    Nothing is computed: an argument may be a `jax.ShapeDtypeStruct`, and one small image is enough.
 
     Args:
       fn: a function `fn(params, *inputs)`, for example a model's `apply`. Call it as for inference,

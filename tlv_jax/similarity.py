@@ -22,7 +22,7 @@ def similarity(src: Network | PyTree, dst: Network | PyTree) -> float:
     source can fill. Works on shapes alone.
 
     Args:
-      src: a network, or a bare tree of arrays or `jax.ShapeDtypeStruct`s. From a list of networks,
+      src: a network, or a bare tree of arrays or of `jax.ShapeDtypeStruct`. Of a list of networks
         the most similar one counts.
       dst: a network or a bare tree.
 

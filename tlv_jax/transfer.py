@@ -53,7 +53,7 @@ def transfer(
     Args:
       src: the pretrained network, from `trace`, or a bare tree of arrays: a kernel is
         `[*spatial, I, O]`, or `[O, I, *spatial]` if its leaf is named `weight`. A list of
-        `Network`s is a mixture: each target layer takes the source layer that fits it best.
+        networks is a mixture: each target layer takes the source layer that fits it best.
       dst: the target with its own initial parameters, a network or a bare tree. Not written to.
       key: random key; `jax.random.key(0)` if None.
       method: how the transfer is made, see `tlv_jax.methods`. None means `methods.DEFAULT`, or
@@ -91,7 +91,7 @@ def plan_transfer(
     """Plans a transfer from shapes alone. Nothing is allocated on a device.
 
     Args:
-      src: as for `transfer`; arrays may be `jax.ShapeDtypeStruct`s.
+      src: as for `transfer`; each array may be a `jax.ShapeDtypeStruct`.
       dst: the target, also a network or a bare tree.
       method: as for `transfer`.
 

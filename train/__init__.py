@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from train.config import (
     ChannelOptions,
     Config,
+    DistillOptions,
     HostOptions,
     MatchOptions,
     MethodOptions,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ChannelOptions",
     "Config",
+    "DistillOptions",
     "HostOptions",
     "MatchOptions",
     "MethodOptions",

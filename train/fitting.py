@@ -17,9 +17,25 @@ from train.data import Images, train_order
 from train.errors import ConfigError
 from train.statistics import Statistics
 
-__all__ = ["check_source", "first_images", "source_of_fit"]
+__all__ = ["check_source", "first_images", "first_rows", "source_of_fit"]
 
 FIRST = 256
+
+
+def first_rows(images: Images, key: jax.Array, batch_size: int, count: int) -> np.ndarray:
+    """Returns the numbers of the images that a training sees first, up to `count`.
+
+    Args:
+      images: of the training.
+      key: draws their order.
+      batch_size: of the training.
+      count: of images.
+
+    Raises:
+      DataError: if there are fewer images than a batch has.
+    """
+    # The files of a folder are in the order of their classes.
+    return train_order(key, 1, len(images), batch_size).reshape(-1)[:count]
 
 
 def first_images(
@@ -40,9 +56,7 @@ def first_images(
     Raises:
       DataError: if there are fewer images than a batch has, or one cannot be read any more.
     """
-    # The files of a folder are in the order of their classes.
-    order = train_order(key, 1, len(images), batch_size).reshape(-1)
-    pixels: Any = pixels_of(images[order[:FIRST]])
+    pixels: Any = pixels_of(images[first_rows(images, key, batch_size, FIRST)])
     if not hasattr(pixels, "shape"):  # blocks that are read from files
         pixels = np.concatenate(list(pixels))
     return normalize(pixels, statistics.mean, statistics.std, dtype)

@@ -170,7 +170,7 @@ def abstract_variables(model: nn.Module) -> dict[str, Any]:
       model: of `create`. Nothing depends on the size of its images unless it has an `image_size`.
 
     Returns:
-      What `model.init` returns, with `jax.ShapeDtypeStruct`s for arrays.
+      What `model.init` returns, with a `jax.ShapeDtypeStruct` for each array.
     """
     side = getattr(model, "image_size", 224)
     images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)  # type: ignore[attr-defined]

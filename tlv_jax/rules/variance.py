@@ -55,6 +55,7 @@ class Variance:
     source channels the last is left out.
 
     Departures from the published code:
+
     - Any kernel size works, odd growth and non-square kernels included.
     - Random choice draws without replacement and can reach the last channel. Ties go by position.
     - The inputs of a 1x1 kernel, a tie there, are ranked by their variance over all filters.

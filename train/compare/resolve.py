@@ -77,9 +77,10 @@ def check_used(settings: Settings) -> None:
 def _check_starts(settings: Settings) -> None:
     wrong = [name for name in settings.methods if not _is_start(name)]
     if wrong or not settings.methods:
+        additions = ", ".join(f"+{one}" for one in ADDITIONS)
         raise ConfigError(
             f"methods={settings.methods}: expected some of {', '.join(STARTS)}, all but "
-            f"{' and '.join(CLASSIFIERS)} also with +{CROSSOVER}, +{DISTILL} or both in this order."
+            f"{' and '.join(CLASSIFIERS)} also with some of {additions} in this order."
         )
     if not settings.crossover_rate and any(map(lends, settings.methods)):
         raise ConfigError(f"crossover_rate=0 with +{CROSSOVER}, expected a probability above 0.")

@@ -15,6 +15,7 @@ __all__ = [
     "DISTILL",
     "EXTENT",
     "FITS",
+    "HEAD",
     "REPLACED",
     "STARTS",
     "Settings",
@@ -22,8 +23,8 @@ __all__ = [
     "lends",
 ]
 
-CROSSOVER, DISTILL = "crossover", "distill"
-ADDITIONS = (CROSSOVER, DISTILL)
+CROSSOVER, DISTILL, HEAD = "crossover", "distill", "head"
+ADDITIONS = (CROSSOVER, DISTILL, HEAD)
 TRANSFERS = (*get_args(MethodName), "random_matching", "random_source")
 FITS = ("fit", "fit_random")
 # Linear classifiers, which are fitted: nothing in them is random, and they have no learning rate.
@@ -61,7 +62,7 @@ class Settings(Config):
     on training images), finetune (the target's own pretrained weights), probe (a linear classifier
     on the source's features), pixels (the same on the images themselves), distill (he, taught by
     probe). With +crossover behind a start the source lends features in training, with +distill it
-    teaches."""
+    teaches, with +head the last layer is solved for by the labels first."""
     seeds: int = 5
     """Trainings of every start with every learning rate; their seeds count from --seed."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)

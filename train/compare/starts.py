@@ -5,14 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import importers
 import tlv_jax
 from tlv_jax import matching, methods
-from train.compare.settings import CROSSOVER, FITS, distills
+from train.augment import normalize
+from train.compare.settings import CROSSOVER, FITS, HEAD, distills
 from train.compare.study import Study
+from train.data import LabelledImages
 from train.errors import ConfigError
-from train.fitting import check_source, first_images, source_of_fit
+from train.fitting import check_source, first_images, first_rows, source_of_fit
 from train.method import METHODS
 from train.networks import fixed_size, keys_of
 from train.normalization import seen_by_source
@@ -21,6 +24,7 @@ from train.statistics import Statistics
 __all__ = ["Start", "start_of"]
 
 OF_IMAGES = ("lsuv", *FITS)
+LABELLED = 2000  # images that a head is solved for by
 
 
 class Start(NamedTuple):
@@ -44,7 +48,7 @@ def start_of(study: Study, name: str, seed: int) -> Start:
 
     Args:
       study: what all trainings share.
-      name: of `STARTS` but `CLASSIFIERS`, also with `+crossover` and `+distill`.
+      name: of `STARTS` but `CLASSIFIERS`, also with `+crossover`, `+distill`, `+head`.
       seed: of the target's own initialization and of the transfer.
 
     Raises:
@@ -61,7 +65,19 @@ def start_of(study: Study, name: str, seed: int) -> Start:
     statistics = study.statistics(Statistics(preprocess.mean, preprocess.std))
     if base in OF_IMAGES:
         variables = _made_of_images(study, base, seed, statistics)
+    if HEAD in additions:
+        variables = _with_head(study, variables, seed, statistics)
     return Start(variables, statistics, CROSSOVER in additions, distills(name))
+
+
+def _with_head(study: Study, variables: Any, seed: int, statistics: Statistics) -> Any:
+    """The same with a last layer solved for by the labels of the training's first images."""
+    images = study.splits.train
+    assert isinstance(images, LabelledImages)  # a comparison does not stream
+    rows = first_rows(images, keys_of(seed).order, study.settings.batch_size, LABELLED)
+    seen = normalize(images.images[rows], statistics.mean, statistics.std, study.dtype)
+    network = dataclasses.replace(study.target(seed).network, params=variables)
+    return tlv_jax.ridge_head(network, seen, np.asarray(images.labels[rows]))
 
 
 def _made_of_images(study: Study, name: str, seed: int, statistics: Statistics) -> Any:
