@@ -11,7 +11,7 @@ CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
   optimizers paths plan planning recipes report ridge ridge_head rules_copying rules_library similarity \
   transfer trees variance zoo_order))
 
-.PHONY: help demo test test-all test-floors parity fuzz site lint types format clean
+.PHONY: help demo test test-all test-floors test-browser parity fuzz site lint types format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test-all: lint types  ## As test, with the slow sweeps.
 
 test-floors: $(FLOORS)/.test  ## The core's tests on the oldest versions supported, those of Colab.
 	$(FLOORS)/bin/python -m pytest $(PARALLEL) -m "not slow" $(CORE_TESTS)
+
+test-browser: $(VENV)/.test  ## Pages in Chromium, which the system has to have.
+	$(VENV)/bin/python -m pytest -m browser -rs tests/test_html_browser.py
 
 parity: $(VENV)/.test  ## Every architecture against torchvision; rewrites docs/parity.md.
 	$(VENV)/bin/python -m pytest -rP -m slow tests/test_parity_sweep.py --parity-table docs/parity.md

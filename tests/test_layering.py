@@ -29,6 +29,7 @@ ROOMS = {  # of the core, and what else of it each may import
     "consistent": {"arrays", "consistent", "layers", "rules"},
     "convolutions": {"convolutions"},
     "fitting": {"apply", "arrays", "cpu_convolutions", "fitting", "layers", "methods", "network"},
+    "pages": {"fit", "network", "pages", "plan", "plots", "report"},
     "plots": {
         *("apply", "arrays", "fit", "layers", "matching", "network", "plan", "planning"),
         *("plots", "report", "rules"),
@@ -69,7 +70,7 @@ def roots_of(path):
 
 def test_the_core_imports_jax_numpy_and_scipy_alone():
     for path in files_of("tlv_jax"):
-        optional = OF_PLOTS if path.parent.name == "plots" else set()
+        optional = OF_PLOTS if path.parent.name in ("pages", "plots") else set()
         assert roots_of(path) <= CORE | optional | sys.stdlib_module_names, path
         assert "tlv_jax.models" not in set(imported(path)), path
 

@@ -10,13 +10,18 @@ import jax
 import numpy as np
 import pytest
 import small_inputs
+from pages import Page
 from rich.console import Console
 
+import tlv_jax
 import train
+from train.commands.__main__ import main as commands
 from train.datasets import load_dataset
 from train.errors import ConfigError, DivergedError
 from train.resolve import resolve
+from train.results import read_transfer, write_transfer
 from train.run_folder import open_run_folder
+from train.run_page import run_page
 from train.show import main, show
 
 pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
@@ -90,6 +95,62 @@ def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, name):
     (folder / name).write_text('{"epoch": ')
     with pytest.raises(ConfigError, match=f"{folder / name} (is damaged|cannot be read) "):
         shown(folder)
+
+
+def test_the_page_of_a_run_has_all_that_is_shown(finished):
+    page = Page(run_page(finished))
+    assert page.texts["h1"] == ["squeezenet1_1 into small_network:Net"]
+    headings = ["Test images", "Epochs", "Summary", "Plan", "Layers", "What stays as it is"]
+    assert page.texts["h2"] == ["Run", *headings, "Images", "Settings", "Machines"]
+    assert page.facts()["state"] == "finished"
+    assert page.facts()["batch_size"] == "8"
+    assert page.facts()["normalized by std"] == "(0.229, 0.224, 0.225)"
+    results, epochs, layers, _, images = page.tables
+    assert [row[0] for row in results[1:]] == ["transferred"]
+    assert [row[:2] for row in epochs[1:]] == [["transferred", "1"], ["transferred", "2"]]
+    assert [row[0] for row in layers[1:]] == ["params/conv"]
+    assert ["light", "14", "3", "3"] in images
+    assert page.tags.count("img") == 2  # curves and deviations: a run keeps no source to draw
+    report, plan = read_transfer(finished)
+    assert f"{report}\n" == (finished / "report.txt").read_text()
+    assert f"{plan}\n" == (finished / "plan.txt").read_text()
+
+
+def test_the_page_of_a_run_that_has_just_begun(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(folder / "transferred")
+    for name in ("results.json", "plan.json", "report.json"):
+        (folder / name).unlink()
+    page = Page(run_page(folder))
+    assert page.facts()["state"] == "stopped; --resume it"
+    assert page.texts["h2"] == ["Run", "Images", "Settings", "Machines"]
+
+
+def test_a_fit_on_the_page_of_a_run(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "plan.json").unlink()
+    report = tlv_jax.FitReport((tlv_jax.FittedLayer("params/conv", "a", 0.5, 1.0, 0.5),))
+    write_transfer(folder, None, report)
+    page = Page(run_page(folder))
+    assert page.facts()["fit"] == "1 of 1 convs fitted, mean R^2 0.50"
+    assert "Plan" not in page.texts["h2"]
+
+
+@pytest.mark.parametrize("main", [main, lambda arguments: commands(["show", *arguments])])
+def test_the_command_writes_the_page_of_a_run(finished, tmp_path, capsys, main):
+    html = tmp_path / "run.html"
+    assert main([str(finished), "--html", str(html)]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"{html}: a page to open in a browser\n")
+    assert html.read_text(encoding="utf-8") == run_page(finished)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "report.json"])
+def test_a_damaged_transfer_of_a_run_is_named(finished, tmp_path, name):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / name).write_text('{"rows": [{}]}')
+    with pytest.raises(ConfigError, match=f"{folder / name} cannot be read "):
+        run_page(folder)
 
 
 def test_a_training_that_diverges_keeps_the_last_good_checkpoint(config):

@@ -25,6 +25,7 @@ from tlv_jax.fitting.settings import Fit
 from tlv_jax.lsuv import lsuv
 from tlv_jax.methods import Method
 from tlv_jax.network import Network, trace
+from tlv_jax.pages import html_report
 from tlv_jax.plan import TransferPlan
 from tlv_jax.probe import ProbeResult, probe
 from tlv_jax.report import LayerReport, TransferReport, report
@@ -61,6 +62,7 @@ __all__ = [
     "crossover",
     "fit",
     "fit_report",
+    "html_report",
     "layers",
     "lsuv",
     "matching",

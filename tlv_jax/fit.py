@@ -11,7 +11,7 @@ import dataclasses
 import json
 from typing import Any
 
-from tlv_jax.errors import ParameterTreeError
+from tlv_jax.errors import OptionError, ParameterTreeError
 from tlv_jax.fitting.preparation import prepare
 from tlv_jax.fitting.settings import DEFAULT, Fit
 from tlv_jax.layers.paths import array_leaves
@@ -106,24 +106,47 @@ class FitReport:
     rows: tuple[FittedLayer, ...]
 
     def __str__(self) -> str:
-        cells = [
-            (
-                row.target,
-                row.source or "(no goal)",
-                "" if row.fitted is None else f"{row.fitted:.2f}",
-                f"{row.std_before:.3g}",
-                f"{row.std_after:.3g}",
-            )
-            for row in self.rows
-        ]
-        table = format_table(("target", "source", "R^2", "std before", "std after"), cells)
-        fitted = [row.fitted for row in self.rows if row.fitted is not None]
-        mean = f", mean R^2 {sum(fitted) / len(fitted):.2f}" if fitted else ""
-        return f"{table}\n\n{len(fitted)} of {len(self.rows)} convs fitted{mean}"
+        return f"{format_table(*fit_cells(self))}\n\n{fit_summary(self)}"
 
     def to_json(self) -> str:
-        """The report as JSON text."""
+        """The report as JSON text; `FitReport.from_json` reads it back."""
         return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "FitReport":
+        """Reads what `to_json` wrote.
+
+        Raises:
+          OptionError: if the text is not such a report.
+        """
+        try:
+            return cls(tuple(FittedLayer(**row) for row in json.loads(text)["rows"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise OptionError(
+                f"the text is not a report that FitReport.to_json wrote ({error!r})."
+            ) from error
+
+
+def fit_cells(report: FitReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The header and the rows of a report's table."""
+    cells = [
+        (
+            row.target,
+            row.source or "(no goal)",
+            "" if row.fitted is None else f"{row.fitted:.2f}",
+            f"{row.std_before:.3g}",
+            f"{row.std_after:.3g}",
+        )
+        for row in report.rows
+    ]
+    return ("target", "source", "R^2", "std before", "std after"), cells
+
+
+def fit_summary(report: FitReport) -> str:
+    """How many convs are fitted, and how well on average."""
+    fitted = [row.fitted for row in report.rows if row.fitted is not None]
+    mean = f", mean R^2 {sum(fitted) / len(fitted):.2f}" if fitted else ""
+    return f"{len(fitted)} of {len(report.rows)} convs fitted{mean}"
 
 
 def fit_report(

@@ -101,21 +101,20 @@ def _plan_table(plan: TransferPlan) -> str:
         (
             table,
             "",
-            f"rule: {plan.rule}"
-            + ("" if plan.rescale == "none" else f", rescaled: {plan.rescale}"),
-            *_channels_line(plan.channels),
-            f"source: {plan.source_order}",
-            f"target: {plan.target_order}",
+            *(f"{name}: {fact}" for name, fact in plan_facts(plan).items()),
             untouched_table(plan.untouched),
         )
     )
 
 
-def _channels_line(channels: ChannelPlan | None) -> list[str]:
-    if channels is None:
-        return []
-    share = f"{channels.consistent:.0%} of the axes follow their neighbours"
-    return [f"channels: by {channels.rank}, {share}"]
+def plan_facts(plan: TransferPlan) -> dict[str, str]:
+    """What holds for all layers of a plan, in words, by name."""
+    rescaled = "" if plan.rescale == "none" else f", rescaled: {plan.rescale}"
+    facts = {"rule": f"{plan.rule}{rescaled}"}
+    if plan.channels is not None:
+        share = f"{plan.channels.consistent:.0%} of the axes follow their neighbours"
+        facts["channels"] = f"by {plan.channels.rank}, {share}"
+    return {**facts, "source": plan.source_order, "target": plan.target_order}
 
 
 def untouched_table(untouched: tuple[Untouched, ...]) -> str:

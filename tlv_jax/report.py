@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tlv_jax.apply import take_kernel
+from tlv_jax.errors import OptionError
 from tlv_jax.layers.paths import array_leaves, is_array
 from tlv_jax.network import Network, is_mixture, params_of
 from tlv_jax.plan import TransferPlan, untouched_table
@@ -51,25 +52,47 @@ class TransferReport:
     untouched: tuple[Untouched, ...]
 
     def __str__(self) -> str:
-        cells = [
-            (
-                row.target,
-                _shape(row.target_shape),
-                row.source or f"({row.rule})",
-                _shape(row.source_shape or ()),
-                f"{row.share:.0%}",
-                f"{row.std_before:.4f}",
-                f"{row.std_after:.4f}",
-            )
-            for row in self.rows
-        ]
-        header = ("target", "shape", "source", "shape", "from source", "std before", "std after")
         rule = "\n".join(f"rule: {rule}" for rule in dict.fromkeys(row.rule for row in self.rows))
-        return "\n".join((format_table(header, cells), "", rule, untouched_table(self.untouched)))
+        table = format_table(*report_cells(self))
+        return "\n".join((table, "", rule, untouched_table(self.untouched)))
 
     def to_json(self) -> str:
-        """The report as JSON text."""
+        """The report as JSON text; `TransferReport.from_json` reads it back."""
         return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TransferReport":
+        """Reads what `to_json` wrote.
+
+        Raises:
+          OptionError: if the text is not such a report.
+        """
+        try:
+            content = json.loads(text)
+            rows = tuple(_row(**row) for row in content["rows"])
+            return cls(rows, tuple(Untouched(**leaf) for leaf in content["untouched"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise OptionError(
+                f"the text is not a report that TransferReport.to_json wrote ({error!r})."
+            ) from error
+
+
+def report_cells(report: TransferReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The header and the rows of a report's table."""
+    cells = [
+        (
+            row.target,
+            _shape(row.target_shape),
+            row.source or f"({row.rule})",
+            _shape(row.source_shape or ()),
+            f"{row.share:.0%}",
+            f"{row.std_before:.4f}",
+            f"{row.std_after:.4f}",
+        )
+        for row in report.rows
+    ]
+    header = ("target", "shape", "source", "shape", "from source", "std before", "std after")
+    return header, cells
 
 
 def report(
@@ -143,6 +166,12 @@ def _shares(plan: TransferPlan, src: Network | PyTree, dst: Network | PyTree) ->
         pair.target.path: float(np.isnan(take_kernel(pair.target, leaves)).mean())
         for pair in plan.layer_pairs
     }
+
+
+def _row(target_shape: list[int], source_shape: list[int] | None, **others: Any) -> LayerReport:
+    """A row of JSON, which has lists in place of tuples."""
+    source = None if source_shape is None else tuple(source_shape)
+    return LayerReport(target_shape=tuple(target_shape), source_shape=source, **others)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

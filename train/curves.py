@@ -3,9 +3,12 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tlv_jax.plots.looks import bare, line_style, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PANELS = (
     ("loss", "cross-entropy (nats)"),
@@ -20,12 +23,16 @@ def available() -> bool:
 
 
 def save_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draws loss, accuracy and balanced accuracy over epochs into an image file.
+    """Saves `draw_curves` as an image file, whose suffix is the format."""
+    draw_curves(runs).savefig(path, dpi=150)
+
+
+def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
+    """Draws loss, accuracy and balanced accuracy over epochs.
 
     Args:
       runs: for each run one record per epoch, with the keys `epoch`, and `train_` and `validation_`
         before each of `loss`, `accuracy` and `balanced_accuracy`.
-      path: of the image; its suffix is the format.
 
     Raises:
       PackageError: if matplotlib is not installed.
@@ -47,4 +54,4 @@ def save_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         bare(axes)
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=150)
+    return figure

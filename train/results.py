@@ -16,16 +16,23 @@ from train import curves
 from train.devices import is_first_process
 from train.errors import ConfigError, SaveError
 from train.metrics import Summary
+from train.run_folder import is_in_use
 from train.statistics import Statistics
 
 __all__ = [
+    "EPOCH_COLUMNS",
+    "RESULT_COLUMNS",
     "RunResult",
+    "epoch_cells",
     "open_tensorboard",
     "read_metrics",
     "read_normalization",
     "read_results",
+    "read_transfer",
     "reading",
+    "result_cells",
     "result_table",
+    "state_of",
     "write_epochs",
     "write_normalization",
     "write_results",
@@ -36,6 +43,11 @@ __all__ = [
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 NORMALIZATION_FILE = "normalization.json"
+MEASURED = ("train_loss", "validation_loss", "validation_accuracy", "validation_balanced_accuracy")
+EPOCH_COLUMNS = ("epoch", *(name.replace("_", " ") for name in MEASURED))
+RESULT_COLUMNS = (
+    *("initialization", "accuracy", "balanced accuracy", "loss", "best epoch", "seconds"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +86,24 @@ def write_transfer(
         write_whole(folder / "plan.txt", f"{plan}\n")
     write_whole(folder / "report.json", report.to_json())
     write_whole(folder / "report.txt", f"{report}\n")
+
+
+def read_transfer(
+    folder: Path,
+) -> tuple[tlv_jax.TransferReport | tlv_jax.FitReport, tlv_jax.TransferPlan | None] | None:
+    """Returns the report of a run's transfer or fit, and its plan; None for a run without either.
+
+    Raises:
+      ConfigError: if a file is damaged.
+    """
+    path, plan = folder / "report.json", folder / "plan.json"
+    if not path.is_file():
+        return None
+    kind = tlv_jax.TransferReport if plan.is_file() else tlv_jax.FitReport
+    with reading(path):
+        report = kind.from_json(path.read_text())
+    with reading(plan):
+        return report, tlv_jax.TransferPlan.from_json(plan.read_text()) if plan.is_file() else None
 
 
 def write_normalization(folder: Path, statistics: Statistics) -> None:
@@ -224,6 +254,13 @@ def read_results(folder: Path) -> tuple[RunResult, ...]:
         )
 
 
+def state_of(folder: Path) -> str:
+    """Whether a run is going on, finished, or stopped before its end."""
+    if is_in_use(folder):
+        return "running"
+    return "finished" if (folder / RESULTS_FILE).is_file() else "stopped; --resume it"
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turns what is wrong with a file of a run into a ConfigError that names it."""
@@ -239,16 +276,26 @@ def reading(path: Path) -> Iterator[None]:
 def result_table(runs: Sequence[RunResult], title: str) -> Table:
     """The test metrics of all runs as a table."""
     table = Table(title=title)
-    table.add_column("initialization")
-    for column in ("accuracy", "balanced accuracy", "loss", "best epoch", "seconds"):
+    table.add_column(RESULT_COLUMNS[0])
+    for column in RESULT_COLUMNS[1:]:
         table.add_column(column, justify="right")
     for run in runs:
-        table.add_row(
-            run.name,
-            f"{run.test.accuracy:.3f}",
-            f"{run.test.balanced_accuracy:.3f}",
-            f"{run.test.loss:.3f}",
-            str(run.best_epoch),
-            f"{run.seconds:.0f}",
-        )
+        table.add_row(*result_cells(run))
     return table
+
+
+def result_cells(run: RunResult) -> tuple[str, ...]:
+    """The test metrics of a run as texts, in the order of `RESULT_COLUMNS`."""
+    return (
+        run.name,
+        f"{run.test.accuracy:.3f}",
+        f"{run.test.balanced_accuracy:.3f}",
+        f"{run.test.loss:.3f}",
+        str(run.best_epoch),
+        f"{run.seconds:.0f}",
+    )
+
+
+def epoch_cells(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """One line of `metrics.jsonl` as texts, in the order of `EPOCH_COLUMNS`."""
+    return str(record["epoch"]), *(f"{record[name]:.3f}" for name in MEASURED)

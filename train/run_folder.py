@@ -23,6 +23,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "flat_settings",
+    "given_settings",
     "is_in_use",
     "is_run_folder",
     "lasting_settings",
@@ -170,6 +171,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
             "--name."
         ) from error
     return settings
+
+
+def given_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of `named_settings` that have a value; the method sets the others."""
+    named = named_settings(settings)
+    return {name: value for name, value in named.items() if value is not None and value != []}
 
 
 def flat_settings(config: Config) -> dict[str, Any]:

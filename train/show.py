@@ -13,13 +13,20 @@ from rich.text import Text
 from tlv_jax.errors import TLVError
 from train.contents import read_counts, show_counts
 from train.machine import read_machines
-from train.results import read_metrics, read_normalization, read_results, result_table
-from train.run_folder import is_in_use, named_settings, read_settings
+from train.results import (
+    EPOCH_COLUMNS,
+    epoch_cells,
+    read_metrics,
+    read_normalization,
+    read_results,
+    result_table,
+    state_of,
+)
+from train.run_folder import given_settings, read_settings
+from train.run_page import write_run_page
 from train.tracking import read_tracked_id
 
 __all__ = ["main", "show"]
-
-COLUMNS = ("train_loss", "validation_loss", "validation_accuracy", "validation_balanced_accuracy")
 
 
 def show(folder: Path, console: Console) -> None:
@@ -28,10 +35,9 @@ def show(folder: Path, console: Console) -> None:
     Raises:
       ConfigError: if the folder holds no run, or a file of it is damaged.
     """
-    settings = named_settings(read_settings(folder))
+    settings = given_settings(read_settings(folder))
     results = read_results(folder)
-    state = "running" if is_in_use(folder) else "finished" if results else "stopped; --resume it"
-    _print(console, f"{folder}: {state}")
+    _print(console, f"{folder}: {state_of(folder)}")
     console.print(_settings_table(settings))
     if machines := read_machines(folder):
         console.print(_machines_table(machines))
@@ -60,34 +66,35 @@ def _machines_table(machines: Sequence[Mapping[str, str]]) -> Table:
 
 
 def _settings_table(settings: dict[str, object]) -> Table:
-    """Those that have a value: the others are as the method or the data set has them."""
     table = Table(title="settings", show_header=False)
     for name, value in settings.items():
-        if value is not None and value != []:
-            table.add_row(name, Text(str(value)))
+        table.add_row(name, Text(str(value)))
     return table
 
 
 def _epochs_table(name: str, epochs: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=name)
-    table.add_column("epoch", justify="right")
-    for column in COLUMNS:
-        table.add_column(column.replace("_", " "), justify="right")
+    for column in EPOCH_COLUMNS:
+        table.add_column(column, justify="right")
     for record in epochs:
-        table.add_row(str(record["epoch"]), *(f"{record[column]:.3f}" for column in COLUMNS))
+        table.add_row(*epoch_cells(record))
     return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Shows a run from the command line; returns the exit status."""
 
-    def command(run: Annotated[Path, tyro.conf.Positional]) -> None:
+    def command(run: Annotated[Path, tyro.conf.Positional], html: Path | None = None) -> None:
         """Show the settings, machines, images, epochs and results of a run.
 
         Args:
           run: The run folder.
+          html: Write a page for browsers to this file, in place of printing.
         """
-        show(run, Console())
+        if html is None:
+            show(run, Console())
+        else:
+            write_run_page(run, html)
 
     try:
         tyro.cli(command, prog="python -m train.show", args=arguments)

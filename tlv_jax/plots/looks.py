@@ -66,7 +66,8 @@ def short_labels(paths: Sequence[str], most: int) -> list[str]:
         names[:-1][shared:] and names[shared] == split[0][shared] for names in split
     ):
         shared += 1
-    return [tail("/".join(names[shared:]), most) for names in split]
+    labels = [tail("/".join(names[shared:]), most) for names in split]
+    return [label.replace("$", r"\$") for label in labels]  # matplotlib reads $x$ as mathematics
 
 
 def tail(label: str, most: int) -> str:

@@ -29,9 +29,11 @@ class Show:
 
     Attributes:
       what: an architecture, or the folder of a run.
+      html: write a page for browsers to this file, in place of printing; of a run only.
     """
 
     what: Annotated[str, tyro.conf.Positional]
+    html: Path | None = None
 
 
 Command = (
@@ -73,27 +75,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return training.execute(config, ["tlv-jax", *given])
         case Ranking() as settings:
             return ranking.execute(settings)
-        case Show(what):
-            return _show(what)
+        case Show() as shown:
+            return _show(shown)
         case Pair() as settings:
             return exit_status(lambda: _run(settings))
         case command:
             return files.execute(command)
 
 
-def _show(what: str) -> int:
+def _show(shown: Show) -> int:
     """Shows what the word names: a path is a run, any other word an architecture."""
-    if Path(what).is_dir() or Path(what).name != what:
-        return exit_status(lambda: _show_run(Path(what)))
+    what, html = shown.what, shown.html
+    # With --html any word is a run: an architecture has no page.
+    if html is not None or Path(what).is_dir() or Path(what).name != what:
+        return exit_status(lambda: _show_run(Path(what), html))
     return files.execute(files.Show(what))
 
 
-def _show_run(folder: Path) -> int:
+def _show_run(folder: Path, html: Path | None) -> int:
     from rich.console import Console
 
+    from train.run_page import write_run_page
     from train.show import show
 
-    show(folder, Console())
+    if html is None:
+        show(folder, Console())
+    else:
+        write_run_page(folder, html)
     return 0
 
 

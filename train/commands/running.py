@@ -16,6 +16,7 @@ from train.errors import ConfigError
 from train.fitting import check_source
 from train.method import METHODS
 from train.networks import keys_of
+from train.run_page import check_page, write_page
 
 __all__ = ["run"]
 
@@ -56,8 +57,16 @@ def _plan(settings: Plan) -> int:
 
 
 def _report(settings: Report) -> int:
-    report = _transferred(settings).report()
+    check_page(settings.html)
+    made = _transferred(settings)
+    report = made.report()
     print(report.to_json() if settings.json else report)
+    if settings.html is not None:
+        about = {"method": settings.method, "seed": str(settings.seed)}
+        title = f"{settings.src} into {settings.dst}"
+        networks = made.source, made.target
+        page = tlv_jax.html_report(report, made.plan, *networks, title=title, about=about)
+        write_page(settings.html, page)
     return 0
 
 

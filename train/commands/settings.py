@@ -64,7 +64,10 @@ class Start(Plan):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(Start):
-    """Make a transfer and print what each layer of the target receives. Writes nothing."""
+    """Make a transfer and print what each layer of the target receives."""
+
+    html: Path | None = None
+    """Also write the report as a page for browsers to this file; an existing one is replaced."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
