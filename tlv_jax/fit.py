@@ -70,7 +70,7 @@ def fit(
       NonFiniteSourceError: if a parameter of the source is NaN or infinite.
     """
     prepared = prepare(src, dst, images, src_images, settings, key)
-    # Without the warning of `transfer` for unlike networks, between which a fit does well.
+    # Without the warning of `transfer` for unlike networks: here their kernels are only a prior.
     plan = plan_transfer(src, dst, settings.method)
     start = apply_transfer(plan, prepared.key, src, dst)
     new, _ = prepared.follow(start, solve=True)
