@@ -6,6 +6,7 @@ A transfer is made once, so compiling would take longer than computing. NumPy co
 import functools
 import math
 import zlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,12 @@ def namespace(key: Any, *arrays: Any) -> ModuleType:
     """NumPy if all arrays are NumPy's and the key is concrete, else `jax.numpy`."""
     concrete = all(isinstance(array, np.ndarray) for array in arrays)
     return np if concrete and not isinstance(key, Tracer) else jnp
+
+
+def row_batches(count: int, size: int) -> Iterator[np.ndarray]:
+    """The rows of each batch. The last is filled up with the last row: all have one shape."""
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1)
 
 
 def replace(array: Any, index: Any, values: Any) -> Any:

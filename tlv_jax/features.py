@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tlv_jax.arrays import row_batches
 from tlv_jax.cpu_convolutions import cpu_convolutions
 from tlv_jax.errors import OptionError
 from tlv_jax.layers.activations import activations
@@ -57,10 +58,8 @@ def feature_reader(network: Network, layer: Layer, batch: int) -> Callable[[Any]
 
     def read(images: Any) -> np.ndarray:
         found = []
-        for start in range(0, len(images), batch):
-            # The last batch is filled up with the last image: all have the shape that is compiled.
-            rows = np.minimum(np.arange(start, start + batch), len(images) - 1)
-            found.append(np.asarray(features(arrays, _finite(images[rows], start))))
+        for rows in row_batches(len(images), batch):
+            found.append(np.asarray(features(arrays, _finite(images[rows], rows[0]))))
         return np.concatenate(found)[: len(images)]
 
     return read

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tlv_jax.arrays import row_batches
 from tlv_jax.cpu_convolutions import cpu_convolutions
 from tlv_jax.fitting.places import at_places
 from tlv_jax.layers.activations import LayerCall, activations
@@ -74,9 +75,7 @@ def compute_signals(
         return found
 
     parts: list[dict[Signal, np.ndarray]] = []
-    for start in range(0, len(images), batch_size):
-        # The last batch is filled up with the last image: all have the shape that is compiled.
-        rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+    for rows in row_batches(len(images), batch_size):
         some = {size: drawn[rows] for size, drawn in places.items()}
         parts.append(jax.device_get(computed(arrays, images[rows], some)))
     return {
