@@ -12,7 +12,7 @@ import numpy as np
 from tlv_jax.apply import Leaves, put_kernel, put_vector, take_kernel, take_vector
 from tlv_jax.fitting.aims import Aim
 from tlv_jax.fitting.places import at_places
-from tlv_jax.fitting.ridge import Rows, ridge_kernel
+from tlv_jax.fitting.ridge import TINY, Rows, ridge_kernel
 from tlv_jax.fitting.roles import Labels, Role
 from tlv_jax.fitting.windows import windows
 from tlv_jax.layers.interventions import KernelCall, NormCall
@@ -21,7 +21,6 @@ from tlv_jax.types import Array, Layer
 
 # Of a norm that changes nothing, whatever is added to its variance: the variance is the square of
 # the scale, and so large that no usual epsilon changes it in float32.
-TINY = 1e-12
 NEUTRAL = {"scale": 2.0**7, "bias": 0.0, "mean": 0.0, "var": 2.0**14, "count": 2**20}
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+TINY = 1e-12  # the least variance that is divided by: nothing varies below it
+
 
 class Rows(NamedTuple):
     """Some rows of a regression.
@@ -129,9 +131,9 @@ def _solve_rows(
 
 def _mean_variance(trace: np.ndarray, start: np.ndarray) -> np.ndarray:
     """The mean variance of what is read, `[G, 1, 1]`: above zero also where nothing varies."""
-    return np.maximum(trace / start.shape[1], 1e-12)[:, None, None]
+    return np.maximum(trace / start.shape[1], TINY)[:, None, None]
 
 
 def _scaled(start: np.ndarray, along: np.ndarray, written: np.ndarray) -> np.ndarray:
     """The prior with each output scaled by regression of the goal on what it writes."""
-    return start * (along / np.maximum(written, 1e-12))[:, None]
+    return start * (along / np.maximum(written, TINY))[:, None]
