@@ -24,7 +24,7 @@ import tyro
 
 import importers
 import tlv_jax
-from benchmarks.ablation import append_rows, provenance, read_rows
+from benchmarks.ablation import append_rows, provenance, read_rows, typed
 from tlv_jax import models
 from train.augment import normalize
 from train.config import Config, Dataset
@@ -169,7 +169,7 @@ def describe(treatment: Treatment) -> str:
     """A treatment by what is not as usual."""
     usual = Treatment(treatment.start)
     changed = [
-        f"{field.name}={getattr(treatment, field.name)}"
+        f"{field.name} {getattr(treatment, field.name)}"
         for field in dataclasses.fields(treatment)
         if getattr(treatment, field.name) != getattr(usual, field.name)
     ]
@@ -186,18 +186,13 @@ def identity(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def tables_of(path: Path) -> str:
     """One table an experiment: the mean over draws, and their standard deviation."""
-    tables: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(dict)
-    usual = {name: str(value) for name, value in dataclasses.asdict(Treatment()).items()}
+    tables: dict[Experiment, dict[str, list[float]]] = defaultdict(dict)
     for row in read_rows(path):
-        experiment = tuple(row[field.name] for field in dataclasses.fields(Experiment))
-        changed = [
-            f"{name} {row[name]}" for name in usual if name != "start" and row[name] != usual[name]
-        ]
-        name = ", ".join([row["start"], *changed])
-        tables[experiment].setdefault(name, []).append(float(row["balanced_accuracy"]))
+        found = tables[typed(Experiment, row)].setdefault(describe(typed(Treatment, row)), [])
+        found.append(float(row["balanced_accuracy"]))
     lines = []
-    for (source, target, dataset, size, *_), table in tables.items():
-        lines += [f"{source} into {target}, {dataset} at {size} pixels:", ""]
+    for one, table in tables.items():
+        lines += [f"{one.source} into {one.target}, {one.dataset} at {one.image_size} pixels:", ""]
         lines += ["| start | balanced accuracy | draws |", "| --- | --- | --- |"]
         for name, found in table.items():
             spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
