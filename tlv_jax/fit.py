@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from tlv_jax.errors import OptionError, ParameterTreeError
-from tlv_jax.fitting.preparation import prepare
+from tlv_jax.fitting.preparation import Prepared, prepare
 from tlv_jax.fitting.settings import DEFAULT, Fit
 from tlv_jax.layers.paths import array_leaves
 from tlv_jax.network import Network
@@ -69,9 +69,12 @@ def fit(
       ParameterTreeError: if a parameter is a `jax.ShapeDtypeStruct`.
       NonFiniteSourceError: if a parameter of the source is NaN or infinite.
     """
-    prepared = prepare(src, dst, images, src_images, settings, key)
+    return _fitted(prepare(src, dst, images, src_images, settings, key), src, dst)
+
+
+def _fitted(prepared: Prepared, src: Network, dst: Network) -> PyTree:
     # Without the warning of `transfer` for unlike networks: here their kernels are only a prior.
-    plan = plan_transfer(src, dst, settings.method)
+    plan = plan_transfer(src, dst, prepared.settings.method)
     start = apply_transfer(plan, prepared.key, src, dst)
     new, _ = prepared.follow(start, solve=True)
     return new
@@ -183,6 +186,19 @@ def fit_report(
             "new_params: expected a tree as fit returned it, got one whose leaves or shapes are "
             "not those of dst. Pass the target that was given to fit."
         )
+    return _measured(prepared, dst, new_params)
+
+
+def fit_and_report(
+    src: Network, dst: Network, images: Any, settings: Fit = DEFAULT, key: Array | None = None
+) -> tuple[PyTree, FitReport]:
+    """Both `fit` and `fit_report` of these arguments, for which the source computes once."""
+    prepared = prepare(src, dst, images, None, settings, key)
+    new_params = _fitted(prepared, src, dst)
+    return new_params, _measured(prepared, dst, new_params)
+
+
+def _measured(prepared: Prepared, dst: Network, new_params: PyTree) -> FitReport:
     _, before = prepared.follow(dst.params, solve=False)
     _, after = prepared.follow(new_params, solve=False)
     return FitReport(

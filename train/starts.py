@@ -7,6 +7,7 @@ import jax
 
 import importers
 import tlv_jax
+from tlv_jax.fit import fit_and_report
 from train.config import Config
 from train.fitting import source_of_fit
 from train.step import Task
@@ -96,8 +97,7 @@ def fit(
       TLVError: if the networks cannot be fitted to each other.
     """
     networks = source_of_fit(source, task.seen_by_source), task.target.network
-    variables = tlv_jax.fit(*networks, images, settings=settings, key=key)
-    report = tlv_jax.fit_report(*networks, images, variables, settings=settings, key=key)
+    variables, report = fit_and_report(*networks, images, settings, key)
     return Transferred(None, report, variables)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 import tlv_jax
+from tlv_jax.fit import fit_and_report
 from train.augment import normalize
 from train.commands.pairs import check, load_source, load_target, shapes_of
 from train.commands.reading import draw_pictures
@@ -94,8 +95,7 @@ def _fit(settings: Fit) -> int:
     images = normalize(jnp.asarray(pixels), expected.mean, expected.std, jnp.dtype(jnp.float32))
     chosen = tlv_jax.Fit(method=METHODS[settings.method])
     key = keys_of(settings.seed).transfer
-    variables = tlv_jax.fit(source.network, target, images, settings=chosen, key=key)
-    report = tlv_jax.fit_report(source.network, target, images, variables, settings=chosen, key=key)
+    variables, report = fit_and_report(source.network, target, images, chosen, key)
     if settings.json:
         return _finish(settings, variables, {"report": json.loads(report.to_json())})
     print(report)
