@@ -31,16 +31,21 @@ import tyro
 
 import importers
 import tlv_jax
-from tlv_jax import Method, models, rules
+from tlv_jax import Method, rules
+from tlv_jax.rules.variance import Select
 from train import machine
+from train.compare.study import over_trainings
 from train.config import Config, Dataset
 from train.data import LabelledImages, eval_batches, stratified_split, train_order
 from train.datasets import load_dataset
 from train.linen_target import linen_target
 from train.method import MATCHERS, RULES, STANDARDIZATIONS
 from train.metrics import merge, summarize
+from train.modules import build_module
 from train.optimizer import make_optimizer
+from train.recipe import PUBLISHED
 from train.step import Task, initial_state, make_eval_step, make_train_step
+from train.support import Support
 
 RESULTS = Path(__file__).parent / "results" / "ablation.csv"
 
@@ -51,10 +56,13 @@ class Experiment:
 
     source: str = "efficientnet_lite0"
     target: str = "mobilenet_v2"
+    """An architecture, or package.module:Name."""
     dataset: Dataset = "elpv"
     image_size: int = 64
     images: int = 0
     """How many images are trained on; all if 0."""
+    held_out: int = 0
+    """How many of the others are measured on; all if 0."""
     epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -62,7 +70,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Treatment:
-    """How the target is initialized; `match="none"` leaves it as it was drawn."""
+    """How the target starts and what the source lends; `match="none"` leaves it as drawn."""
 
     standardize: str
     match: str
@@ -71,6 +79,10 @@ class Treatment:
     norms: bool
     channels: str
     rescale: str
+    keep: str = rules.Variance.keep
+    remove: str = rules.Variance.remove
+    crossover: float = 0.0
+    mask: str = PUBLISHED.crossover_mask
 
 
 HE = Treatment("none", "none", "none", False, False, "none", "none")
@@ -95,6 +107,13 @@ class Options:
     channels: tuple[Literal["none", "variance", "magnitude", "trace", "first"], ...] = ("none",)
     """Choose channels once for all layers, ranked so."""
     rescale: tuple[Literal["none", "he", "source"], ...] = ("none",)
+    keep: tuple[Select, ...] = (rules.Variance.keep,)
+    """Of the variance rule alone, as `remove`."""
+    remove: tuple[Select, ...] = (rules.Variance.remove,)
+    crossover: tuple[float, ...] = (0.0,)
+    """Probability that the source replaces a feature in training."""
+    mask: tuple[Literal["example", "batch"], ...] = (PUBLISHED.crossover_mask,)
+    """Draw the features to replace for each example, or once for the whole batch."""
     he: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also train the network that starts from noise."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -121,13 +140,23 @@ def main() -> None:
 
 def treatments(options: Options) -> Iterator[Treatment]:
     """Every combination that makes a difference."""
-    if options.he:
-        yield HE
     axes = [getattr(options, field.name) for field in dataclasses.fields(Treatment)]
-    for treatment in itertools.starmap(Treatment, itertools.product(*axes)):
-        shuffles = treatment.rule == "variance" and treatment.channels == "none"
-        if shuffles or not treatment.shuffle:
-            yield treatment
+    wanted = itertools.starmap(Treatment, itertools.product(*axes))
+    if options.he:
+        lent = itertools.product(options.crossover, options.mask)
+        noise = (dataclasses.replace(HE, crossover=rate, mask=mask) for rate, mask in lent)
+        wanted = itertools.chain(noise, wanted)
+    return iter(dict.fromkeys(map(_without_effectless, wanted)))
+
+
+def _without_effectless(treatment: Treatment) -> Treatment:
+    """The same treatment with what it does not use as it is by default."""
+    unused = {}
+    if treatment.rule != "variance" or treatment.channels != "none":
+        unused |= {"shuffle": False, "keep": rules.Variance.keep, "remove": rules.Variance.remove}
+    if not treatment.crossover:
+        unused |= {"mask": PUBLISHED.crossover_mask}
+    return dataclasses.replace(treatment, **unused)
 
 
 class Study:
@@ -141,31 +170,40 @@ class Study:
             dataset=experiment.dataset, image_size=experiment.image_size, data_dir=options.data_dir
         )
         splits = load_dataset(config)
-        train = splits.train
-        if experiment.images:
-            share = experiment.images / len(train)
-            train = train[stratified_split(train.labels, (share,), seed=0)[0]]
+        train = some_of(splits.train, experiment.images)
         held_out = LabelledImages(
             *(
                 np.concatenate([getattr(part, name) for part in (splits.validation, splits.test)])
                 for name in ("images", "labels")
             )
         )
+        held_out = some_of(held_out, experiment.held_out)
         self.train, self.held_out = jax.device_put((train, held_out))
-        self.model = models.create(experiment.target, num_classes=len(splits.classes))
-        size = experiment.image_size
-        images = jnp.zeros((1, size, size, 3))
-        self.target = linen_target(self.model, jax.random.key(0), images)
+        size, key = experiment.image_size, jax.random.key(0)
+        self.model = build_module(
+            experiment.target,
+            num_classes=len(splits.classes),
+            image_size=size,
+            dtype=jnp.dtype("float32"),
+            key=key,
+        )
+        self.target = linen_target(self.model, key, jnp.zeros((1, size, size, 3)))
         self.task = Task(
             self.target, self.source.preprocess.mean, self.source.preprocess.std, jnp.float32
         )
         steps = len(train) // experiment.batch_size * experiment.epochs
         self.optimizer = make_optimizer(experiment.learning_rate, 5e-4, steps)
-        step = jax.vmap(make_train_step(self.task, self.optimizer, None), (0, 0, 0, None, None))
-        self.step = jax.jit(step, donate_argnums=0)
-        self.evaluate = jax.jit(jax.vmap(make_eval_step(self.task), (0, 0, None, None, None)))
+        self.evaluate = jax.jit(over_trainings(make_eval_step(self.task), (0, 0, None, None, None)))
         self.initialize = jax.jit(self.model.init)
         self.done = {identity(row) for row in read_rows(self.results)}
+
+    @functools.cache  # noqa: B019  one study a process
+    def step(self, rate: float, mask: Any) -> Callable[..., Any]:
+        """The compiled step of several seeds, in which the source lends features."""
+        support = Support(self.source.model, rate) if rate else None
+        recipe = dataclasses.replace(PUBLISHED, crossover_mask=mask)
+        step = make_train_step(self.task, self.optimizer, support, recipe)
+        return jax.jit(over_trainings(step, (0, 0, 0, None, None)), donate_argnums=0)
 
     def is_done(self, treatment: Treatment, seed: int) -> bool:
         """Whether the file has this training."""
@@ -184,11 +222,12 @@ class Study:
         step_keys = jnp.stack([key[3] for key in keys])
         rows = []
         size, batch = len(self.train), self.experiment.batch_size
+        step = self.step(treatment.crossover, treatment.mask)
         for epoch in range(1, self.experiment.epochs + 1):
             orders = np.stack([train_order(key[2], epoch, size, batch) for key in keys], axis=1)
             trained = None
             for order in orders:
-                state, counted = self.step(state, step_keys, order, self.train, None)
+                state, counted = step(state, step_keys, order, self.train, self.source.variables)
                 trained = counted if trained is None else merge(trained, counted)
             measured = self.measure(state)
             rows += [
@@ -210,26 +249,15 @@ class Study:
         """The state of one seed before the first step."""
         size = self.experiment.image_size
         variables = self.initialize(key_init, jnp.zeros((1, size, size, 3)))
-        if treatment != HE:
+        if treatment.match != HE.match:
             plan = self.plan(treatment)
             variables = tlv_jax.apply_transfer(plan, key_transfer, self.source.variables, variables)
         return initial_state(*self.target.split(variables), self.optimizer)
 
-    @functools.cache  # noqa: B019  one study a process
+    @functools.cache  # noqa: B019
     def plan(self, treatment: Treatment) -> tlv_jax.TransferPlan:
         """The plan, made on traced networks: all matchings see the same order."""
-        return tlv_jax.plan_transfer(*self.traced(), method_of(treatment))
-
-    @functools.cache  # noqa: B019
-    def traced(self) -> tuple[tlv_jax.Network, tlv_jax.Network]:
-        """The source and the target, on shapes."""
-        size = self.experiment.image_size
-        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        source, target = (
-            tlv_jax.trace(model.apply, models.abstract_variables(model), images)
-            for model in (self.source.model, self.model)
-        )
-        return source, target
+        return tlv_jax.plan_transfer(self.source.network, self.target.network, method_of(treatment))
 
     def measure(self, state: Any) -> Any:
         """Counts over all images that are not trained on, for each seed."""
@@ -240,11 +268,20 @@ class Study:
         return total
 
 
+def some_of(images: LabelledImages, count: int) -> LabelledImages:
+    """As many images, the same share of each class; all of them if 0."""
+    if not count:
+        return images
+    return images[stratified_split(images.labels, (count / len(images),), seed=0)[0]]
+
+
 def method_of(treatment: Treatment) -> Method:
     """How the library makes a transfer of these settings."""
-    rule = rules.Variance(shuffle=treatment.shuffle)
+    keep: Any = treatment.keep
+    remove: Any = treatment.remove
     rank: Any = treatment.channels
     rescale: Any = treatment.rescale
+    rule = rules.Variance(keep=keep, remove=remove, shuffle=treatment.shuffle)
     return Method(
         standardize=STANDARDIZATIONS[treatment.standardize],
         match=MATCHERS[treatment.match](),
@@ -257,14 +294,19 @@ def method_of(treatment: Treatment) -> Method:
 
 
 def describe(treatment: Treatment) -> str:
-    if treatment == HE:
-        return "He"
-    parts = [f"{treatment.standardize}, {treatment.match}, {treatment.rule}"]
+    """The settings that are not as by default, in words."""
+    parts = ["He"]
+    if treatment.match != HE.match:
+        parts = [f"{treatment.standardize}, {treatment.match}, {treatment.rule}"]
+    if (treatment.keep, treatment.remove) != (HE.keep, HE.remove):
+        parts.append(f"keep {treatment.keep}, remove {treatment.remove}")
     parts += [name for name in ("shuffle", "norms") if getattr(treatment, name)]
     if treatment.channels != "none":
         parts.append(f"channels by {treatment.channels}")
     if treatment.rescale != "none":
         parts.append(f"rescaled: {treatment.rescale}")
+    if treatment.crossover:
+        parts.append(f"crossover {treatment.crossover:g}, mask of each {treatment.mask}")
     return ", ".join(parts)
 
 
