@@ -1,6 +1,10 @@
 """Run a comparison: train what is missing, and make the table of all that is there."""
 
-from collections.abc import Mapping
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -22,6 +26,7 @@ from train.compare.rows import (
     read_rows,
 )
 from train.compare.settings import Settings
+from train.compare.starts import Start, start_of
 from train.compare.study import Study, prepare
 from train.compare.table import make_table
 from train.compare.training import failed_rows, run_group
@@ -107,25 +112,37 @@ def _train_missing(
     kept = {f"settings.{name}": value for name, value in kept_settings(settings).items()}
     columns = {**provenance(), "vmap": settings.vmap, **kept}
     left_out: dict[str, str] = {}
-    for group in missing:
-        start = group[0].start
-        if start in left_out:
-            continue
-        last: dict[Training, Row] = {}
+    for name, alike in itertools.groupby(missing, key=lambda group: group[0].start):
+        # One for each seed, the same for all learning rates: a fit takes as long as some epochs.
+        begin = functools.cache(functools.partial(start_of, study, name))
         try:
-            for rows in run_group(study, group):
-                append_rows(path, rows, columns)
-                last |= {row.training: row for row in rows}
+            for group in alike:
+                rows = _train_group(study, group, begin, path, columns)
+                _print_group(console, name, rows, settings.best_by)
         except TLVError as error:
-            left_out[start] = str(error)
-            console.print(f"{start} is left out: {error}", highlight=False, soft_wrap=True)
-            continue
-        except jax.errors.JaxRuntimeError as error:
-            rows = failed_rows(group, error)
-            append_rows(path, rows, columns)
-            last = {row.training: row for row in rows}
-        _print_group(console, start, list(last.values()), settings.best_by)
+            left_out[name] = str(error)
+            console.print(f"{name} is left out: {error}", highlight=False, soft_wrap=True)
     return left_out
+
+
+def _train_group(
+    study: Study,
+    group: Sequence[Training],
+    begin: Callable[[int], Start],
+    path: Path,
+    columns: Mapping[str, Any],
+) -> list[Row]:
+    """Trains a group and appends its rows; returns the last of each training."""
+    last: dict[Training, Row] = {}
+    try:
+        for rows in run_group(study, group, begin):
+            append_rows(path, rows, columns)
+            last |= {row.training: row for row in rows}
+    except jax.errors.JaxRuntimeError as error:
+        rows = failed_rows(group, error)
+        append_rows(path, rows, columns)
+        last = {row.training: row for row in rows}
+    return list(last.values())
 
 
 def _print_group(console: Console, start: str, rows: list[Row], best_by: str) -> None:

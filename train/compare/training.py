@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from train.adapter import draw_adapter
 from train.compare.rows import METRICS, Row
 from train.compare.settings import CLASSIFIERS
-from train.compare.starts import Start, start_of
+from train.compare.starts import Start
 from train.compare.study import Programs, Study
 from train.compare.trainings import Training
 from train.data import PARTS, eval_batches, train_order
@@ -42,7 +42,9 @@ class _Job(NamedTuple):
     lent: Any
 
 
-def run_group(study: Study, group: Sequence[Training]) -> Iterator[list[Row]]:
+def run_group(
+    study: Study, group: Sequence[Training], begin: Callable[[int], Start]
+) -> Iterator[list[Row]]:
     """Trains a group and yields its rows after each epoch, one for each training that goes on.
 
     A training whose loss is no longer finite gets one last row that says so.
@@ -50,6 +52,7 @@ def run_group(study: Study, group: Sequence[Training]) -> Iterator[list[Row]]:
     Args:
       study: what all trainings share.
       group: trainings of one start.
+      begin: makes this start for a seed. Not called for a classifier.
 
     Raises:
       TLVError: if the start cannot be made.
@@ -60,7 +63,7 @@ def run_group(study: Study, group: Sequence[Training]) -> Iterator[list[Row]]:
         return
     started = time.perf_counter()
     assert study.settings.epochs is not None  # resolved
-    job, states = _begin(study, group)
+    job, states = _begin(study, group, begin)
     lost: set[Training] = set()
     for epoch in range(1, study.settings.epochs + 1):
         states, trained = _train_epoch(study, job, states, epoch)
@@ -85,10 +88,12 @@ def failed_rows(group: Sequence[Training], error: Exception) -> list[Row]:
     return [Row(training, 0, nothing, 0.0, "failed", note) for training in group]
 
 
-def _begin(study: Study, group: Sequence[Training]) -> tuple[_Job, State]:
+def _begin(
+    study: Study, group: Sequence[Training], begin: Callable[[int], Start]
+) -> tuple[_Job, State]:
     """The programs of a group, and the states before the first step, stacked."""
     seeds = [training.seed for training in group]
-    starts = {seed: start_of(study, group[0].start, seed) for seed in dict.fromkeys(seeds)}
+    starts = {seed: begin(seed) for seed in dict.fromkeys(seeds)}
     states = {seed: _state(study, seed, start) for seed, start in starts.items()}
     first = starts[seeds[0]]
     job = _Job(
