@@ -15,10 +15,11 @@ from rich.console import Console
 
 import tlv_jax
 import train
-from train.compare import Settings, compare
+from train.compare import Settings, compare, comparison
 from train.compare.__main__ import main
 from train.compare.rows import METRICS
 from train.compare.settings import CLASSIFIERS
+from train.compare.starts import start_of
 from train.config import DistillOptions, RecipeOptions
 from train.data import PARTS
 from train.datasets import load_dataset
@@ -72,8 +73,26 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(settings):
-    return run(settings, name="finished")
+def made():
+    """The starts that the comparison below makes, each with its seed."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(settings, made):
+    def recorded(study, name, seed):
+        made.append((name, seed))
+        return start_of(study, name, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "start_of", recorded)
+        return run(settings, name="finished")
+
+
+def test_a_start_is_made_once_for_all_learning_rates(finished, made):
+    assert sorted(made) == sorted(
+        (start, seed) for start in STARTS if start not in CLASSIFIERS for seed in (0, 1)
+    )
 
 
 def test_every_epoch_of_every_training_is_a_row(finished, settings):
