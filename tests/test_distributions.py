@@ -74,11 +74,11 @@ def test_links_of_the_page_on_pypi_have_an_address(built):
     repository = dict(url.split(", ") for url in metadata.get_all("Project-URL"))["Repository"]
     assert len(links) > 20
     for link in links:
-        kind, _, path = link.removeprefix(f"{repository}/").partition("/main/")
-        if link.startswith(f"{repository}/"):
-            assert (ROOT / path.partition("#")[0]).exists(), link
-            assert kind == "raw" or not path.endswith(".png"), link
         assert link.startswith("https://"), link
+        kind, _, path = link.removeprefix(f"{repository}/").partition("/main/")
+        if kind in ("blob", "raw"):
+            assert (ROOT / path.partition("#")[0]).exists(), link
+        assert (kind == "raw") == path.endswith(".png"), link
 
 
 @pytest.mark.parametrize(
