@@ -43,10 +43,11 @@ def run(inputs):
 
 @pytest.fixture(scope="module")
 def checkpoint(inputs):
-    """Variables of an architecture with 5 classes, as Orbax writes them, and they themselves."""
+    """A training of an architecture with 5 classes, as Orbax writes it, and its variables."""
     variables = trees.random_variables(trees.shapes("mnasnet0_5", num_classes=5), seed=0)
+    moments = {"mu": variables["params"], "count": np.int32(3)}
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(inputs / "checkpoint", variables)
+        checkpointer.save(inputs / "checkpoint", {**variables, "opt_state": moments, "step": 3})
     return inputs / "checkpoint", variables
 
 
@@ -90,7 +91,9 @@ def test_a_checkpoint_of_orbax_is_written_for_torch(checkpoint, capsys, tmp_path
     path, variables = checkpoint
     out = tmp_path / "net.pth"
     assert main(["export", str(path), "--arch", "mnasnet0_5", "--out", str(out)]) == 0
-    assert f"arrays of mnasnet0_5, from {path}\n" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}: 262 arrays of mnasnet0_5, from {path}\n"
+    assert captured.err == "left out, as no weights: opt_state, step\n"
     state = torch.load(out, weights_only=True)
     torchvision.models.mnasnet0_5(num_classes=5).load_state_dict(state, strict=True)
     params, batch_stats = importers.convert("mnasnet0_5", state)
@@ -105,15 +108,17 @@ def test_a_checkpoint_of_orbax_is_written_for_torch(checkpoint, capsys, tmp_path
         (["CHECKPOINT", "--arch", "mnasnet"], "Did you mean"),
         (["CHECKPOINT", "--arch", "resnet18"], "The parameters are not those of 'resnet18'"),
         (["CHECKPOINT", "--arch", "my.module:Net", "--out", "x.pth"], "Name a .safetensors file"),
+        (["FILE", "--arch", "squeezenet1_1"], "is a file, expected the folder of a run"),
         (["none", "--arch", "resnet18"], "none: there is no such file or folder"),
         (["RUN", "--out", "x.onnx"], "ends in .safetensors, .pth or .pt"),
     ],
 )
 def test_what_cannot_be_exported_is_one_error(
-    checkpoint, run, capsys, monkeypatch, tmp_path, arguments, message
+    inputs, checkpoint, run, capsys, monkeypatch, tmp_path, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"CHECKPOINT": str(checkpoint[0]), "RUN": str(run)}
+    files = {"CHECKPOINT": checkpoint[0], "RUN": run, "FILE": inputs / "source.safetensors"}
+    places = {word: str(path) for word, path in files.items()}
     given = [places.get(word, word) for word in arguments]
     assert main(["export", "--out", "x.safetensors", *given]) == 2
     error = capsys.readouterr().err

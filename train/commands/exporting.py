@@ -1,5 +1,6 @@
 """Write what a run has trained, or what Orbax has saved, for other programs."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from train.target_weights import read_weights
 
 __all__ = ["export"]
 
+COLLECTIONS = {"params", "batch_stats"}  # of an architecture
+OTHERS = {"opt_state", "step"}  # fields of Flax's TrainState
+
 
 def export(settings: Export) -> int:
     """Writes the weights of a run or a checkpoint; returns the exit status.
@@ -28,6 +32,11 @@ def export(settings: Export) -> int:
       TLVError: if they are of another architecture.
       OSError: if the file cannot be written.
     """
+    if settings.what.is_file():
+        raise ConfigError(
+            f"{settings.what} is a file, expected the folder of a run or an Orbax checkpoint. "
+            "tlv-jax convert reads files."
+        )
     run = read_settings(settings.what) if is_run_folder(settings.what) else None
     name = settings.arch or (run["target"] if run else None)
     if name is None:
@@ -39,8 +48,13 @@ def export(settings: Export) -> int:
         models.create(name)  # raises, and suggests close names
     check_out(settings.out, name)
     given = read_weights(settings.what, is_nnx=_is_nnx(name, settings.what, run))
-    count = write(settings.out, name, unflatten_dict(dict(given.leaves), sep="/"))
+    found: dict[str, Any] = unflatten_dict(dict(given.leaves), sep="/")
+    # A module of one's own may have collections of any name.
+    others = found.keys() & OTHERS if ":" in name else found.keys() - COLLECTIONS
+    count = write(settings.out, name, {key: found[key] for key in found if key not in others})
     print(f"{settings.out}: {count} arrays of {name}, from {given.origin}")
+    if others:
+        print(f"left out, as no weights: {', '.join(sorted(others))}", file=sys.stderr)
     if given.statistics is not None:
         mean, deviation = given.statistics
         print(f"images are normalized by mean {mean} and standard deviation {deviation}")
