@@ -105,7 +105,7 @@ def _fit(settings: Fit) -> int:
         print(report)
     status = _finish(settings, variables, made)
     if settings.html is not None:
-        about = {"method of the kernels before": settings.method, "seed": str(settings.seed)}
+        about = {"method": settings.method, "seed": str(settings.seed)}
         about["pictures"] = f"{len(images)}, of {settings.image_size} pixels a side"
         title = f"{settings.dst} fitted to {settings.src}"
         write_page(settings.html, tlv_jax.html_report(report, title=title, about=about))
