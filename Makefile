@@ -11,7 +11,7 @@ CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
   optimizers paths plan planning recipes report ridge ridge_head rules_copying rules_library similarity \
   transfer trees variance zoo_order))
 
-.PHONY: help demo test test-all test-floors test-browser parity fuzz site lint types format clean
+.PHONY: help demo test test-all test-floors test-browser parity fuzz site dist lint types format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ fuzz: $(VENV)/.test  ## 102,000 damaged checkpoints of four formats, some 6 minu
 
 site: $(VENV)/.docs  ## The documentation as a site, in build/site; a warning is an error.
 	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs build/site
+
+dist: | $(VENV)/bin/python  ## Wheel and source distribution, in dist.
+	$(PIP) install --quiet build
+	$(VENV)/bin/python -m build
 
 lint: $(VENV)/.test  ## Formatting and ruff's rules.
 	$(VENV)/bin/ruff format --check .

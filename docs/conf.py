@@ -42,7 +42,12 @@ maximum_signature_line_length = 80
 
 def links_of_the_start_page(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
     """The start page shows README.md, whose links start one folder higher."""
-    for here, there in (("docs/", ""), ("examples/", "../examples/"), ("NOTICE", "../NOTICE")):
+    for here, there in (
+        ("docs/", ""),
+        ("examples/", "../examples/"),
+        ("NOTICE", "../NOTICE"),
+        ("CHANGELOG.md", "changes.md"),
+    ):
         content[0] = content[0].replace(f"]({here}", f"]({there}")
 
 

@@ -1,4 +1,4 @@
-"""Make the pictures of the documentation.
+"""Make the pictures of the documentation, and the first one of README.md.
 
     python -m docs.pictures
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study import RESULTS, read_study
+from docs.first_picture import save_first_picture
 from train.compare.picture import save_bands
 from train.compare.table import make_table
 
@@ -20,6 +21,7 @@ EXAMPLE = re.compile(r"^```python\n((?:(?!```).*\n)+)```\n\n(?:!\[.*\]\((\S+)\)$
 
 def main() -> None:
     """Saves all pictures beside the pages."""
+    save_first_picture(FOLDER / "first_picture.png")
     study = read_study(RESULTS / "mobilenet_v2_elpv.csv")
     metric = study.settings["best_by"]
     label = f"{metric.replace('_', ' ')}, validation images"

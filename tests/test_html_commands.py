@@ -1,4 +1,4 @@
-"""`tlv-jax report --html` and `tlv-jax show --html`, on a real file of weights."""
+"""`--html` of `tlv-jax report`, `fit` and `show`, on a real file of weights and pictures."""
 
 import json
 
@@ -12,11 +12,27 @@ pytestmark = pytest.mark.filterwarnings("default::tlv_jax.SimilarityWarning")
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def inputs(tmp_path_factory):
+    return small_inputs.save_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def pair(inputs):
+    """The arguments that name two networks."""
+    source = ["--src", "squeezenet1_1", "--src-weights", str(inputs / "source.safetensors")]
+    return [*source, "--dst", "small_network:Net", "--image-size", "32"]
+
+
+@pytest.fixture(scope="module")
+def report(pair):
     """The arguments of a report."""
-    weights = small_inputs.save_source(tmp_path_factory.mktemp("inputs") / "source.safetensors")
-    source = ["--src", "squeezenet1_1", "--src-weights", str(weights)]
-    return ["report", *source, "--dst", "small_network:Net", "--image-size", "32"]
+    return ["report", *pair]
+
+
+@pytest.fixture(scope="module")
+def fit(pair, inputs):
+    """The arguments of a fit."""
+    return ["fit", *pair, "--images", str(inputs / "pictures"), "--count", "8"]
 
 
 def test_a_report_is_written_as_a_page_too(report, capsys, tmp_path):
@@ -32,9 +48,26 @@ def test_a_report_is_written_as_a_page_too(report, capsys, tmp_path):
     assert page.tags.count("img") == 2
 
 
-def test_a_page_that_cannot_be_written_is_one_error(report, capsys, tmp_path):
+def test_a_fit_is_written_as_a_page_too(fit, capsys, tmp_path):
+    html = tmp_path / "fit.html"
+    assert main([*fit, "--json", "--html", str(html)]) == 0
+    captured = capsys.readouterr()
+    assert f"{html}: a page to open in a browser\n" in captured.err
+    page = Page(html.read_text(encoding="utf-8"))
+    assert page.texts["h1"] == ["small_network:Net fitted to squeezenet1_1"]
+    facts = page.facts()
+    assert facts["pictures"] == "8, of 32 pixels a side"
+    assert facts["fit"].startswith("1 of 1 convs fitted")
+    rows = json.loads(captured.out)["report"]["rows"]
+    assert [row[0] for row in page.tables[0][1:]] == [row["target"] for row in rows]
+    assert page.tags.count("img") == 1
+
+
+@pytest.mark.parametrize("command", ["report", "fit"])
+def test_a_page_that_cannot_be_written_is_one_error(command, request, capsys, tmp_path):
+    arguments = request.getfixturevalue(command)
     for html, message in ((tmp_path, "is a folder"), (tmp_path / "none/x.html", "is no folder")):
-        assert main([*report, "--html", str(html)]) == 2
+        assert main([*arguments, "--html", str(html)]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""  # found before the transfer is made
         assert message in captured.err

@@ -17,6 +17,7 @@ from PIL import Image
 from skimage import data
 
 import importers
+from docs.first_picture import save_first_picture
 
 # Three convs are not like EfficientNet-Lite0, as a reader would be told too.
 pytestmark = pytest.mark.filterwarnings("ignore::tlv_jax.SimilarityWarning")
@@ -150,6 +151,24 @@ def test_the_photograph_is_classified(namespaces):
 
 def test_the_readme_is_short():
     assert README.count("\n") <= 130
+
+
+def test_the_first_screen_has_one_picture_that_loads_fast():
+    ((text, path),) = re.findall(r"!\[(.*)\]\((.*)\)", README)
+    assert README[: README.index(path)].count("\n") < 10
+    assert len(text) > 100  # for those who do not see it
+    assert (ROOT / path).stat().st_size <= 150_000
+    with Image.open(ROOT / path) as picture:
+        assert picture.size == (1600, 550)  # twice the 800 pixels that a README is wide
+
+
+@pytest.mark.slow
+def test_the_first_picture_is_that_of_the_results(tmp_path):
+    save_first_picture(tmp_path / "picture.png")
+    places = tmp_path / "picture.png", ROOT / "docs" / "first_picture.png"
+    drawn, kept = (np.asarray(Image.open(place).convert("L"), float) for place in places)
+    difference = np.abs(drawn - kept)
+    assert difference.mean() < 3  # letters differ between versions of matplotlib
 
 
 def test_no_placeholder_is_left():

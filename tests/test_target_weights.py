@@ -16,6 +16,7 @@ import importers
 import tlv_jax
 from tlv_jax import models
 from train import Config
+from train.commands.writing import write
 from train.errors import ConfigError
 from train.modules import target_of
 from train.target_weights import load_target_weights, with_weights
@@ -60,6 +61,11 @@ def test_parameters_alone_leave_the_running_statistics_and_say_so(net, other, tm
         found = given(path, net)
     chex.assert_trees_all_equal(found["params"], other["params"])
     chex.assert_trees_all_equal(found["batch_stats"], net.network.params["batch_stats"])
+
+
+def test_a_file_of_arrays_by_their_paths_is_taken(net, other, tmp_path):
+    write(tmp_path / "net.safetensors", "small_network:Net", other)
+    chex.assert_trees_all_equal(given(tmp_path / "net.safetensors", net), other)
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["with random keys", "without"])
@@ -123,12 +129,12 @@ def test_values_that_are_not_finite_are_refused(net, other, tmp_path):
     [
         ("nothing", "there is no such file or folder"),
         ("empty", r"cannot be read \(it holds no checkpoint\), .*StandardCheckpointer"),
-        ("file.pth", "is a file, .*target='small_network:Net' is none. Give a run folder"),
+        ("file.pth", "file.pth are not those of .*Net': params/conv/bias .nothing there, float32"),
     ],
 )
 def test_what_holds_no_weights_for_a_module_is_refused(net, tmp_path, name, message):
     (tmp_path / "empty").mkdir()
-    torch.save({}, tmp_path / "file.pth")
+    torch.save({"features.0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "file.pth")
     with pytest.raises(ConfigError, match=message):
         given(tmp_path / name, net)
 

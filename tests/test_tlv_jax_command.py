@@ -35,7 +35,9 @@ from train.networks import keys_of
 torchvision = import_torchvision()
 pytestmark = pytest.mark.filterwarnings("default::tlv_jax.SimilarityWarning")
 ROOT = Path(__file__).parent.parent
-COMMANDS = "{transfer,plan,similarity,fit,report,train,compare,rank,show,list,convert,verify}"
+COMMANDS = (
+    "{transfer,plan,similarity,fit,report,train,compare,rank,show,list,convert,verify,export}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +238,7 @@ ERRORS = {
     "an unknown architecture": (["--src", "vgg17"], "Did you mean vgg"),
     "a file that is missing": (["--src-weights", "none.pth"], "none.pth: there is no such file"),
     "weights of another": (["--dst", "resnet18"], "its keys fit 'squeezenet1_0' best"),
-    "a file for a module": (["--dst", "small_network:Net"], "dst_weights='TARGET' is a file"),
+    "a file for a module": (["--dst", "small_network:Net"], "weights of TARGET are not those of"),
     "arguments of no module": (["--dst-args", "width=5"], "Leave dst_args out"),
     "no classes": (["--num-classes", "0"], "num_classes=0"),
     "no pixels": (["--image-size", "0"], "image_size=0, expected at least 1"),
@@ -335,16 +337,6 @@ def training(inputs, tmp_path):
     data = ["--dataset", "folder", "--data-dir", str(inputs / "pictures"), "--image-size", "32"]
     length = ["--epochs", "1", "--batch-size", "8", "--out", str(tmp_path / "runs")]
     return [*source, "--target", "small_network:Net", *data, *length]
-
-
-def test_a_run_is_trained_and_shown(capsys, training, tmp_path):
-    alone = ["--crossover-rate", "0", "--no-baseline", "--name", "net"]
-    assert main(["train", *training, *alone]) == 0
-    capsys.readouterr()
-    assert main(["show", str(tmp_path / "runs" / "net")]) == 0
-    assert "net: finished" in capsys.readouterr().out
-    assert main(["show", str(tmp_path / "runs" / "other")]) == 2
-    assert "There is no run in" in capsys.readouterr().err
 
 
 def test_a_comparison_and_a_ranking_are_handed_on(capsys, training):

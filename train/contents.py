@@ -22,6 +22,7 @@ __all__ = [
     "check_contents",
     "check_hosts",
     "check_weights",
+    "classes_of",
     "known_files",
     "read_counts",
     "show_contents",
@@ -143,6 +144,15 @@ def read_counts(folder: Path) -> dict[str, dict[str, int]]:
             f"{path} cannot be read ({error!r}), expected the counts of a data set. Give the "
             "folder of another run."
         ) from error
+
+
+def classes_of(folder: Path) -> int:
+    """Returns the number of classes of a run.
+
+    Raises:
+      ConfigError: as `read_counts`.
+    """
+    return len(read_counts(folder)[PARTS[0]])
 
 
 def check_contents(folder: Path, splits: Splits) -> None:

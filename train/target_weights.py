@@ -25,7 +25,7 @@ from train.starts import TRAININGS
 from train.statistics import Statistics
 from train.target import Target
 
-__all__ = ["Given", "load_target_weights", "with_weights"]
+__all__ = ["Given", "load_target_weights", "read_weights", "with_weights"]
 
 Leaves = Mapping[str, Any]
 
@@ -52,35 +52,44 @@ def load_target_weights(config: Config, target: Target) -> Given:
       target: whose they are to be.
 
     Raises:
-      ConfigError: if there is nothing of that name, or it cannot be read.
-      TLVError: as `importers.load`, for a file of torch's.
+      ConfigError: as `read_weights`.
+      TLVError: as `importers.load`, for a file of an architecture.
     """
     path = config.target_weights
     assert path is not None
-    if not path.exists():
-        raise ConfigError(f"target_weights={str(path)!r}: there is no such file or folder.")
-    if is_run_folder(path):
-        return _of_run(path, target)
-    if path.is_dir():
-        tree = read_arrays(path)
-        return Given(_in_variables(array_leaves(tree, name=str(path)), target), str(path), None)
-    return _of_file(config, path)
+    if path.is_file() and config.target in models.names():
+        return _of_architecture(config, path)
+    return read_weights(path, is_nnx=isinstance(target.network.params, nnx.Module))
 
 
-def _of_file(config: Config, path: Path) -> Given:
-    if config.target not in models.names():
-        raise ConfigError(
-            f"target_weights={str(path)!r} is a file, which can be read for an architecture of "
-            f"tlv_jax.models only, and target={config.target!r} is none. Give a run folder, or an "
-            "Orbax checkpoint of the parameters."
-        )
+def _of_architecture(config: Config, path: Path) -> Given:
     size = fixed_size(config.target, config)
     pretrained = importers.load(config.target, path, in_channels=3, image_size=size)
     statistics = Statistics(pretrained.preprocess.mean, pretrained.preprocess.std)
     return Given(array_leaves(pretrained.variables, name=str(path)), str(path), statistics)
 
 
-def _of_run(path: Path, target: Target) -> Given:
+def read_weights(path: Path, *, is_nnx: bool) -> Given:
+    """Reads the weights of a run, of an Orbax checkpoint, or of a file by the paths in a module.
+
+    Args:
+      path: the folder of a run or of a checkpoint; or a file as `tlv-jax transfer` writes it for a
+        module of the user's own.
+      is_nnx: whether they are of an NNX module, which has no collections such as `params`.
+
+    Raises:
+      ConfigError: if there is nothing of that name, it cannot be read, or the run still goes on.
+      TLVError: as `importers.read_state_dict`, or if there are no arrays.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such file or folder. Give another as weights.")
+    if is_run_folder(path):
+        return _of_run(path, is_nnx)
+    tree = read_arrays(path) if path.is_dir() else importers.read_state_dict(path)
+    return Given(_in_variables(array_leaves(tree, name=str(path)), is_nnx), str(path), None)
+
+
+def _of_run(path: Path, is_nnx: bool) -> Given:
     """The weights that were best on the validation images, of a run's training but its twin."""
     if is_in_use(path):
         raise ConfigError(
@@ -93,18 +102,16 @@ def _of_run(path: Path, target: Target) -> Given:
         raise ConfigError(f"The run in {path} has no checkpoints yet. Give another.")
     state, step = read_best(folder / found[0], read_settings(path).get("best_by", Config.best_by))
     params = state["params"] if state.get("average") is None else state["average"]
-    leaves = _in_variables(array_leaves(params, name=str(path)), target)
+    leaves = _in_variables(array_leaves(params, name=str(path)), is_nnx)
     if jax.tree.leaves(state["model_state"]):
         leaves = {**leaves, **array_leaves(state["model_state"], name=str(path))}
     origin = f"step {step} of {found[0]!r} in {path}"
     return Given(leaves, origin, read_normalization(path))
 
 
-def _in_variables(leaves: Leaves, target: Target) -> Leaves:
+def _in_variables(leaves: Leaves, is_nnx: bool) -> Leaves:
     """The leaves by their paths in Linen's variables, if they are of the parameters alone."""
-    if isinstance(target.network.params, nnx.Module) or any(
-        path.startswith("params/") for path in leaves
-    ):
+    if is_nnx or any(path.startswith("params/") for path in leaves):
         return leaves
     return {f"params/{path}": leaf for path, leaf in leaves.items()}
 

@@ -15,7 +15,7 @@ import train.__main__ as training
 import train.compare.__main__ as comparing
 import train.rank.__main__ as ranking
 from importers.exits import exit_status
-from train.commands.settings import Fit, Pair, Plan, Report, Similarity, Transfer
+from train.commands.settings import Export, Fit, Pair, Plan, Report, Similarity, Transfer
 from train.compare import Settings as Comparison
 from train.config import Config
 from train.rank import Settings as Ranking
@@ -49,6 +49,7 @@ Command = (
     | files.List
     | files.Convert
     | files.Verify
+    | Export
 )
 
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return ranking.execute(settings)
         case Show() as shown:
             return _show(shown)
-        case Pair() as settings:
+        case Pair() | Export() as settings:
             return exit_status(lambda: _run(settings))
         case command:
             return files.execute(command)
@@ -105,7 +106,7 @@ def _show_run(folder: Path, html: Path | None) -> int:
     return 0
 
 
-def _run(settings: Pair) -> int:
+def _run(settings: Pair | Export) -> int:
     # Imported only now: it brings JAX and Flax, which --help need not wait for.
     from train.commands.running import run
 

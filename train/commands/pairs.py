@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 
@@ -9,9 +10,11 @@ import importers
 import tlv_jax
 from tlv_jax import models
 from train.commands.settings import Pair, Start
+from train.contents import classes_of
 from train.errors import ConfigError
 from train.modules import build_module, parse_arguments, target_of
-from train.networks import keys_of
+from train.run_folder import is_run_folder
+from train.target_weights import read_weights, with_weights
 
 __all__ = ["check", "load_source", "load_target", "shapes_of"]
 
@@ -38,11 +41,6 @@ def check(pair: Pair) -> None:
             f"dst_args={', '.join(pair.dst_args)} for dst={pair.dst!r}: expected a module of your "
             "own, MODULE:NAME. Leave dst_args out."
         )
-    if pair.dst_weights is not None and ":" in pair.dst:
-        raise ConfigError(
-            f"dst_weights={str(pair.dst_weights)!r} is a file, which can be read for an "
-            f"architecture only, and dst={pair.dst!r} is none. Leave it out."
-        )
 
 
 def load_source(pair: Pair) -> importers.Pretrained:
@@ -54,17 +52,26 @@ def load_source(pair: Pair) -> importers.Pretrained:
     return importers.load(pair.src, pair.src_weights, prefix=pair.src_prefix)
 
 
-def load_target(pair: Start) -> tlv_jax.Network:
-    """Initializes the target as `python -m train` does with the same seed, or loads its weights.
+def load_target(pair: Pair, key: jax.Array) -> tlv_jax.Network:
+    """Initializes the target, and gives it its own weights if a file or folder of them is named.
+
+    Args:
+      pair: the settings.
+      key: of the initialization, consumed.
 
     Raises:
-      TLVError: as `importers.load`, or if a module cannot be built or traced.
+      TLVError: as `importers.load` and `read_weights`, or if a module cannot be built or traced.
     """
-    if pair.dst_weights is not None:
+    weights = pair.dst_weights
+    if weights is not None and ":" not in pair.dst and not weights.is_dir():
         return _from_file(pair)
-    key, size = keys_of(pair.seed).init, pair.image_size or IMAGE_SIZE
-    model = _build(pair, size, key)
-    return target_of(pair.dst, model, key, jnp.zeros((1, size, size, 3))).network
+    size, classes = pair.image_size or IMAGE_SIZE, _classes(pair)
+    model = _build(pair, classes, size, key)
+    target = target_of(pair.dst, model, key, jnp.zeros((1, size, size, 3)))
+    if weights is None:
+        return target.network
+    given = read_weights(weights, is_nnx=isinstance(model, nnx.Module))
+    return with_weights(pair.dst, target, given, classes).network
 
 
 def shapes_of(pair: Pair) -> tuple[tlv_jax.Network, tlv_jax.Network]:
@@ -76,20 +83,26 @@ def shapes_of(pair: Pair) -> tuple[tlv_jax.Network, tlv_jax.Network]:
     source = _shapes(models.create(pair.src), IMAGE_SIZE)
     if pair.src_weights is not None:
         source = load_source(pair).network
-    if pair.dst_weights is not None:
-        return source, _from_file(pair)
     key, size = jax.random.key(0), pair.image_size or IMAGE_SIZE
-    model = _build(pair, size, key)
-    if ":" in pair.dst:
-        return source, target_of(pair.dst, model, key, jnp.zeros((1, size, size, 3))).network
-    return source, _shapes(model, size)
+    if pair.dst_weights is not None or ":" in pair.dst:
+        return source, load_target(pair, key)
+    return source, _shapes(_build(pair, _classes(pair), size, key), size)
 
 
-def _build(pair: Pair, size: int, key: jax.Array) -> Any:
+def _classes(pair: Pair) -> int:
+    """How many are asked for, or else those of the run whose weights the target gets, or 1000."""
+    if pair.num_classes is not None:
+        return pair.num_classes
+    if pair.dst_weights is not None and is_run_folder(pair.dst_weights):
+        return classes_of(pair.dst_weights)
+    return CLASSES
+
+
+def _build(pair: Pair, classes: int, size: int, key: jax.Array) -> Any:
     return build_module(
         pair.dst,
         parse_arguments(pair.dst_args),
-        num_classes=CLASSES if pair.num_classes is None else pair.num_classes,
+        num_classes=classes,
         image_size=size,
         dtype=jnp.float32,
         key=key,

@@ -1,4 +1,4 @@
-"""What the commands on two networks do. Each returns its exit status."""
+"""What the commands on networks do. Each returns its exit status."""
 
 import json
 from collections.abc import Mapping
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import tlv_jax
 from tlv_jax.fit import fit_and_report
 from train.augment import normalize
+from train.commands.exporting import export
 from train.commands.pairs import check, load_source, load_target, shapes_of
 from train.commands.reading import draw_pictures
-from train.commands.settings import Fit, Pair, Plan, Report, Similarity, Start, Transfer
+from train.commands.settings import Export, Fit, Pair, Plan, Report, Similarity, Start, Transfer
 from train.commands.writing import check_out, write
 from train.errors import ConfigError
 from train.fitting import check_source
@@ -22,13 +23,15 @@ from train.run_page import check_page, write_page
 __all__ = ["run"]
 
 
-def run(settings: Pair) -> int:
+def run(settings: Pair | Export) -> int:
     """Runs the command that has these settings.
 
     Raises:
       TLVError: for bad settings, or networks that do not go together.
       OSError: if the result cannot be written.
     """
+    if isinstance(settings, Export):
+        return export(settings)
     check(settings)
     match settings:
         case Similarity():
@@ -86,20 +89,27 @@ def _transfer(settings: Transfer) -> int:
 
 def _fit(settings: Fit) -> int:
     check_out(settings.out, settings.dst)
+    check_page(settings.html)
     check_source(settings.src)
     if settings.count < 1:
         raise ConfigError(f"count={settings.count}, expected at least 1.")
     pixels = draw_pictures(settings.images, settings.count, settings.image_size, settings.seed)
-    source, target = load_source(settings), load_target(settings)
+    source, target = load_source(settings), _target(settings)
     expected = source.preprocess
     images = normalize(jnp.asarray(pixels), expected.mean, expected.std, jnp.dtype(jnp.float32))
     chosen = tlv_jax.Fit(method=METHODS[settings.method])
     key = keys_of(settings.seed).transfer
     variables, report = fit_and_report(source.network, target, images, chosen, key)
-    if settings.json:
-        return _finish(settings, variables, {"report": json.loads(report.to_json())})
-    print(report)
-    return _finish(settings, variables)
+    made = {"report": json.loads(report.to_json())} if settings.json else None
+    if made is None:
+        print(report)
+    status = _finish(settings, variables, made)
+    if settings.html is not None:
+        about = {"method": settings.method, "seed": str(settings.seed)}
+        about["pictures"] = f"{len(images)}, of {settings.image_size} pixels a side"
+        title = f"{settings.dst} fitted to {settings.src}"
+        write_page(settings.html, tlv_jax.html_report(report, title=title, about=about))
+    return status
 
 
 class _Made(NamedTuple):
@@ -115,12 +125,17 @@ class _Made(NamedTuple):
 
 
 def _transferred(settings: Start) -> _Made:
-    source, target = load_source(settings).network, load_target(settings)
+    source, target = load_source(settings).network, _target(settings)
     method, key = METHODS[settings.method], keys_of(settings.seed).transfer
     plan = tlv_jax.plan_transfer(source, target, method)
     # Plans once more, in milliseconds, and warns if the networks are unlike.
     variables = tlv_jax.transfer(source, target, key=key, method=method)
     return _Made(plan, source, target, variables)
+
+
+def _target(settings: Start) -> tlv_jax.Network:
+    """The target, initialized as `python -m train` does with the same seed."""
+    return load_target(settings, keys_of(settings.seed).init)
 
 
 def _finish(settings: Transfer, variables: Any, made: Mapping[str, Any] | None = None) -> int:

@@ -8,7 +8,7 @@ import tyro
 
 from train.config import MethodName
 
-__all__ = ["Fit", "Pair", "Plan", "Report", "Similarity", "Start", "Transfer"]
+__all__ = ["Export", "Fit", "Pair", "Plan", "Report", "Similarity", "Start", "Transfer"]
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -26,8 +26,8 @@ class Pair:
     src_prefix: str | None = None
     """What the names of the source begin with, if that file holds several networks."""
     dst_weights: Path | None = None
-    """A .pth or .safetensors file of the target's architecture; by default the target starts from
-    a fresh initialization."""
+    """A .pth or .safetensors file of the target, the folder of a run, or an Orbax checkpoint; by
+    default the target starts from a fresh initialization."""
     dst_args: tuple[str, ...] = ()
     """Arguments of your own module: --dst-args width=0.5 depth=3."""
     num_classes: int | None = None
@@ -96,3 +96,21 @@ class Fit(Transfer):
     """Most pictures that are used, drawn by --seed."""
     image_size: int = 96
     """Pixels a side, to which pictures are resized; best as in the training that follows."""
+    html: Path | None = None
+    """Also write the report as a page for browsers to this file; an existing one is replaced."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the weights of a run, or of an Orbax checkpoint, as .pth or .safetensors.
+
+    Of a run it takes those that were best on the validation images.
+    """
+
+    what: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run, or an Orbax checkpoint of variables or parameters."""
+    out: Path
+    """The .safetensors or .pth file to write, with torchvision's names; an existing one is
+    replaced. For your own module, .safetensors with the paths of its parameters as names."""
+    arch: str | None = None
+    """Its architecture, or MODULE:NAME of your own; by default the target of the run."""
