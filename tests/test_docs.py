@@ -1,7 +1,9 @@
 """Every example of the documentation runs, from the top of its page to the bottom."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import re
 import shlex
 from pathlib import Path
@@ -23,6 +25,7 @@ PAGES = {
     for page in sorted(DOCS.glob("*.md"))
 }
 SLOW = {"pictures"}  # it fits a network
+TUTORIAL = DOCS / "tutorial.md"  # it trains, and has a test of its own
 
 
 @pytest.mark.parametrize(
@@ -30,13 +33,40 @@ SLOW = {"pictures"}  # it fits a network
     [
         pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in SLOW else ())
         for page in PAGES
-        if PAGES[page]
+        if PAGES[page] and page != TUTORIAL
     ],
 )
 def test_the_examples_run(page):
     names = {}
     for block in PAGES[page]:
         exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_tutorial_prints_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names, printed, shown = {}, [], 0
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", TUTORIAL.read_text(), re.M | re.S):
+        if block.startswith("# my_network.py"):
+            Path("my_network.py").write_text(block)
+        elif language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                exec(compile(block, str(TUTORIAL), "exec"), names)
+            printed = without_numbers(said.getvalue())
+        elif not language:
+            shown += 1
+            assert [line for line in without_numbers(block) if line not in printed] == []
+    assert shown >= 6
+    table = names["comparison"].table
+    scores = {line.start: line.test["balanced_accuracy"].mean for line in table}
+    assert scores["default"] > scores["he"]
+
+
+def without_numbers(text):
+    """The lines of a text. Numbers, and what is concluded from them, vary with the processor."""
+    varying = r"-?\d[\d.]*(e[+-]\d+)?|[+±-](?= ?\d)|better|no difference shown"
+    return [" ".join(re.sub(varying, "#", line).split()) for line in text.splitlines()]
 
 
 def test_links_between_pages_lead_somewhere():
