@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import io
 import re
 import shlex
@@ -92,6 +93,21 @@ def test_each_page_stands_once_in_the_navigation():
     entries = [re.sub(r".*<(.*)>", r"\1", line) for line in lines]
     pages = {page.stem for suffix in ("md", "rst", "ipynb") for page in DOCS.rglob(f"*.{suffix}")}
     assert sorted(entries) == sorted(pages - {"index"})
+
+
+def test_each_number_on_speed_has_its_command_machine_and_day():
+    page = (DOCS / "performance.md").read_text()
+    rows = [row.split("|")[1:-1] for row in page.partition("\n\n## ")[0].splitlines() if "|" in row]
+    assert len(rows) > 20
+    for number, _, command, machine, day in rows[2:]:
+        assert re.fullmatch(r" 20\d\d-\d\d-\d\d ", day), number
+        assert machine.strip().startswith(("CPU", "H200")), number
+        for module in re.findall(r"python -m (benchmarks\.\w+)", command):
+            assert importlib.util.find_spec(module), number
+    seconds = re.findall(
+        r"\| (?:transferred|He).* \| (\d+) \|$", (DOCS.parent / "README.md").read_text(), re.M
+    )
+    assert f"{' and '.join(seconds)} s" in rows[2][0]
 
 
 @pytest.mark.parametrize("package", [tlv_jax, importers, train, train.compare, train.rank])
