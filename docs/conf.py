@@ -17,6 +17,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 # Outputs of notebooks are shown as they are stored.
 nb_execution_mode = "off"
 exclude_patterns = ["**.ipynb_checkpoints"]
+# Equations as on GitHub.
+myst_enable_extensions = ["dollarmath"]
 # Names of headings as on GitHub: `page.md#some-heading` leads to the same place on both.
 myst_heading_anchors = 4
 

@@ -1,13 +1,14 @@
 """Pretrained weights for `tlv_jax.models`, read strictly and without torch.
 
-pretrained = importers.load("efficientnet_lite0")
-new_params = tlv_jax.transfer(pretrained.network, target)
-logits = pretrained.model.apply(pretrained.variables, pretrained.preprocess(picture))
-pretrained.categories[logits[0].argmax()]
+    >>> import importers
+    >>> import numpy as np
+    >>> pretrained = importers.load("efficientnet_lite0")
+    >>> len(pretrained.categories)
+    1000
 
-state_dict = importers.read_state_dict("my_resnet18.pth")
-params, batch_stats = importers.convert("resnet18", state_dict)
-torch_model.load_state_dict(importers.export("resnet18", params, batch_stats))
+All examples of this package go on from here. `pretrained.network` gives weights to another one,
+`pretrained.model` classifies pictures, and `export` goes back to PyTorch. A checkpoint of your own
+is `importers.load("resnet18", "my_resnet18.pth")`.
 """
 
 import importlib

@@ -30,7 +30,10 @@ def export(
 ) -> dict[str, "torch.Tensor"]:
     """Returns the state dict of torchvision's network of that name.
 
-        torch_model.load_state_dict(importers.export("resnet18", params, batch_stats))
+        >>> params, batch_stats = pretrained.params, pretrained.batch_stats
+        >>> state_dict = importers.export("efficientnet_lite0", params, batch_stats)
+        >>> state_dict["_fc.weight"].shape  # torch_model.load_state_dict(state_dict) takes it
+        torch.Size([1000, 1280])
 
     Args:
       name: one of `models.names()`.

@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,7 @@ PAGES = {
     for page in sorted(DOCS.glob("*.md"))
 }
 SLOW = {"pictures"}  # it fits a network
+TUTORIAL = DOCS / "tutorial.md"  # it trains, and has a test of its own
 
 
 @pytest.mark.parametrize(
@@ -30,13 +35,46 @@ SLOW = {"pictures"}  # it fits a network
     [
         pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in SLOW else ())
         for page in PAGES
-        if PAGES[page]
+        if PAGES[page] and page != TUTORIAL
     ],
 )
 def test_the_examples_run(page):
     names = {}
     for block in PAGES[page]:
         exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_tutorial_prints_what_it_says(tmp_path):
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", TUTORIAL.read_text(), re.M | re.S)
+    code = [block for language, block in blocks if language == "python"]
+    (network,) = (block for block in code if block.startswith("# my_network.py"))
+    code.remove(network)
+    (tmp_path / "my_network.py").write_text(network)
+    (tmp_path / "tutorial.py").write_text("\n".join(code))
+    # In a process of its own: the tests' XLA compiles quickly, and trains slowly.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    ran = subprocess.run(
+        [sys.executable, "tutorial.py"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(DOCS.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    printed = without_numbers(ran.stdout)
+    shown = [line for language, block in blocks if not language for line in block.splitlines()]
+    assert len(shown) > 20
+    assert [line for line in shown if without_numbers(line)[0] not in printed] == []
+    rows = re.findall(r"^\| (he|default) \| 0.001 \| \S+ ± \S+ \| (\S+) ", ran.stdout, re.M)
+    scores = {start: float(score) for start, score in rows}
+    assert scores["default"] > scores["he"]
+
+
+def without_numbers(text):
+    """The lines of a text. Numbers, and what is concluded from them, vary with the processor."""
+    varying = r"-?\d[\d.]*(e[+-]\d+)?|[+±-](?= ?\d)|better|no difference shown"
+    return [" ".join(re.sub(varying, "#", line).split()) for line in text.splitlines()]
 
 
 def test_links_between_pages_lead_somewhere():
@@ -62,6 +100,21 @@ def test_each_page_stands_once_in_the_navigation():
     entries = [re.sub(r".*<(.*)>", r"\1", line) for line in lines]
     pages = {page.stem for suffix in ("md", "rst", "ipynb") for page in DOCS.rglob(f"*.{suffix}")}
     assert sorted(entries) == sorted(pages - {"index"})
+
+
+def test_each_number_on_speed_has_its_command_machine_and_day():
+    page = (DOCS / "performance.md").read_text()
+    rows = [row.split("|")[1:-1] for row in page.partition("\n\n## ")[0].splitlines() if "|" in row]
+    assert len(rows) > 20
+    for number, _, command, machine, day in rows[2:]:
+        assert re.fullmatch(r" 20\d\d-\d\d-\d\d ", day), number
+        assert machine.strip().startswith(("CPU", "H200")), number
+        for module in re.findall(r"python -m (benchmarks\.\w+)", command):
+            assert importlib.util.find_spec(module), number
+    seconds = re.findall(
+        r"\| (?:transferred|He).* \| (\d+) \|$", (DOCS.parent / "README.md").read_text(), re.M
+    )
+    assert f"{' and '.join(seconds)} s" in rows[2][0]
 
 
 @pytest.mark.parametrize("package", [tlv_jax, importers, train, train.compare, train.rank])

@@ -1,8 +1,34 @@
 """Carry pretrained weights into any other convolutional architecture.
 
-    new_params = tlv_jax.transfer(src, dst)
+The core: pure functions over parameter pytrees, on jax, numpy and scipy only. A network is any JAX
+function with its parameters:
 
-The core: pure functions over parameter pytrees, on jax, numpy and scipy only.
+    >>> import jax
+    >>> import numpy as np
+    >>> import tlv_jax
+    >>> def conv(x, kernel):
+    ...     layout = ("NHWC", "HWIO", "NHWC")
+    ...     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    >>> def apply(params, images):
+    ...     x = jax.nn.relu(conv(images, params["stem"]))
+    ...     x = jax.nn.relu(conv(x, params["body"]))
+    ...     return x.mean((1, 2)) @ params["head"]
+    >>> def draw(width, seed):
+    ...     normal = np.random.default_rng(seed).standard_normal
+    ...     shapes = {"stem": (3, 3, 3, width), "body": (3, 3, width, 24), "head": (24, 2)}
+    ...     return {name: normal(shape, "float32") for name, shape in shapes.items()}
+    >>> labels = np.arange(64) % 2
+    >>> images = np.random.default_rng(2).standard_normal((64, 8, 8, 3), "float32")
+    >>> images += labels[:, None, None, None]
+
+One network gives its weights to another:
+
+    >>> params = draw(width=8, seed=1)
+    >>> src = tlv_jax.trace(apply, draw(width=12, seed=0), images)
+    >>> dst = tlv_jax.trace(apply, params, images)
+    >>> new_params = tlv_jax.transfer(src, dst)
+
+All examples of this package go on from here.
 """
 
 from tlv_jax import layers, matching, methods, plots, rules

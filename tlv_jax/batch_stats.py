@@ -15,12 +15,19 @@ def recompute_statistics(
 ) -> PyTree:
     """Averages the statistics of a few batches, to replace the running ones.
 
+        >>> def update(statistics, batch):
+        ...     return {"mean": 0.9 * statistics["mean"] + 0.1 * batch.mean((0, 1, 2))}
+        >>> stale = {"mean": np.zeros(3, "float32")}
+        >>> statistics = tlv_jax.recompute_statistics(update, stale, [images[:32], images[32:]])
+        >>> bool(np.allclose(statistics["mean"], images.mean((0, 1, 2)), atol=1e-5))
+        True
+
+    For a Linen module, `update` is a call of `model.apply` that returns the new `batch_stats`:
+
         def update(statistics, images):
             variables = {"params": params, "batch_stats": statistics}
             _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             return updated["batch_stats"]
-
-        statistics = tlv_jax.recompute_statistics(jax.jit(update), statistics, batches)
 
     The same as `torch.optim.swa_utils.update_bn`. The momentum of each norm need not be known: it
     follows from how one batch changes statistics of zeros and of ones.

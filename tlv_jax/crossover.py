@@ -17,6 +17,11 @@ def crossover(
 ) -> Array:
     """Replaces each feature, with probability `rate`, by the same feature of the support network.
 
+        >>> features, lent = np.zeros((4, 100)), np.ones((4, 100))
+        >>> crossed = tlv_jax.crossover(jax.random.key(0), features, lent, rate=0.1)
+        >>> crossed.sum(1).astype(int)  # how many of each example are lent
+        Array([ 7, 11,  9, 13], dtype=int32)
+
     Source: TLVFC (2024), `uniform_crossover` in its published code. That code draws one mask for
     the whole batch and writes into the features; ours draws one for each example and returns a new
     array.

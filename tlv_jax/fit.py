@@ -31,9 +31,9 @@ def fit(
 ) -> PyTree:
     """Solves for the kernels of a target from what a source computes of some unlabelled images.
 
-        src = importers.load("efficientnet_lite0").network
-        dst = tlv_jax.trace(model.apply, variables, images[:1])
-        variables = tlv_jax.fit(src, dst, images)
+        >>> new_params = tlv_jax.fit(src, dst, images)
+        >>> new_params["body"].shape
+        (3, 3, 8, 24)
 
     The target is transferred to, then walked once in order of execution. At each conv, the images'
     activations are there as the new kernels before it made them. A ridge regression on them gives
@@ -162,6 +162,10 @@ def fit_report(
     key: Array | None = None,
 ) -> FitReport:
     """Measures what a fit did, layer by layer.
+
+        >>> report = tlv_jax.fit_report(src, dst, images, tlv_jax.fit(src, dst, images))
+        >>> [(row.target, row.source, row.fitted > 0.5) for row in report.rows]
+        [('stem', 'stem', True), ('body', 'body', True)]
 
     Args:
       src: as it was given to `fit`.

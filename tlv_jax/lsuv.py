@@ -29,8 +29,9 @@ TOLERANCE = 0.01  # of a deviation, published as 0.1
 def lsuv(network: Network, *inputs: Any, key: Array | None = None) -> PyTree:
     """Initializes a network from a batch of images, without any source.
 
-        network = tlv_jax.trace(model.apply, variables, images[:1])
-        variables = tlv_jax.lsuv(network, images)
+        >>> new_params = tlv_jax.lsuv(dst, images)
+        >>> round(float(conv(images, new_params["stem"]).std()), 2)
+        1.0
 
     The kernels of all convs and dense layers become orthonormal. Then, in order of execution, each
     is divided by the standard deviation of what it writes, over all images, places and channels,

@@ -2,8 +2,10 @@
 
 A method goes where a transfer is planned; `dataclasses.replace` changes a part of it:
 
-    plan = tlv_jax.plan_transfer(src, dst, methods.DPIAT)
-    method = dataclasses.replace(methods.DPIAT, rule=rules.Variance(shuffle=False))
+    >>> import dataclasses
+    >>> from tlv_jax import methods, rules
+    >>> method = dataclasses.replace(methods.DPIAT, rule=rules.Variance(shuffle=False))
+    >>> plan = tlv_jax.plan_transfer(src, dst, method)
 """
 
 import dataclasses

@@ -54,6 +54,11 @@ class Network:
 def trace(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Network:
     """Finds the layers of any JAX function, the graph between them, and their channels.
 
+        >>> tlv_jax.trace(apply, params, images[:1])
+        Network(dict of 2 conv, 1 dense, 0 norm; order of execution, traced)
+
+    Modules of the libraries are traced by
+
         network = tlv_jax.trace(model.apply, variables, images)          # Flax Linen
         network = tlv_jax.trace(lambda m, x: m(x), model, images)        # Flax NNX
         network = tlv_jax.trace(lambda m, x: jax.vmap(m)(x), model, images)  # Equinox

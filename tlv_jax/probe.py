@@ -78,7 +78,10 @@ def probe(
 ) -> ProbeResult:
     """Fits a linear classifier to what the last layer of a frozen network reads, and tests it.
 
-        result = tlv_jax.probe(network, images, labels, held_out=(other_images, other_labels))
+        >>> others = images[40:], labels[40:]
+        >>> result = tlv_jax.probe(src, images[:40], labels[:40], held_out=others)
+        >>> result.features, result.held_out, result.balanced_accuracy
+        (24, 24, 1.0)
 
     The features are what the network's last conv or dense layer reads, averaged over all places.
     The classifier is that of `probe_features`.

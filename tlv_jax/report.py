@@ -100,6 +100,11 @@ def report(
 ) -> TransferReport:
     """Compares a target before and after `apply_transfer`.
 
+        >>> plan = tlv_jax.plan_transfer(src, dst)
+        >>> report = tlv_jax.report(plan, src, dst, tlv_jax.transfer(src, dst))
+        >>> [(row.target, row.source, row.share) for row in report.rows]
+        [('stem', 'stem', 1.0), ('body', 'body', 1.0)]
+
     Args:
       plan: the plan that was applied.
       src: the source, as it was given to `apply_transfer`.

@@ -37,7 +37,9 @@ TOLERANCE = 0.05  # of the largest logit: networks may compute in bfloat16
 def ridge_head(network: Network, images: Any, labels: Any, *, batch_size: int = 64) -> PyTree:
     """Sets the last layer to a linear classifier of what it reads, without training.
 
-        variables = tlv_jax.ridge_head(network, images, labels)
+        >>> new_params = tlv_jax.ridge_head(dst, images, labels)
+        >>> float(np.mean(apply(new_params, images).argmax(1) == labels))
+        1.0
 
     The classifier is a ridge regression on one-hot targets, by which every class weighs the same.
     Its penalty is the best of 15 by 5-fold stratified cross-validation, as in `tlv_jax.probe`. But

@@ -17,6 +17,9 @@ class SimilarityWarning(UserWarning):
 def similarity(src: Network | PyTree, dst: Network | PyTree) -> float:
     """The score of the best alignment of two networks, divided by that of the target with itself.
 
+        >>> tlv_jax.similarity(dst, dst), round(tlv_jax.similarity(src, dst), 2)
+        (1.0, 0.78)
+
     DPIAT's `sim` (arXiv 2212.13970): blocks aligned by dynamic programming with the shape score. In
     [0, 1]; 1 for two networks of the same shapes. Not symmetric: it asks how much of the target the
     source can fill. Works on shapes alone.

@@ -26,8 +26,11 @@ def html_report(
 ) -> str:
     """Returns the report as an HTML page: summary, plan, pictures, and one row for each layer.
 
-        page = tlv_jax.html_report(report, plan, src, dst)
-        Path("report.html").write_text(page, encoding="utf-8")
+        >>> plan = tlv_jax.plan_transfer(src, dst)
+        >>> report = tlv_jax.report(plan, src, dst, tlv_jax.transfer(src, dst))
+        >>> page = tlv_jax.html_report(report, plan, src, dst)
+        >>> page.splitlines()[0]  # to write as UTF-8
+        '<!DOCTYPE html>'
 
     The page is one file and asks for no other. Without matplotlib it has no pictures and says so.
 

@@ -1,7 +1,8 @@
 """Draw plans, transfers, fits and trainings with matplotlib, which is optional.
 
-    figure = tlv_jax.plots.plan(plan, src, dst)
-    figure.savefig("plan.png")
+    >>> plan = tlv_jax.plan_transfer(src, dst)
+    >>> tlv_jax.plots.plan(plan, src, dst)  # save it by .savefig("plan.png")
+    <Figure size 2000x...>
 
 Each function returns a `matplotlib.figure.Figure`, 2,000 pixels wide if saved as it is. None is
 known to pyplot, so none is shown or kept alive. Markers and styles of lines tell apart what colours

@@ -51,6 +51,8 @@ def plan(
 ) -> "Figure":
     """Draws who gives what to whom.
 
+        >>> figure = tlv_jax.plots.plan(tlv_jax.plan_transfer(src, dst), src, dst)
+
     The right column of each panel has the layers of the target in order of execution, the left one
     the source layers that they take, in theirs. A line's colour and style tell how well the shapes
     of the two fit: the product, over all axes, of the smaller size divided by the larger.

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def curves(runs: Mapping[str, Any], label: str, confidence: float = 0.95) -> "Figure":
     """Draws the mean over seeds by epoch, and the interval of that mean.
 
-        figure = tlv_jax.plots.curves({"transferred": accuracies, "he": others}, "accuracy")
+        >>> runs = {"transferred": [[0.6, 0.8], [0.7, 0.8]], "he": [[0.5, 0.6], [0.5, 0.7]]}
+        >>> figure = tlv_jax.plots.curves(runs, "accuracy")
 
     Args:
       runs: by name, what each seed reached after each epoch: `[seeds, epochs]`, or `[epochs]` of

@@ -33,6 +33,9 @@ def variances(
 ) -> "Figure":
     """Draws the variances by which the variance rule chooses filters for one layer, in their order.
 
+        >>> plan = tlv_jax.plan_transfer(src, dst, tlv_jax.methods.TLVFC)
+        >>> figure = tlv_jax.plots.variances(plan, "stem", src, dst)
+
     Where the source has more filters, its own are ranked, and those that are kept are filled.
     Where it has fewer, the target's are ranked, and those that the source replaces are filled.
 
@@ -124,6 +127,10 @@ def first_kernels(
     plan: TransferPlan, src: Network | PyTree, dst: Network | PyTree, new_params: PyTree
 ) -> "Figure":
     """Draws the first conv's kernels: of the source, and of the target before and after.
+
+        >>> plan = tlv_jax.plan_transfer(src, dst)
+        >>> new_params = tlv_jax.apply_transfer(plan, jax.random.key(0), src, dst)
+        >>> figure = tlv_jax.plots.first_kernels(plan, src, dst, new_params)
 
     Kernels that read three channels are drawn as colours, any others as the mean over what they
     read. Zero is mid-grey. All three grids have scales of their own, which stand above them.

@@ -23,6 +23,10 @@ LOWEST = -1.0  # R^2; what is lower is drawn here
 def deviations(report: TransferReport) -> "Figure":
     """Draws the standard deviation of each kernel before and after a transfer, on a log scale.
 
+        >>> plan = tlv_jax.plan_transfer(src, dst)
+        >>> report = tlv_jax.report(plan, src, dst, tlv_jax.transfer(src, dst))
+        >>> figure = tlv_jax.plots.deviations(report)
+
     Args:
       report: from `tlv_jax.report`. Norms are left out.
 
@@ -54,6 +58,9 @@ _STD = "std_before", "std_after"
 
 def fitted(report: FitReport) -> "Figure":
     """Draws how well each conv computes what it was fitted to: R^2, which is 1 at best.
+
+        >>> row = tlv_jax.FittedLayer("stem", "stem", fitted=0.9, std_before=1.2, std_after=1.0)
+        >>> figure = tlv_jax.plots.fitted(tlv_jax.FitReport((row,)))
 
     Args:
       report: from `tlv_jax.fit_report`.

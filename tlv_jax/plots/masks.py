@@ -17,8 +17,9 @@ TALLEST = 2.0  # inches, of one panel
 def crossover(masks: Any) -> "Figure":
     """Draws masks of a crossover: black where a feature comes from the support network.
 
-        masks = tlv_jax.crossover(key, jnp.zeros((32, 1280)), jnp.ones((32, 1280)), rate=0.1)
-        figure = tlv_jax.plots.crossover(masks)
+        >>> features, lent = np.zeros((32, 512)), np.ones((32, 512))
+        >>> masks = tlv_jax.crossover(jax.random.key(0), features, lent, rate=0.1)
+        >>> figure = tlv_jax.plots.crossover(masks)
 
     Args:
       masks: `[B, D]`, 1 or True for a feature of the support network, else 0. The crossover of ones

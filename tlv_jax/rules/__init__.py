@@ -5,7 +5,10 @@ A rule is a function `(key, source, target) -> kernel` on kernels in Flax's layo
 library's rules are frozen dataclasses; their fields are their settings. They compute with NumPy on
 NumPy arrays and with `jax.numpy` on all others. Any JAX function of the same form is a rule too:
 
-    method = dataclasses.replace(methods.DEFAULT, rule=rules.Variance(keep="max", shuffle=False))
+    >>> from tlv_jax import rules
+    >>> rule = rules.Variance(keep="max")
+    >>> rule(jax.random.key(0), np.ones((5, 5, 8, 16)), np.zeros((3, 3, 4, 24))).shape
+    (3, 3, 4, 24)
 """
 
 from tlv_jax.rules.copying import Clip, Full, Uniform
