@@ -57,7 +57,7 @@ if FOLDER is None:
         Image.fromarray(pixels[number]).resize((96, 96)).save(kind / f"{number}.png")
     print("no folder is named: these are photographs of solar cells")
 
-classes = sorted(folder.name for folder in FOLDER.iterdir())
+classes = sorted(folder.name for folder in FOLDER.iterdir() if folder.is_dir())
 print({name: len(list((FOLDER / name).iterdir())) for name in classes})
 
 # %% [markdown]
@@ -137,9 +137,9 @@ order = np.random.default_rng(1).permutation(len(files))[:400]
 images = preprocess([Image.open(files[number][0]) for number in order])
 labels = np.array([files[number][1] for number in order])
 
-result = tlv_jax.probe(
-    source.network, images[:300], labels[:300], held_out=(images[300:], labels[300:])
-)
+cut = 3 * len(order) // 4
+held_out = (images[cut:], labels[cut:])
+result = tlv_jax.probe(source.network, images[:cut], labels[:cut], held_out=held_out)
 print(result)
 
 # %% [markdown]

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Start a network from the weights of another one
+# # Quickstart
 #
 # [![Open in
 # Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/tlv-jax/tlv_jax/blob/main/notebooks/quickstart.ipynb)
@@ -36,7 +36,7 @@ import train.compare
 from tlv_jax import models, plots
 
 # %matplotlib inline
-# %config InlineBackend.print_figure_kwargs = {"dpi": 80}
+# %config InlineBackend.print_figure_kwargs = {"dpi": 100}
 print(f"{jax.device_count()} x {jax.devices()[0].platform}")
 
 # %% [markdown]
@@ -142,7 +142,7 @@ settings = train.compare.Settings(
     train_images=320,
     image_size=48,
     methods=("he", "default", "fit"),
-    seeds=2,
+    seeds=3,
     learning_rates=(1e-3,),
     epochs=5,
     batch_size=32,
@@ -162,7 +162,7 @@ plots.curves(runs, "balanced accuracy, validation images")
 # %% [markdown]
 # A network that guesses has a balanced accuracy of 0.5.
 #
-# One seed says little, and so do two: another seed can turn the result around. One learning rate
+# One seed says little, and so do three: another seed can turn the result around. One learning rate
 # can favour one of the starts. Longer trainings narrow what is seen here after a few epochs. [The
 # study](https://github.com/tlv-jax/tlv_jax/blob/main/docs/study.md) has more seeds, rates and
 # controls. In it a transfer helps some networks on some images, and others not at all.
