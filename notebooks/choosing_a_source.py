@@ -1,8 +1,7 @@
 # %% [markdown]
 # # Choosing a source
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/tlv-jax/tlv_jax/blob/main/notebooks/choosing_a_source.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/tlv-jax/tlv_jax/blob/main/notebooks/choosing_a_source.ipynb)
 #
 # Which pretrained network should lend its weights? Two questions can be asked before any training:
 # how alike are the two architectures, and what does the source know about your images?
@@ -146,10 +145,10 @@ print(result)
 # ## The transfer
 #
 # What frozen features are worth does not tell whether a transfer helps your target in training.
-# That is what `train.compare` measures: see [the
-# quickstart](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/quickstart.ipynb). Often the
-# linear classifier alone does as well: [the
-# study](https://github.com/tlv-jax/tlv_jax/blob/main/docs/study.md).
+# That is what `train.compare` measures: see
+# [the quickstart](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/quickstart.ipynb). Often
+# the linear classifier alone does as well:
+# [the study](https://github.com/tlv-jax/tlv_jax/blob/main/docs/study.md).
 
 # %%
 model = models.create("mobilenet_v2", num_classes=len(classes))

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # Devices and checkpoints
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/tlv-jax/tlv_jax/blob/main/notebooks/devices_and_checkpoints.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/tlv-jax/tlv_jax/blob/main/notebooks/devices_and_checkpoints.ipynb)
 #
 # A transfer onto several devices, training on all of them, checkpoints, and a run that is killed
 # and goes on. The same cells run on a TPU, on GPUs and on a CPU.

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # Quickstart
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/tlv-jax/tlv_jax/blob/main/notebooks/quickstart.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/tlv-jax/tlv_jax/blob/main/notebooks/quickstart.ipynb)
 #
 # Pretrained weights exist for some architectures only. This notebook imports a pretrained network,
 # carries its weights into another architecture, and measures whether that helps.
@@ -160,20 +159,18 @@ runs = {start: list(seeds.values()) for start, seeds in scores.items()}
 plots.curves(runs, "balanced accuracy, validation images")
 
 # %% [markdown]
-# A network that guesses has a balanced accuracy of 0.5.
+# A network that guesses has a balanced accuracy of 0.5. A start that stays there has not begun to
+# learn in so few steps. That says nothing about longer trainings.
 #
 # One seed says little, and so do three: another seed can turn the result around. One learning rate
-# can favour one of the starts. Longer trainings narrow what is seen here after a few epochs. [The
-# study](https://github.com/tlv-jax/tlv_jax/blob/main/docs/study.md) has more seeds, rates and
+# can favour one of the starts.
+# [The study](https://github.com/tlv-jax/tlv_jax/blob/main/docs/study.md) has more seeds, rates and
 # controls. In it a transfer helps some networks on some images, and others not at all.
 #
 # ## Further
 #
-# - [Your own
-#   network](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/your_own_network.ipynb), in
-#   Linen, NNX or Equinox, and your own training loop.
-# - [Choosing a
-#   source](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/choosing_a_source.ipynb) for
-#   your images, before any training.
-# - [Devices and
-#   checkpoints](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/devices_and_checkpoints.ipynb).
+# - [Your own network](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/your_own_network.ipynb),
+#   in Linen, NNX or Equinox, and your own training loop.
+# - [Choosing a source](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/choosing_a_source.ipynb)
+#   for your images, before any training.
+# - [Devices and checkpoints](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/devices_and_checkpoints.ipynb).

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # Your own network
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/tlv-jax/tlv_jax/blob/main/notebooks/your_own_network.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/tlv-jax/tlv_jax/blob/main/notebooks/your_own_network.ipynb)
 #
 # A target is any network of yours, traced with one call. This notebook writes the same network in
 # Flax Linen, Flax NNX and Equinox, gives each the weights of a pretrained one, and trains it in a
@@ -273,12 +272,13 @@ transferred = train(linen_variables)
 print(f"balanced accuracy: own {own:.3f}, transferred {transferred:.3f}")
 
 # %% [markdown]
-# That is one seed, and says little. `train.compare` repeats it with seeds and learning rates: [the
-# quickstart](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/quickstart.ipynb) shows how.
+# That is one seed, and says little. `train.compare` repeats it with seeds and learning rates:
+# [the quickstart](https://github.com/tlv-jax/tlv_jax/blob/main/notebooks/quickstart.ipynb) shows
+# how.
 #
-# NNX and Equinox modules are trained as always: what `transfer` returned is one of them. [An
-# example](https://github.com/tlv-jax/tlv_jax/blob/main/examples/own_loop.py) adds batch norms, and
-# features that the source lends in training.
+# NNX and Equinox modules are trained as always: what `transfer` returned is one of them.
+# [An example](https://github.com/tlv-jax/tlv_jax/blob/main/examples/own_loop.py) adds batch norms,
+# and features that the source lends in training.
 #
 # ## Out to PyTorch
 #
@@ -299,6 +299,6 @@ print(f"{len(weights)} arrays, such as features.0.0.weight {weights['features.0.
 
 # %% [markdown]
 # In PyTorch, `model.load_state_dict(safetensors.torch.load_file("start.safetensors"))` reads it
-# into `torchvision.models.mobilenet_v2(num_classes=2)`. [From
-# torchvision](https://github.com/tlv-jax/tlv_jax/blob/main/docs/torchvision.md) has the table of
-# counterparts.
+# into `torchvision.models.mobilenet_v2(num_classes=2)`.
+# [From torchvision](https://github.com/tlv-jax/tlv_jax/blob/main/docs/torchvision.md) has the
+# table of counterparts.
