@@ -11,7 +11,7 @@ CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
   optimizers paths plan planning recipes report ridge ridge_head rules_copying rules_library similarity \
   transfer trees variance zoo_order))
 
-.PHONY: help demo test test-all test-floors test-browser parity fuzz site dist lint types format clean
+.PHONY: help demo test test-all test-floors test-browser parity fuzz notebooks site dist lint types format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ parity: $(VENV)/.test  ## Every architecture against torchvision; rewrites docs/
 
 fuzz: $(VENV)/.test  ## 102,000 damaged checkpoints of four formats, some 6 minutes.
 	FUZZ_EXAMPLES=17000 $(VENV)/bin/python -m pytest -m slow tests/test_state_dicts.py
+
+notebooks: $(VENV)/.notebooks  ## Run the notebooks on a CPU, and store their outputs.
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m notebooks.execute
 
 site: $(VENV)/.docs  ## The documentation as a site, in build/site; a warning is an error.
 	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs build/site
@@ -75,6 +78,10 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet --editable '.[docs]'
+	@touch $@
+
+$(VENV)/.notebooks: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --editable '.[notebooks]'
 	@touch $@
 
 $(FLOORS)/.test: pyproject.toml constraints-floors.txt

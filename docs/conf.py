@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import re
+import shutil
 import typing
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,16 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 
 
+def copy_notebooks() -> None:
+    """Puts the notebooks, with their stored outputs, where Sphinx looks for pages."""
+    docs = Path(__file__).parent
+    pages = docs / "notebooks"
+    shutil.rmtree(pages, ignore_errors=True)
+    pages.mkdir()
+    for notebook in (docs.parent / "notebooks").glob("*.ipynb"):
+        shutil.copy2(notebook, pages)
+
+
 def links_of_the_start_page(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
     """The start page shows README.md, whose links start one folder higher."""
     for here, there in (
@@ -53,9 +64,10 @@ def links_of_the_start_page(app: Sphinx, path: Path, parent: str, content: list[
         content[0] = content[0].replace(f"]({here}", f"]({there}")
 
 
-def links_to_the_start_page(app: Sphinx, page: str, content: list[str]) -> None:
-    """A link to README.md leads to the page that shows it."""
-    content[0] = content[0].replace("](../README.md", "](index.md")
+def links_out_of_the_folder(app: Sphinx, page: str, content: list[str]) -> None:
+    """Links to README.md and to notebooks lead to the pages that show them."""
+    for here, there in (("../README.md", "index.md"), ("../notebooks/", "notebooks/")):
+        content[0] = content[0].replace(f"]({here}", f"]({there}")
 
 
 def docstring_as_rst(
@@ -102,6 +114,7 @@ def setup(app: Sphinx) -> None:
     # Before napoleon, which has the usual priority of 500.
     app.connect("autodoc-process-docstring", docstring_as_rst, priority=400)
     app.connect("autodoc-process-signature", defaults_in_signatures)
+    copy_notebooks()
     hide_the_command_line()
     app.connect("include-read", links_of_the_start_page)
-    app.connect("source-read", links_to_the_start_page)
+    app.connect("source-read", links_out_of_the_folder)

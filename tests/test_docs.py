@@ -98,7 +98,7 @@ def test_each_page_stands_once_in_the_navigation():
     trees = re.findall(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.S)
     lines = [line for tree in trees for line in tree.splitlines() if line and line[0] != ":"]
     entries = [re.sub(r".*<(.*)>", r"\1", line) for line in lines]
-    pages = {page.stem for suffix in ("md", "rst", "ipynb") for page in DOCS.rglob(f"*.{suffix}")}
+    pages = {page.stem for suffix in ("md", "rst") for page in DOCS.rglob(f"*.{suffix}")}
     assert sorted(entries) == sorted(pages - {"index"})
 
 
