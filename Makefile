@@ -70,10 +70,11 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet --editable '.[demo]'
 	@touch $@
 
-# torch goes first and alone, pinned: a later resolution then finds it installed and leaves it.
+# torch goes first and alone, pinned: a later resolution then finds it installed and leaves it. Most
+# of its files are never imported: compiling them all would take as long as all else here.
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt torch
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	$(PIP) install --quiet --no-compile --constraint constraints.txt torch
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/bin/python

@@ -50,7 +50,7 @@ def in_layout(array, spec, wanted):
     return np.transpose(array, [spec.index(letter) for letter in wanted])
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [30, pytest.param(2000, marks=pytest.mark.slow)])
 def test_any_convolution_and_its_gradients(examples):
     @hypothesis.settings(max_examples=examples)
     @given(any_convolution())

@@ -9,16 +9,9 @@ import tlv_jax
 from tests.helpers import relative_error
 from tlv_jax import models
 
-SOME = ("mobilenet_v2",)
 
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in SOME else [pytest.mark.slow])
-        for name in models.names()
-    ],
-)
+@pytest.mark.slow  # two compilations of each
+@pytest.mark.parametrize("name", models.names())
 def test_networks_and_their_gradients(key, name):
     size = 96 if name in ("inception_v3", "alexnet") else 64
     size = 224 if name.startswith(("vit", "maxvit")) else size
