@@ -272,6 +272,7 @@ def some_of(images: LabelledImages, count: int) -> LabelledImages:
     """As many images, the same share of each class; all of them if 0."""
     if not count:
         return images
+    # `stratified_subset` would draw others than the rows in `results` were made with.
     return images[stratified_split(images.labels, (count / len(images),), seed=0)[0]]
 
 

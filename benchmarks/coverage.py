@@ -51,6 +51,7 @@ def main() -> None:
 
 
 def traced(name: str) -> tlv_jax.Network:
+    """The shapes of an architecture."""
     model = models.create(name)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     return tlv_jax.trace(model.apply, models.abstract_variables(model), images)

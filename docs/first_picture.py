@@ -8,13 +8,12 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from PIL import Image
 
 import tlv_jax
+from benchmarks.coverage import traced
 from benchmarks.study import RESULTS, read_study
-from tlv_jax import models
 from tlv_jax.plots.looks import bare, new_figure
 from train.compare.table import make_table
 
@@ -42,13 +41,6 @@ def save_first_picture(path: Path) -> None:
     figure.savefig(pixels)
     # A palette needs a third of the bytes, and looks the same.
     Image.open(pixels).convert("RGB").quantize(256).save(path, optimize=True)
-
-
-def traced(name: str) -> tlv_jax.Network:
-    """The shapes of an architecture."""
-    model = models.create(name)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
-    return tlv_jax.trace(model.apply, models.abstract_variables(model), images)
 
 
 def draw_plan(axes: "Axes") -> None:

@@ -80,8 +80,9 @@ def shapes_of(pair: Pair) -> tuple[tlv_jax.Network, tlv_jax.Network]:
     Raises:
       TLVError: as `load_source` and `load_target`.
     """
-    source = _shapes(models.create(pair.src), IMAGE_SIZE)
-    if pair.src_weights is not None:
+    if pair.src_weights is None:
+        source = _shapes(models.create(pair.src), IMAGE_SIZE)
+    else:
         source = load_source(pair).network
     key, size = jax.random.key(0), pair.image_size or IMAGE_SIZE
     if pair.dst_weights is not None or ":" in pair.dst:
