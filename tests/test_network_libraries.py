@@ -64,6 +64,13 @@ def test_a_chain_through_norms_activations_pools_and_reshapes(library, train):
     assert layers[-1].axes == ((1, 0) if first else (0, 1))
 
 
+@libraries
+def test_norms_of_their_own_input_are_told_from_batch_norms(library):
+    own = {short(layer.path): layer.own_statistics for layer in traced(library, straight).layers}
+    assert {name: own[name] for name in ("bn", "gn", "ln")} == {"bn": False, "gn": True, "ln": True}
+    assert own["stem"] is own["head"] is None
+
+
 def branched(library, x):
     a = library.conv("a", x, 8, (1, 1))
     left, right = jnp.split(library.layer_norm("n", a), 2, library.axis)

@@ -14,6 +14,8 @@ from tlv_jax.methods import Method
 from tlv_jax.network import Network
 from tlv_jax.types import Layer, LayerPair, Rule
 
+OTHER_NORM = "its source divides by other statistics: one is a batch norm, the other is not"
+
 
 def joined(sources: Sequence[Network]) -> tuple[tuple[tuple[Layer, ...], ...], ChannelGraph | None]:
     """The layers of each source, and the channels of all together.
@@ -65,6 +67,21 @@ def best_pairs(candidates: Sequence[Sequence[LayerPair]]) -> tuple[LayerPair, ..
             if pair.target.path not in best or score > best[pair.target.path][0]:
                 best[pair.target.path] = score, pair
     return tuple(pair for _, pair in best.values())
+
+
+def normalize_alike(pair: LayerPair) -> bool:
+    """Whether two norms divide by the same kind of statistics, as far as is known.
+
+    A batch norm takes off again what the bias of the norm before it has added to all images. A
+    group or layer norm does not: with biases of batch norms, a network writes nearly the same for
+    all images.
+    """
+    own = {
+        False if "var" in dict(layer.vectors) else layer.own_statistics
+        for layer in (pair.source, pair.target)
+        if layer.kind == "norm"
+    }
+    return own != {False, True}
 
 
 def fitted_vectors(pair: LayerPair, biases: bool) -> list[tuple[str, str]]:
@@ -154,7 +171,7 @@ def reasons_to_stay(
     matched: set[str],
     method: Method,
     source_kinds: set[str],
-    inserted: Mapping[str, str],
+    known: Mapping[str, str],
 ) -> dict[str, str]:
     """Why each leaf of the target's layers would keep its value, by path.
 
@@ -163,7 +180,7 @@ def reasons_to_stay(
       matched: paths of those with a source.
       method: of the plan.
       source_kinds: the kinds of layers in the source.
-      inserted: known reasons, by the layer's path.
+      known: other reasons, by the layer's path.
     """
     reasons: dict[str, str] = {}
     for layer in target:
@@ -180,6 +197,6 @@ def reasons_to_stay(
             own = rest = f"{layer.kind} layers are not transferred (no {layer.kind!r} in kinds)"
         elif layer.kind not in source_kinds:
             own = rest = f"the source has no {layer.kind} layers"
-        own, rest = (inserted.get(layer.path, reason) for reason in (own, rest))
+        own, rest = (known.get(layer.path, reason) for reason in (own, rest))
         reasons |= {layer.weight: own} | {path: rest for _, path in layer.vectors}
     return reasons

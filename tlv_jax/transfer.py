@@ -28,9 +28,11 @@ from tlv_jax.methods import BARE, DEFAULT, Method
 from tlv_jax.network import Network, as_networks, is_mixture, params_of
 from tlv_jax.plan import TransferPlan
 from tlv_jax.planning import (
+    OTHER_NORM,
     best_pairs,
     check_rule,
     joined,
+    normalize_alike,
     raise_no_pairs,
     reasons_to_stay,
     touched_leaves,
@@ -132,8 +134,10 @@ def plan_transfer(
     pairs = best_pairs([method.match(offer, wanted) for offer in offered])
     if not pairs:
         raise_no_pairs(source_layers, flatten_blocks(wanted), target.layers, method.kinds)
-    check_rule(method.rule, pairs)
     matched = {pair.target.path for pair in pairs}
+    unlike = {pair.target.path: OTHER_NORM for pair in pairs if not normalize_alike(pair)}
+    pairs = tuple(pair for pair in pairs if pair.target.path not in unlike)
+    check_rule(method.rule, pairs)
 
     # What happens to the others, and which channels go where.
     if method.channels is not None and not traced:
@@ -161,7 +165,7 @@ def plan_transfer(
     source_leaves = array_leaves(_tree_of(src), name="src")
     target_leaves = array_leaves(target.params, name="dst")
     kinds = {layer.kind for offer in offered for layer in flatten_blocks(offer)}
-    reasons = reasons_to_stay(target.layers, matched, method, kinds, added.reasons)
+    reasons = reasons_to_stay(target.layers, matched, method, kinds, {**unlike, **added.reasons})
     return TransferPlan(
         layer_pairs=pairs,
         rule=method.rule,

@@ -39,6 +39,8 @@ class Layer:
       inputs: paths of the layers whose outputs reach this one with no other layer between; empty
         for the first layer. Known after tracing only.
       calls: how many times the traced function uses the layer; 1 without tracing.
+      own_statistics: whether a norm divides by the deviation of its own input, as group and layer
+        norms do, and not by that of a data set. None where it is not known.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Layer:
     size: tuple[int, ...] = ()
     inputs: tuple[str, ...] = ()
     calls: int = 1
+    own_statistics: bool | None = None
 
 
 Block = tuple["Layer | Block", ...]

@@ -29,7 +29,7 @@ from tlv_jax.layers.jaxprs import (
 )
 from tlv_jax.layers.paths import array_leaves, split_path
 from tlv_jax.layers.trees import find_layers
-from tlv_jax.layers.values import Value, combine, is_curved, merge, use_of
+from tlv_jax.layers.values import ROOTS, Value, combine, is_curved, merge, use_of
 from tlv_jax.types import Layer, PyTree
 
 
@@ -132,6 +132,7 @@ class Walk:
         self.calls: Counter[str] = Counter()
         self.touches: Counter[str] = Counter()  # the operations of each norm, over all calls
         self.sizes: dict[str, tuple[int, ...]] = {}  # of norms
+        self.own_statistics: dict[str, bool] = {}  # whether each norm computes its own
         self.epsilons: dict[str, float] = {}  # what is added to each parameter
         self.channels = ChannelLabels()
         self.repeats = 1  # how many steps of the loops around are walked as one
@@ -145,7 +146,13 @@ class Walk:
                 size = self.sizes.get(path, size)
             # A norm whose scale is not used was still called.
             calls = self.calls[path] or 1
-            layers[path] = dataclasses.replace(layer, inputs=inputs, calls=calls, size=size)
+            layers[path] = dataclasses.replace(
+                layer,
+                inputs=inputs,
+                calls=calls,
+                size=size,
+                own_statistics=self.own_statistics.get(path),
+            )
         return tuple(layers.values())
 
     def run(self, program: Program, arguments: Sequence[Value]) -> list[Value]:
@@ -303,6 +310,7 @@ class Walk:
             if leaf == norm.weight:  # it multiplies by its scale once a call
                 self.calls[path] += self.repeats
                 self._give_statistics(path, statistics)
+                self.own_statistics[path] = around.rooted
             self.channels.normed(path, norm.shape[0], operands)
             feeds = (path,)
         if not met and name in ("mul", "div"):
@@ -312,7 +320,13 @@ class Walk:
             self.touches[feeds[0]] += 1
             self._note_size(feeds[0], equation.outvars[0].aval.shape)
         curved = is_curved(equation, operands)
-        return Value(active=True, feeds=feeds, curved=curved, statistics=statistics)
+        return Value(
+            active=True,
+            feeds=feeds,
+            curved=curved,
+            rooted=not met and (around.rooted or (name in ROOTS and bool(around.feeds))),
+            statistics=statistics,
+        )
 
     def _note_size(self, path: str, shape: tuple[int, ...]) -> None:
         """Notes the spatial size of a norm, which is known after its last operation."""

@@ -18,6 +18,9 @@ CURVED = frozenset(
     {"abs", "clamp", "erf", "exp", "expm1", "log1p", "logistic", "max", "min", "select_n", "tanh"}
 )
 
+# A norm takes one of its input's variance, if it does not know that of a data set.
+ROOTS = frozenset({"pow", "rsqrt", "sqrt"})
+
 Leaf = tuple[str, tuple[int, ...]]
 """A parameter's path, and the steps along its leading axes that `scan` has taken."""
 
@@ -34,6 +37,7 @@ class Value:
         the parameter does not have.
       feeds: paths of the layers whose outputs reach it with no other layer between.
       curved: whether an activation function has been applied since the last layer with a kernel.
+      rooted: whether a root was taken of what a layer wrote, since that layer.
       labels: the channel of each element, see `tlv_jax.layers.channels`.
       statistics: what it was centred and then divided with, as `(name, leaf path)`. They belong to
         a norm if its scale follows.
@@ -46,6 +50,7 @@ class Value:
     axes: tuple[int | None, ...] = ()
     feeds: tuple[str, ...] = ()
     curved: bool = False
+    rooted: bool = False
     labels: Any = None
     statistics: tuple[tuple[str, str], ...] = ()
     array: Any = None
@@ -59,6 +64,7 @@ def merge(values: Sequence[Value]) -> Value:
         leaves=tuple(dict.fromkeys(leaf for value in values for leaf in value.leaves)),
         feeds=tuple(dict.fromkeys(path for value in values for path in value.feeds)),
         curved=any(value.curved for value in values),
+        rooted=any(value.rooted for value in values if value.active),
     )
 
 
