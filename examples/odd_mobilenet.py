@@ -5,6 +5,7 @@ no published architecture. The code is plain Flax Linen and knows nothing of tlv
 starts it from the weights of EfficientNet-Lite0.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,21 +18,26 @@ STEM, FEATURES = 28, 900
 
 
 class ConvNorm(nn.Module):
-    """A convolution and a batch norm. `[B, H, W, C] -> [B, H / stride, W / stride, width]`."""
+    """A convolution, and a norm behind it. `[B, H, W, C] -> [B, H / stride, W / stride, width]`."""
 
     width: int
     kernel: int = 1
     stride: int = 1
     groups: int = 1
+    norm: str = "batch"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:  # noqa: D102
         x = nn.Conv(
             self.width, (self.kernel, self.kernel), self.stride, feature_group_count=self.groups,
-            use_bias=False, kernel_init=nn.initializers.he_normal(), dtype=self.dtype,
+            use_bias=self.norm == "none", kernel_init=nn.initializers.he_normal(), dtype=self.dtype,
         )(x)  # fmt: skip
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+        if self.norm == "batch":
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+        elif self.norm == "group":
+            x = nn.GroupNorm(num_groups=4, dtype=self.dtype)(x)
+        return x
 
 
 class Block(nn.Module):
@@ -41,30 +47,37 @@ class Block(nn.Module):
     kernel: int
     stride: int
     expansion: int
+    norm: str
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:  # noqa: D102
+        conv = functools.partial(ConvNorm, norm=self.norm, dtype=self.dtype)
         wide = self.expansion * x.shape[-1]
-        y = nn.relu6(ConvNorm(wide, dtype=self.dtype)(x, train))
-        y = ConvNorm(wide, self.kernel, self.stride, groups=wide, dtype=self.dtype)(y, train)
-        y = ConvNorm(self.width, dtype=self.dtype)(nn.relu6(y), train)
+        y = nn.relu6(conv(wide)(x, train))
+        y = conv(wide, self.kernel, self.stride, groups=wide)(y, train)
+        y = conv(self.width)(nn.relu6(y), train)
         return x + y if x.shape == y.shape else y
 
 
 class OddMobileNet(nn.Module):
-    """The network. All that `python -m train` asks of it is this one call."""
+    """The network. All that `python -m train` asks of it is this one call.
+
+    `norm` is `batch`, `group` or `none`.
+    """
 
     num_classes: int = 2
+    norm: str = "batch"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """From images to logits. `[B, H, W, 3] -> [B, num_classes]`."""
-        x = nn.relu6(ConvNorm(STEM, 3, 2, dtype=self.dtype)(images, train))
+        conv = functools.partial(ConvNorm, norm=self.norm, dtype=self.dtype)
+        x = nn.relu6(conv(STEM, 3, 2)(images, train))
         for blocks, width, kernel, stride, expansion in STAGES:
             for number in range(blocks):
                 first = stride if number == 0 else 1
-                x = Block(width, kernel, first, expansion, self.dtype)(x, train)
-        features = nn.relu6(ConvNorm(FEATURES, dtype=self.dtype)(x, train)).mean((1, 2))
+                x = Block(width, kernel, first, expansion, self.norm, self.dtype)(x, train)
+        features = nn.relu6(conv(FEATURES)(x, train)).mean((1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(features)
