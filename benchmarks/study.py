@@ -164,7 +164,8 @@ def _settings(path: Path, starts: Sequence[str], ended: Collection[Training]) ->
     return settings | {
         "methods": [start for start in starts if not _is_trial(start)],
         "seeds": len({one.seed for one in ended}),
-        "learning_rates": _rates(ended),
+        # Classifiers alone have none, and leave the default as it is.
+        "learning_rates": _rates(ended) or settings["learning_rates"],
         "vmap": max(vmaps),
     }
 
@@ -240,9 +241,12 @@ def tables_of(study: Study) -> str:
         *([_command(study.settings)] if study.settings["methods"] else ()),
         *_notes(study),
         _scores(lines, best_by, epochs),
-        f"Mean {best_by.replace('_', ' ')} on the test images during training:\n",
-        progress_table(trained, [*(epoch for epoch in EPOCHS if epoch < epochs), epochs]),
     )
+    if trained:
+        parts += (
+            f"Mean {best_by.replace('_', ' ')} on the test images during training:\n",
+            progress_table(trained, [*(epoch for epoch in EPOCHS if epoch < epochs), epochs]),
+        )
     return "\n".join(parts)
 
 

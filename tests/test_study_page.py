@@ -153,6 +153,14 @@ def test_trials_alone_have_no_command(tmp_path, page):
     assert "Trials, which no command has: `fit_trial`." in page.read_text()
 
 
+def test_classifiers_alone_have_neither_rates_nor_progress(tmp_path, page):
+    save_rows(tmp_path / "small.csv", {("probe", 0): ([0.65], [0.75])})
+    study.main(tmp_path, page)
+    assert "| probe | - | 0.750 | - | - | - | 1 |" in page.read_text()
+    assert "--learning-rates" not in page.read_text()
+    assert "epoch 1" not in page.read_text()
+
+
 def test_machines_and_days_are_named(written, tmp_path):
     (columns,) = columns_of(tmp_path, ["machine", "date", "jax"], "small.csv")
     assert f"on {columns['machine']}; python 3." in written
