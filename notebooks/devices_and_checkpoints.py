@@ -47,7 +47,6 @@ from rich.console import Console
 import importers
 import tlv_jax
 import train
-from tlv_jax import methods
 
 devices = jax.device_count()
 print(f"{devices} x {jax.devices()[0].platform}")
@@ -87,8 +86,7 @@ class Net(nn.Module):
 model, image = Net(), jnp.zeros((1, 64, 64, 3))
 variables = jax.jit(model.init)(jax.random.key(0), image)
 target = tlv_jax.trace(model.apply, variables, image)
-# The source has batch norms, and the target group norms: kernels alone are moved.
-plan = tlv_jax.plan_transfer(source.network, target, methods.BARE)
+plan = tlv_jax.plan_transfer(source.network, target)
 
 mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
 

@@ -34,7 +34,7 @@ from PIL import Image
 
 import importers
 import tlv_jax
-from tlv_jax import methods, models
+from tlv_jax import models
 
 source = importers.load("efficientnet_lite0")
 src = source.network
@@ -45,7 +45,8 @@ print(src)
 # ## Flax Linen
 #
 # The network is one of no zoo: a stem, and blocks that widen, filter each channel, and narrow. Its
-# norms are group norms, those of the source batch norms. The method `BARE` moves kernels alone.
+# norms are group norms, those of the source batch norms. Such norms give nothing to each other:
+# kernels alone are moved.
 
 # %%
 BLOCKS = ((24, 2), (24, 1), (40, 2), (40, 1), (112, 2), (112, 1))  # width and stride
@@ -78,7 +79,7 @@ linen = LinenNet()
 variables = jax.jit(linen.init)(jax.random.key(0), image)
 
 dst = tlv_jax.trace(linen.apply, variables, image)
-linen_variables = tlv_jax.transfer(src, dst, method=methods.BARE)
+linen_variables = tlv_jax.transfer(src, dst)
 print(linen.apply(linen_variables, image).shape)
 
 # %% [markdown]
@@ -86,7 +87,7 @@ print(linen.apply(linen_variables, image).shape)
 # that it takes. Below the table stands what keeps its own weights, and why.
 
 # %%
-plan = tlv_jax.plan_transfer(src, dst, methods.BARE)
+plan = tlv_jax.plan_transfer(src, dst)
 print(plan)
 
 # %% [markdown]
@@ -137,8 +138,8 @@ plans = {"Linen": plan}
 if tuple(map(int, flax.__version__.split(".")[:2])) >= (0, 12):
     module = NNXNet(nnx.Rngs(0))
     dst_nnx = tlv_jax.trace(lambda module, images: module(images), module, image)
-    plans["NNX"] = tlv_jax.plan_transfer(src, dst_nnx, methods.BARE)
-    module = tlv_jax.transfer(src, dst_nnx, method=methods.BARE)
+    plans["NNX"] = tlv_jax.plan_transfer(src, dst_nnx)
+    module = tlv_jax.transfer(src, dst_nnx)
     print(type(module).__name__, module(image).shape)
 else:
     print(f"left out: NNX modules need Flax 0.12, and this is {flax.__version__}")
@@ -204,8 +205,8 @@ class EquinoxNet(eqx.Module):
 net = EquinoxNet(jax.random.key(0))
 image_first = jnp.zeros((1, 3, 64, 64))
 dst_equinox = tlv_jax.trace(lambda net, images: jax.vmap(net)(images), net, image_first)
-plans["Equinox"] = tlv_jax.plan_transfer(src, dst_equinox, methods.BARE)
-net = tlv_jax.transfer(src, dst_equinox, method=methods.BARE)
+plans["Equinox"] = tlv_jax.plan_transfer(src, dst_equinox)
+net = tlv_jax.transfer(src, dst_equinox)
 print(type(net).__name__, jax.vmap(net)(image_first).shape)
 
 # %% [markdown]
