@@ -40,6 +40,8 @@ LEGEND: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("tlvfc", "dpiat", "weight_selection", "net2net"), PUBLISHED),
         "bare": "a transfer by the method of bare trees: convs alone, each by itself",
         "by_names": "as `default`, but with blocks by module names instead of the traced graph's",
+        "batch_norms_given": "as `default`, but the target's group norms got scales and biases of "
+        "the source's batch norms",
         "fit_trial": "a closed-form ridge regression of each kernel on the source's activations "
         "for 256 images, pulled towards the kernels of `by_names`",
         "fit": "kernels solved for, so that the target computes what the source computes of 256 "
